@@ -1,0 +1,18 @@
+# What the programs that print JSON share.
+
+function quoted(text,    parts, count, i) {
+    gsub(/\\/, "&&", text)
+    gsub(/[\001-\037]/, "?", text)
+    count = split(text, parts, "\"")
+    text = parts[1]
+    for (i = 2; i <= count; i++)
+        text = text "\\\"" parts[i]
+    return "\"" text "\""
+}
+
+# An output parameter holds 64 KiB: what goes beyond is left out.
+function append(list, entry) {
+    if (length(list) + length(entry) > 60000)
+        return list
+    return list (list == "" ? "" : ",") entry
+}

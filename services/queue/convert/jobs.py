@@ -1,0 +1,294 @@
+"""JobService: requests to commands, jobs to messages."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf import json_format
+from sqlalchemy import Row
+
+from services.queue import logs
+from services.queue.convert.fields import Violations, members, numbers, to_duration, to_timestamp
+from services.queue.jobs import ORDERS, CreateJob, JobFilter, JobPage, JobView, ListJobs, Priority
+from services.queue.lifecycle import HistoryEntry, LogVerdict
+from services.queue.logs import DebugLogView, LogRow, News
+from services.queue.states import TERMINAL, RunState, Status, StopState
+from services.queue.tables import JobType
+from services.runtime.errors import InvalidArgument
+from sis.queue.v1 import frame_pb2, job_pb2, job_service_pb2
+
+JOB_TYPES = members(job_pb2.JobType, "JOB_TYPE_", JobType)
+STATUSES = members(job_pb2.JobStatus, "JOB_STATUS_", Status)
+RUN_STATES = members(job_pb2.RunState, "RUN_STATE_", RunState)
+PRIORITIES = members(job_pb2.Priority, "PRIORITY_", Priority)
+STOP_STATES = members(job_pb2.StopState, "STOP_STATE_", StopState)
+VERDICTS = members(job_pb2.LogVerdict, "LOG_VERDICT_", LogVerdict)
+VIEWS = members(job_service_pb2.DebugLogView, "DEBUG_LOG_VIEW_", DebugLogView)
+
+_STATUS_NUMBERS = numbers(STATUSES)
+_TYPE_NUMBERS = numbers(JOB_TYPES)
+_STOP_NUMBERS = numbers(STOP_STATES)
+_VERDICT_NUMBERS = numbers(VERDICTS)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+PARAMETER_BYTES = 64 * 1024
+_HEARTBEAT = timedelta(seconds=120)
+
+
+def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
+    """Raises InvalidArgument, naming every wrong field."""
+    wrong = Violations()
+    wrong.line("display_name", request.display_name, 200, required=True)
+    kind = wrong.member("type", request.type, JOB_TYPES)
+    if kind is not None and kind is not JobType.PACKAGE:
+        wrong.add("type", f"{kind.name} jobs cannot be created yet; give PACKAGE")
+    wrong.line("package.name", request.package.name, 100, required=True)
+    wrong.line("package.version", request.package.version, 100)
+    wrong.line("operation", request.operation, 100, required=True)
+    parameters = _parameters(wrong, request)
+    site_kind, site_name = _site(wrong, request.site_target)
+    priority = wrong.member("priority", request.priority, PRIORITIES, Priority.NORMAL)
+    not_before = wrong.time("not_before", request.not_before) if request.HasField("not_before") else None
+    latest_start = wrong.time("latest_start", request.latest_start) if request.HasField("latest_start") else None
+    if request.deferred and request.HasField("not_before"):
+        wrong.add("not_before", "does not go together with deferred; give one of the two")
+    run_timeout = None
+    if request.HasField("run_timeout"):
+        run_timeout = wrong.duration("run_timeout", request.run_timeout, timedelta(seconds=1), timedelta(days=30))
+    heartbeat: timedelta | None = _HEARTBEAT
+    if request.HasField("heartbeat_timeout"):
+        heartbeat = wrong.duration(
+            "heartbeat_timeout", request.heartbeat_timeout, timedelta(seconds=15), timedelta(days=1)
+        )
+    if len(request.labels) > 32:
+        wrong.add("labels", f"has {len(request.labels)} labels; at most 32 are taken")
+    for key, value in sorted(request.labels.items())[:32]:
+        wrong.line("labels", key, 63, required=True)
+        wrong.line(f"labels.{key[:63]}", value, 200)
+    wrong.line("request_id", request.request_id, 64)
+    wrong.refuse()
+    assert priority is not None and heartbeat is not None
+    return CreateJob(
+        display_name=request.display_name,
+        package_name=request.package.name,
+        package_version=request.package.version,
+        operation=request.operation,
+        parameters=parameters,
+        site_kind=site_kind,
+        site_name=site_name,
+        priority=priority,
+        deferred=request.deferred,
+        not_before=not_before,
+        latest_start=latest_start,
+        run_timeout=run_timeout,
+        heartbeat_timeout=heartbeat,
+        labels=dict(request.labels),
+        request_id=request.request_id,
+        fingerprint=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+    )
+
+
+def _parameters(wrong: Violations, request: job_service_pb2.CreateJobRequest) -> dict[str, str | list[str]]:
+    found: dict[str, str | list[str]] = {}
+    for name, value in sorted(request.parameters.items()):
+        field = f"parameters.{name[:100]}"
+        which = value.WhichOneof("value")
+        if which is None:
+            wrong.add(field, "has no value: give plain or list")
+            continue
+        items = [value.plain] if which == "plain" else list(value.list.items)
+        size = sum(len(item.encode()) for item in items)
+        if size > PARAMETER_BYTES:
+            wrong.add(field, f"has {size:,} bytes; at most {PARAMETER_BYTES:,} are taken")
+        if any("\0" in item for item in items):
+            wrong.add(field, "has a NUL character, which no process can be given; remove it")
+        found[name] = items[0] if which == "plain" else items
+    return found
+
+
+def _site(wrong: Violations, target: job_pb2.SiteTarget) -> tuple[str, str]:
+    which = target.WhichOneof("target")
+    if which is None:
+        wrong.add("site_target", "is required: give group or agent")
+        return "group", ""
+    name = target.group if which == "group" else target.agent
+    if not _NAME.fullmatch(name):
+        wrong.add(
+            f"site_target.{which}",
+            "must be 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+        )
+    return which, name
+
+
+def job_id(value: int) -> int:
+    """Raises InvalidArgument unless it can be a job's."""
+    if value <= 0:
+        raise InvalidArgument.field("job_id", "is required: give the number of a job, from 1 on")
+    return value
+
+
+def reason(value: str) -> str:
+    """Raises InvalidArgument unless it can stand in a history."""
+    wrong = Violations()
+    wrong.line("reason", value, 500)
+    wrong.refuse()
+    return value
+
+
+def list_jobs(request: job_service_pb2.ListJobsRequest) -> ListJobs:
+    """Raises InvalidArgument, naming every wrong field."""
+    wrong = Violations()
+    kinds = [wrong.member(f"filter.types[{i}]", n, JOB_TYPES) for i, n in enumerate(request.filter.types)]
+    groups = [wrong.member(f"filter.run_states[{i}]", n, RUN_STATES) for i, n in enumerate(request.filter.run_states)]
+    statuses = [wrong.member(f"filter.statuses[{i}]", n, STATUSES) for i, n in enumerate(request.filter.statuses)]
+    for name, values in (("types", kinds), ("run_states", groups), ("statuses", statuses)):
+        if len(values) > 100:
+            wrong.add(f"filter.{name}", "has more than 100 values")
+    wrong.line("filter.text", request.filter.text, 200)
+    size = wrong.page_size(request.page_size)
+    words = request.order_by.split()
+    column, direction = (*words, "", "")[:2]
+    descending = direction == "desc" or not words
+    if len(words) > 2 or (column or "job_id") not in ORDERS or direction not in ("", "asc", "desc"):
+        wrong.add("order_by", f"must be one of {', '.join(ORDERS)}, then optionally desc")
+    wrong.refuse()
+    bound = job_service_pb2.ListJobsRequest()
+    bound.CopyFrom(request)
+    bound.ClearField("page_token")
+    bound.ClearField("page_size")
+    return ListJobs(
+        JobFilter([k for k in kinds if k], [g for g in groups if g], [s for s in statuses if s], request.filter.text),
+        size,
+        request.page_token,
+        column or "job_id",
+        descending,
+        bound.SerializeToString(deterministic=True),
+    )
+
+
+def to_page(page: JobPage) -> job_service_pb2.ListJobsResponse:
+    return job_service_pb2.ListJobsResponse(
+        jobs=[_listed(row) for row in page.jobs], next_page_token=page.next_page_token, total_size=page.total
+    )
+
+
+def _listed(row: Row[Any]) -> job_pb2.Job:
+    return job_pb2.Job(
+        job_id=row.job_id,
+        display_name=row.display_name,
+        type=_TYPE_NUMBERS[JobType(row.type)],
+        status=_STATUS_NUMBERS[Status(row.status)],
+        operation=row.operation,
+        package=job_pb2.PackageReference(name=row.package_name, version=row.package_version, digest=row.package_digest),
+        site_target=job_pb2.SiteTarget(**{row.site_kind: row.site_name}),
+        target=row.target,
+        priority=row.priority,
+        not_before=to_timestamp(row.not_before),
+        latest_start=to_timestamp(row.latest_start),
+        run_timeout=to_duration(row.run_timeout),
+        heartbeat_timeout=to_duration(row.heartbeat_timeout),
+        labels=row.labels,
+        create_time=to_timestamp(row.created_at),
+        start_time=to_timestamp(row.started_at),
+        complete_time=to_timestamp(row.completed_at),
+        creator=row.creator,
+        attempt=row.attempt,
+        agent=row.agent,
+        result_code=row.result_code,
+        failure_reason=row.failure_reason,
+        status_message=row.status_message,
+        progress_percent=row.progress_percent,
+        progress_text=row.progress_text,
+        cancel_requested=row.cancel_requested_at is not None,
+        stop_state=_STOP_NUMBERS[StopState(row.stop_state)],
+    )
+
+
+def to_job(view: JobView) -> job_pb2.Job:
+    """A job, whole."""
+    job = _listed(view.job)
+    for name, value in sorted(view.job.parameters.items()):
+        if isinstance(value, str):
+            job.parameters[name].plain = value
+        else:
+            job.parameters[name].list.items.extend(value)
+    job.outputs.extend(
+        job_pb2.OutputParameter(name=name, value=value) for name, value in sorted(view.job.outputs.items())
+    )
+    job.log.CopyFrom(to_log_summary(view))
+    if view.attempt is not None:
+        job.processes.extend(
+            json_format.ParseDict(process, job_pb2.Process(), ignore_unknown_fields=True)
+            for process in view.attempt.processes
+        )
+        if view.attempt.evidence is not None:
+            json_format.ParseDict(view.attempt.evidence, job.stop_evidence, ignore_unknown_fields=True)
+    return job
+
+
+def to_log_summary(view: JobView) -> job_pb2.LogSummary:
+    attempt = view.attempt
+    if attempt is None:
+        ended = Status(view.job.status) in TERMINAL
+        return job_pb2.LogSummary(verdict=job_pb2.LOG_VERDICT_COMPLETE if ended else job_pb2.LOG_VERDICT_OPEN)
+    return job_pb2.LogSummary(
+        verdict=_VERDICT_NUMBERS[LogVerdict(attempt.verdict)],
+        frames=attempt.sequence,
+        output_bytes=attempt.output_bytes,
+        digest=bytes(attempt.digest).hex(),
+        discarded_bytes=attempt.discarded_bytes,
+    )
+
+
+def to_history_entry(entry: HistoryEntry) -> job_pb2.HistoryEntry:
+    return job_pb2.HistoryEntry(
+        sequence=entry.sequence,
+        time=to_timestamp(entry.at),
+        from_status=_STATUS_NUMBERS[entry.from_status] if entry.from_status else job_pb2.JOB_STATUS_UNSPECIFIED,
+        to_status=_STATUS_NUMBERS[entry.to_status],
+        event=entry.event,
+        actor=entry.actor,
+        origin=entry.origin,
+        message=entry.message,
+        attempt=entry.attempt,
+    )
+
+
+def to_frames(rows: Sequence[LogRow]) -> job_service_pb2.AttemptFrames:
+    """Frames of one attempt, from the bytes that the site cut."""
+    return job_service_pb2.AttemptFrames(
+        attempt=rows[0].attempt, frames=[frame_pb2.Frame.FromString(row.body) for row in rows]
+    )
+
+
+def to_news(number: int, news: News) -> job_service_pb2.MonitorJobResponse:
+    response = job_service_pb2.MonitorJobResponse(resume_token=logs.to_token(number, news.position))
+    match news.content:
+        case JobView():
+            response.job.CopyFrom(to_job(news.content))
+        case HistoryEntry():
+            response.history.CopyFrom(to_history_entry(news.content))
+        case rows:
+            response.frames.CopyFrom(to_frames(rows))
+    return response
+
+
+def debug_log_view(number: int) -> DebugLogView:
+    """Raises InvalidArgument for a view that is not known."""
+    wrong = Violations()
+    view = wrong.member("view", number, VIEWS, DebugLogView.STANDARD)
+    wrong.refuse()
+    assert view is not None
+    return view
+
+
+def history_size(request: job_service_pb2.ListJobHistoryRequest) -> int:
+    """The size of the page. Raises InvalidArgument."""
+    wrong = Violations()
+    size = wrong.page_size(request.page_size, default=200)
+    wrong.refuse()
+    return size

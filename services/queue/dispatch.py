@@ -1,0 +1,173 @@
+"""Claims: waiting jobs meet free slots."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.queue import wakes
+from services.queue.frames import DIGEST_START
+from services.queue.states import Event, Status, next_status
+from services.queue.tables import attempts, jobs
+
+LOG_CAP_BYTES = 1 << 30
+"""Output of one job beyond this is discarded at the site, and its log says so."""
+
+CLAIMS = 1_000
+"""Jobs claimed in one transaction at the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How many more attempts an agent can take."""
+
+    agent: str
+    epoch: int
+    free_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What an agent has to do."""
+
+    job_id: int
+    attempt: int
+    display_name: str
+    package_name: str
+    package_version: str
+    package_digest: str
+    operation: str
+    parameters: dict[str, Any]
+    run_timeout: timedelta | None
+    claimed_at: datetime
+
+
+async def claim(
+    connection: AsyncConnection, capacities: Sequence[Capacity]
+) -> tuple[list[tuple[str, Assignment]], list[Capacity]]:
+    """Claim waiting jobs for many agents at once; also return the capacities whose sessions are stale.
+
+    The oldest key goes first, an agent's own jobs and its group's alike; a group's job goes to the member with the
+    most room.
+    """
+    rows = (await connection.execute(_SESSIONS, {"agents": sorted({c.agent for c in capacities})})).all()
+    session = {row.agent: row for row in rows}
+    room: dict[str, int] = {}
+    stale: list[Capacity] = []
+    for capacity in capacities:
+        known = session.get(capacity.agent)
+        if known is None or known.epoch != capacity.epoch:
+            stale.append(capacity)
+        elif capacity.free_slots > 0:
+            room[capacity.agent] = min(capacity.free_slots, CLAIMS)
+    if not room:
+        return [], stale
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    for agent in room:
+        members[session[agent].agent_group].append(agent)
+    sites = [("agent", agent, free) for agent, free in room.items()]
+    sites += [("group", group, sum(room[a] for a in agents)) for group, agents in members.items()]
+    candidates = (
+        await connection.execute(
+            _CANDIDATES,
+            {
+                "kinds": [kind for kind, _, _ in sites],
+                "names": [name for _, name, _ in sites],
+                "limits": [min(free, CLAIMS) for _, _, free in sites],
+                "total": CLAIMS,
+            },
+        )
+    ).all()
+    chosen: dict[int, str] = {}
+    for row in sorted(candidates, key=lambda r: (r.claim_key, r.job_id)):
+        takers = [row.site_name] if row.site_kind == "agent" else members[row.site_name]
+        agent = max(takers, key=lambda a: room[a])
+        if room[agent] > 0:
+            room[agent] -= 1
+            chosen[row.job_id] = agent
+    if not chosen:
+        return [], stale
+    claimed = sorted(chosen)
+    await connection.execute(
+        _CLAIM,
+        {
+            "job_ids": claimed,
+            "agents": [chosen[j] for j in claimed],
+            "epochs": [session[chosen[j]].epoch for j in claimed],
+            "journals": [session[chosen[j]].journal_id for j in claimed],
+            "hosts": [session[chosen[j]].hostname for j in claimed],
+            "hubs": [session[chosen[j]].hub for j in claimed],
+            "waiting": Status.WAITING,
+            "starting": next_status(Status.WAITING, Event.CLAIM),
+            "event": Event.CLAIM,
+            "digest": DIGEST_START,
+        },
+    )
+    topics = [wakes.job(j) for j in claimed]
+    # Another hub passed over the jobs that were locked here and not taken: wake it for them.
+    await wakes.notify(connection, [wakes.WORK, *topics] if len(candidates) > len(chosen) else topics)
+    return await assignments(connection, claimed), stale
+
+
+_SESSIONS = text("""
+    SELECT agent, agent_group, epoch, hub, journal_id, hostname
+    FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR SHARE
+""")
+
+_CANDIDATES = text("""
+    SELECT j.job_id, j.claim_key, s.kind AS site_kind, s.name AS site_name
+    FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:limits AS int[])) AS s(kind, name, slots)
+    CROSS JOIN LATERAL (
+        SELECT job_id, claim_key FROM queue.jobs
+        WHERE status = 'WAITING' AND site_kind = s.kind AND site_name = s.name
+            AND (retry_at IS NULL OR retry_at <= queue.now())
+        ORDER BY claim_key, job_id
+        LIMIT s.slots
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS j
+    LIMIT :total
+""")
+
+_CLAIM = text("""
+    WITH chosen AS (
+        SELECT *, queue.now() AS at
+        FROM unnest(CAST(:job_ids AS bigint[]), CAST(:agents AS text[]), CAST(:epochs AS bigint[]),
+                    CAST(:journals AS text[]), CAST(:hosts AS text[]), CAST(:hubs AS text[]))
+            AS c(job_id, agent, epoch, journal_id, hostname, hub)
+    ), claimed AS (
+        UPDATE queue.jobs AS j
+        SET status = :starting, agent = c.agent, target = c.hostname, attempt = j.attempt + 1, retry_at = NULL,
+            history_sequence = j.history_sequence + 1, revision = j.revision + 1
+        FROM chosen c WHERE j.job_id = c.job_id
+        RETURNING j.job_id, j.attempt, j.history_sequence, c.agent, c.epoch, c.journal_id, c.hub, c.at
+    ), attempted AS (
+        INSERT INTO queue.attempts (job_id, number, agent, epoch, journal_id, claimed_at, last_heard_at, digest)
+        SELECT job_id, attempt, agent, epoch, journal_id, at, at, :digest FROM claimed
+    )
+    INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
+    SELECT job_id, history_sequence, at, :waiting, :starting, :event, 'agent ' || agent, hub, '', attempt
+    FROM claimed
+""")
+
+
+async def assignments(connection: AsyncConnection, job_ids: Collection[int]) -> list[tuple[str, Assignment]]:
+    """The current attempts of these jobs as their agents get them, by agent."""
+    if not job_ids:
+        return []
+    query = select(
+        jobs.c.job_id, jobs.c.attempt, jobs.c.display_name, jobs.c.package_name, jobs.c.package_version,
+        jobs.c.package_digest, jobs.c.operation, jobs.c.parameters, jobs.c.run_timeout, attempts.c.claimed_at,
+        attempts.c.agent,
+    ).join(attempts, (attempts.c.job_id == jobs.c.job_id) & (attempts.c.number == jobs.c.attempt))  # fmt: skip
+    found = []
+    for row in await connection.execute(query.where(jobs.c.job_id.in_(list(job_ids))).order_by(jobs.c.job_id)):
+        values = dict(row._mapping)
+        agent = values.pop("agent")
+        found.append((agent, Assignment(**values)))
+    return found

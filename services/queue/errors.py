@@ -1,0 +1,166 @@
+"""What can be wrong with a request to the queue, each with its reason (`sis.errors.v1.Reason`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.runtime.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+)
+
+
+class JobNotFound(NotFound):
+    reason = "JOB_NOT_FOUND"
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(
+            f"job_id: there is no job {job_id}, or it was deleted; `sis jobs list` shows the jobs",
+            metadata={"job_id": str(job_id)},
+        )
+
+
+class IllegalTransition(FailedPrecondition):
+    """The rulebook refuses `event` in `status`."""
+
+    reason = "ILLEGAL_TRANSITION"
+
+    def __init__(self, status: str, event: str, job_id: int | None = None) -> None:
+        self.status, self.event = status, event
+        subject = "the job" if job_id is None else f"job {job_id}"
+        super().__init__(
+            f"{subject} is {status.replace('_', ' ').lower()}, which does not permit {event.replace('_', ' ').lower()}"
+            f"{_ADVICE.get(event, '')}",
+            subject="job" if job_id is None else f"jobs/{job_id}",
+            condition=f"STATUS_{status}",
+            metadata={"status": status, "event": event} | ({} if job_id is None else {"job_id": str(job_id)}),
+        )
+
+
+_ADVICE = {
+    "DELETE": "; cancel or abort it first",
+    "ACTIVATE": "; only a deferred job can be activated",
+    "CANCEL": "; abort ends a job that processes its output, a job that has ended needs nothing",
+    "ABORT": "; it has ended",
+}
+
+
+class RequestIdReused(AlreadyExists):
+    reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"request_id: {request_id!r} was used for another request; use a new id for a new request",
+            violations=[FieldViolation("request_id", "was used for another request; use a new id")],
+        )
+
+
+class InvalidToken(InvalidArgument):
+    reason = "INVALID_TOKEN"
+
+    def __init__(self, field: str) -> None:
+        description = "is damaged or was made for another request; begin again without it"
+        super().__init__(f"{field}: {description}", violations=[FieldViolation(field, description)])
+
+
+class PackageNotFound(NotFound):
+    reason = "PACKAGE_NOT_FOUND"
+
+    def __init__(self, name: str, version: str = "") -> None:
+        wanted = f"{name}@{version}" if version else name
+        description = f"there is no package {wanted}; `sis packages list` shows the packages"
+        super().__init__(f"package: {description}", violations=[FieldViolation("package", description)])
+
+
+class OperationNotFound(InvalidArgument):
+    reason = "OPERATION_NOT_FOUND"
+
+    def __init__(self, package: str, operation: str, known: Sequence[str]) -> None:
+        description = f"package {package} has no operation {operation!r}; it has: {', '.join(known)}"
+        super().__init__(f"operation: {description}", violations=[FieldViolation("operation", description)])
+
+
+class PackageVersionExists(AlreadyExists):
+    reason = "PACKAGE_VERSION_EXISTS"
+
+    def __init__(self, name: str, version: str) -> None:
+        super().__init__(f"package: {name} {version} was pushed with other content; raise `version` in package.yaml")
+
+
+class InvalidPackage(InvalidArgument):
+    reason = "INVALID_PACKAGE"
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations), violations=violations)
+
+
+class InvalidParameters(InvalidArgument):
+    reason = "INVALID_PARAMETER"
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations), violations=violations)
+
+
+class AgentNotFound(InvalidArgument):
+    reason = "AGENT_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        description = f"no agent {name!r} has ever been connected; `sis agents list` shows the agents"
+        super().__init__(
+            f"site_target.agent: {description}", violations=[FieldViolation("site_target.agent", description)]
+        )
+
+
+class StaleEpoch(Aborted):
+    reason = "STALE_EPOCH"
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(f"a newer stream of agent {agent} was opened; this one is over", metadata={"agent": agent})
+
+
+class StaleAttempt(Aborted):
+    reason = "STALE_ATTEMPT"
+
+    def __init__(self, job_id: int, attempt: int, why: str) -> None:
+        super().__init__(
+            f"job {job_id}, attempt {attempt}: {why}",
+            metadata={"job_id": str(job_id), "attempt": str(attempt)},
+        )
+
+
+class ConflictingFrame(Aborted):
+    reason = "CONFLICTING_FRAME"
+
+    def __init__(self, job_id: int, attempt: int, sequence: int) -> None:
+        super().__init__(
+            f"job {job_id}, attempt {attempt}: frame {sequence} was committed before with other bytes",
+            metadata={"job_id": str(job_id), "attempt": str(attempt), "sequence": str(sequence)},
+        )
+
+
+class SequenceGap(Aborted):
+    reason = "SEQUENCE_GAP"
+
+    def __init__(self, job_id: int, attempt: int, expected: int) -> None:
+        super().__init__(
+            f"job {job_id}, attempt {attempt}: frame {expected} comes next",
+            metadata={"expected": str(expected)},
+        )
+
+
+class LogSealed(Aborted):
+    reason = "LOG_SEALED"
+
+    def __init__(self, job_id: int, attempt: int) -> None:
+        super().__init__(f"job {job_id}, attempt {attempt}: the log is sealed, nothing can be appended")
+
+
+class MalformedFrame(InvalidArgument):
+    reason = "MALFORMED_FRAME"
+
+    def __init__(self, job_id: int, attempt: int, why: str) -> None:
+        super().__init__(f"job {job_id}, attempt {attempt}: {why}")

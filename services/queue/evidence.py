@@ -1,0 +1,150 @@
+"""What the frames of an attempt do to its job. Pure, as `lifecycle`, whose other half it is: the agent's half.
+
+The log always takes a frame that is in sequence. The fact in it moves the job where the rulebook permits; where it
+does not, the fact stays evidence and the history says so, so that no report can wedge a job.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from services.queue.errors import IllegalTransition, LogSealed, SequenceGap, StaleAttempt
+from services.queue.frames import (
+    Fact,
+    Finished,
+    Frame,
+    Outcome,
+    PayloadEnded,
+    ProcessExited,
+    ProcessSignalled,
+    ProcessStarted,
+    Progress,
+    StopBegun,
+    StopKind,
+    extend_digest,
+)
+from services.queue.lifecycle import NO_OP_ROWS, Actor, Attempt, HistoryEntry, Job, LogVerdict, apply
+from services.queue.states import TERMINAL, Event, Status, StopState
+
+PROCESSES = 1_000
+"""More processes than this are counted by the supervisor, not named."""
+
+_FINISH = {
+    Outcome.SUCCEEDED: Event.FINISH_SUCCEEDED,
+    Outcome.FAILED: Event.FINISH_FAILED,
+    Outcome.STOPPED: Event.FINISH_STOPPED,
+    Outcome.TIMED_OUT: Event.RUN_TIMEOUT,
+}
+
+
+def append(job: Job, frame: Frame, now: datetime, by: Actor) -> None:
+    """Add the next frame to the log of the current attempt and let its fact act.
+
+    Raises:
+        StaleAttempt: the acceptance was never committed, so nothing may have started.
+        LogSealed: the last frame was committed before.
+        SequenceGap: a frame is missing before this one.
+    """
+    attempt = job.attempt
+    if attempt is None or attempt.accepted_at is None:
+        raise StaleAttempt(job.job_id, job.attempt_number, "it was not accepted")
+    if attempt.sealed_at is not None:
+        raise LogSealed(job.job_id, attempt.number)
+    if frame.sequence != attempt.sequence + 1:
+        raise SequenceGap(job.job_id, attempt.number, attempt.sequence + 1)
+    digest_before = attempt.digest
+    attempt.sequence = frame.sequence
+    attempt.digest = extend_digest(digest_before, frame.body)
+    attempt.output_bytes += frame.output_bytes
+    attempt.last_heard_at = now
+    if frame.fact is not None:
+        _learn(job, attempt, frame.fact, digest_before, now, by)
+
+
+def _learn(job: Job, attempt: Attempt, fact: Fact, digest_before: bytes, now: datetime, by: Actor) -> None:
+    match fact:
+        case ProcessStarted():
+            if len(attempt.processes) < PROCESSES:
+                attempt.processes.append(fact.process)
+            if fact.payload and attempt.first_process_at is None:
+                attempt.first_process_at = now
+                job.started_at = job.started_at or now
+                _note(job, Event.FIRST_PROCESS, now, by, f"payload process {fact.pid}")
+        case ProcessSignalled():
+            for process in _running(attempt, fact.pid):
+                signals = process.setdefault("signals", [])
+                if isinstance(signals, list):
+                    signals.append(fact.signal)
+        case ProcessExited():
+            for process in _running(attempt, fact.pid):
+                process["ended"] = True
+                if fact.exit_code is not None:
+                    process["exitCode"] = fact.exit_code
+                if fact.signal:
+                    process["endSignal"] = fact.signal
+        case Progress():
+            job.progress_percent, job.progress_text = fact.percent, fact.text
+        case PayloadEnded():
+            attempt.payload_ended_at = attempt.payload_ended_at or now
+            job.result_code = fact.exit_code
+            _note(job, Event.PAYLOAD_ENDED, now, by)
+        case StopBegun():
+            attempt.stop_begun = fact.kind
+            if fact.kind is StopKind.TIME_OUT and _note(job, Event.RUN_TIMEOUT, now, by, fact.reason):
+                job.stop_state = StopState.PENDING
+                job.failure_reason, job.status_message = "RUN_TIMEOUT", fact.reason
+        case Finished():
+            _finish(job, attempt, fact, digest_before, now, by)
+
+
+def _running(attempt: Attempt, pid: int) -> list[dict[str, object]]:
+    """The youngest process with this id that is not known to have ended, if there is one."""
+    found = [p for p in attempt.processes if p.get("pid") == str(pid) and not p.get("ended")]
+    return found[-1:]
+
+
+def _finish(job: Job, attempt: Attempt, fact: Finished, digest_before: bytes, now: datetime, by: Actor) -> None:
+    ended_before = job.status in TERMINAL
+    unasked = fact.outcome is Outcome.STOPPED and job.status is not Status.CANCEL_REQUESTED
+    if _note(job, _FINISH[fact.outcome], now, by, fact.message) and not ended_before:
+        job.failure_reason = "STOPPED_AT_SITE" if unasked else fact.failure_reason
+        job.status_message = fact.message
+    if job.status not in TERMINAL:
+        # The attempt is sealed below and nobody looks at it again, so the job must end with it, whatever was left out.
+        apply(job, Event.FINISH_FAILED, now, by, "its end does not follow from what was reported before")
+        job.failure_reason, job.status_message = fact.failure_reason or "OUT_OF_ORDER", fact.message
+    if not ended_before:
+        job.result_code = fact.result_code if fact.result_code is not None else job.result_code
+        job.outputs = fact.outputs
+    attempt.evidence = fact.evidence
+    attempt.discarded_bytes = fact.discarded_bytes
+    job.stop_state = StopState.CONFIRMED if fact.tree_empty else StopState.UNCONFIRMED
+    attempt.sealed_at = now
+    if fact.digest != digest_before:
+        # The site logged something else than what arrived here: say so, rather than call the log complete.
+        attempt.verdict = LogVerdict.GAPPED
+    else:
+        attempt.verdict = LogVerdict.TRUNCATED if fact.discarded_bytes else LogVerdict.COMPLETE
+
+
+def _note(job: Job, event: Event, now: datetime, by: Actor, message: str = "") -> bool:
+    """Apply an event from the site; where the rulebook refuses, record it as evidence and go on."""
+    try:
+        return apply(job, event, now, by, message)
+    except IllegalTransition:
+        if job.history_sequence < NO_OP_ROWS:
+            job.history_sequence += 1
+            job.new_history.append(
+                HistoryEntry(
+                    job.history_sequence,
+                    now,
+                    job.status,
+                    job.status,
+                    event,
+                    by.name,
+                    by.origin,
+                    f"ignored: {message}" if message else "ignored",
+                    job.attempt_number,
+                )
+            )
+        return False

@@ -1,0 +1,358 @@
+"""A job as its transitions see it, and what each event does to it. Pure: no clock, no storage.
+
+Every change of a status goes through `_apply`, which asks the rulebook (`states`) and writes the history. `store`
+loads a `Job` under lock and saves what changed. Times are the database's (`queue.now()`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from services.queue.errors import IllegalTransition, StaleAttempt
+from services.queue.frames import DIGEST_START, StopKind
+from services.queue.states import HELD_BY_AGENT, TERMINAL, Event, Status, StopState, next_status
+
+START_LIMIT = timedelta(minutes=5)
+OUTPUT_LIMIT = timedelta(seconds=60)
+CANCEL_GRACE = timedelta(seconds=10)
+KILL_LIMIT = timedelta(seconds=30)
+SWEEPER_MARGIN = timedelta(seconds=30)
+"""The agent keeps the limits; the sweeper steps in this much later, for an agent that is heard but does not act."""
+NO_OP_ROWS = 1_000
+"""A history longer than this records moves only, so that a client in a loop cannot fill the database."""
+RETRY_LIMIT = timedelta(minutes=1)
+
+
+class LogVerdict(StrEnum):
+    """How complete a log is."""
+
+    OPEN = "OPEN"
+    COMPLETE = "COMPLETE"
+    TRUNCATED = "TRUNCATED"
+    GAPPED = "GAPPED"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something, and from which machine."""
+
+    name: str
+    origin: str = ""
+
+
+SWEEPER = Actor("sweeper")
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One row of a job's history; `from_status == to_status` where something was recorded and nothing moved."""
+
+    sequence: int
+    at: datetime
+    from_status: Status | None
+    to_status: Status
+    event: str
+    actor: str
+    origin: str
+    message: str
+    attempt: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One claim of a job, and everything its agent has proven so far."""
+
+    number: int
+    agent: str
+    epoch: int
+    journal_id: str
+    claimed_at: datetime
+    last_heard_at: datetime
+    accepted_at: datetime | None = None
+    first_process_at: datetime | None = None
+    payload_ended_at: datetime | None = None
+    sequence: int = 0
+    digest: bytes = DIGEST_START
+    output_bytes: int = 0
+    discarded_bytes: int = 0
+    stop_wish: StopKind | None = None
+    stop_reason: str = ""
+    stop_wished_at: datetime | None = None
+    stop_begun: StopKind | None = None
+    lost: bool = False
+    sealed_at: datetime | None = None
+    verdict: LogVerdict = LogVerdict.OPEN
+    processes: list[dict[str, object]] = field(default_factory=list)
+    evidence: dict[str, object] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """The part of a job that transitions touch. `attempt` is the current one, None before the first claim."""
+
+    job_id: int
+    status: Status
+    attempt_number: int
+    agent: str
+    queued_at: datetime | None
+    not_before: datetime | None
+    latest_start: datetime | None
+    run_timeout: timedelta | None
+    heartbeat_timeout: timedelta
+    started_at: datetime | None
+    completed_at: datetime | None
+    cancel_requested_at: datetime | None
+    stop_state: StopState
+    retry_at: datetime | None
+    hidden_at: datetime | None
+    result_code: int | None
+    failure_reason: str
+    status_message: str
+    outputs: dict[str, str]
+    progress_percent: int
+    progress_text: str
+    history_sequence: int
+    attempt: Attempt | None
+    new_history: list[HistoryEntry] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether an acceptance of the current attempt was ever committed."""
+        return self.attempt is not None and self.attempt.accepted_at is not None
+
+    @property
+    def live(self) -> bool:
+        """Whether something of the current attempt may still be at its site."""
+        return self.attempt is not None and self.attempt.sealed_at is None
+
+
+def apply(job: Job, event: Event, now: datetime, by: Actor, message: str = "") -> bool:
+    """Move the job as the rulebook says and record it; True when the status changed.
+
+    Raises:
+        IllegalTransition: the rulebook refuses; nothing was changed.
+    """
+    try:
+        to = next_status(job.status, event, accepted=job.accepted, cancel_recorded=job.cancel_requested_at is not None)
+    except IllegalTransition as error:
+        raise IllegalTransition(error.status, error.event, job.job_id) from None
+    moved = to is not job.status
+    if moved or job.history_sequence < NO_OP_ROWS:
+        job.history_sequence += 1
+        job.new_history.append(
+            HistoryEntry(
+                job.history_sequence,
+                now,
+                job.status,
+                to,
+                event,
+                by.name,
+                by.origin,
+                message,
+                job.attempt_number,
+            )
+        )
+    job.status = to
+    if moved and to in TERMINAL:
+        job.completed_at = now
+    return moved
+
+
+# What people ask for.
+
+
+def activate(job: Job, now: datetime, by: Actor) -> bool:
+    """Release a deferred job now, whatever its earliest start."""
+    if not apply(job, Event.ACTIVATE, now, by):
+        return False
+    job.queued_at, job.not_before = now, None
+    return True
+
+
+def cancel(job: Job, now: datetime, by: Actor, reason: str) -> None:
+    """End the job gracefully, or note the wish where an agent has to do it."""
+    if apply(job, Event.CANCEL, now, by, reason) or job.status is Status.AWOL:
+        job.cancel_requested_at = job.cancel_requested_at or now
+        if job.status in (Status.CANCEL_REQUESTED, Status.AWOL):
+            _wish(job, StopKind.CANCEL, now, reason or f"canceled by {by.name}")
+
+
+def abort(job: Job, now: datetime, by: Actor, reason: str) -> None:
+    """End the job by force: the status at once, the stop when there is evidence."""
+    unheard = job.status is Status.AWOL
+    if apply(job, Event.ABORT, now, by, reason):
+        job.status_message = reason or f"aborted by {by.name}"
+        _stop_by_force(job, now, job.status_message, unheard=unheard)
+
+
+def delete(job: Job, now: datetime, by: Actor) -> None:
+    """Hide the job for good, ending it where it has not started or nobody knows of it."""
+    unheard = job.status is Status.AWOL
+    moved = apply(job, Event.DELETE, now, by, "deleted")
+    job.hidden_at = now
+    if moved and unheard:
+        _stop_by_force(job, now, f"deleted by {by.name}", unheard=True)
+
+
+def _wish(job: Job, kind: StopKind, now: datetime, reason: str) -> None:
+    attempt = job.attempt
+    if attempt is None or attempt.sealed_at is not None or attempt.stop_wish is StopKind.ABORT:
+        return
+    if attempt.stop_wish is not kind:
+        attempt.stop_wish, attempt.stop_reason, attempt.stop_wished_at = kind, reason, now
+
+
+def _stop_by_force(job: Job, now: datetime, reason: str, *, unheard: bool = False) -> None:
+    if job.live:
+        job.stop_state = StopState.UNCONFIRMED if unheard else StopState.PENDING
+        _wish(job, StopKind.ABORT, now, reason)
+
+
+# What the clock does, through the sweeper.
+
+
+def release(job: Job, now: datetime) -> None:
+    """The earliest start of a deferred job has come."""
+    apply(job, Event.RELEASE, now, SWEEPER, "its earliest start has come")
+    job.queued_at = now
+
+
+def expire(job: Job, now: datetime) -> None:
+    """The latest start of a job that nobody claimed has passed."""
+    apply(job, Event.EXPIRE, now, SWEEPER, "its latest start has passed")
+    job.failure_reason, job.status_message = "LATEST_START", "nothing had claimed it by its latest start"
+
+
+def silence(job: Job, now: datetime) -> None:
+    """Its agent was not heard of for longer than the heartbeat timeout: nobody knows whether it runs."""
+    seconds = int(job.heartbeat_timeout.total_seconds())
+    apply(job, Event.SILENCE, now, SWEEPER, f"agent {job.agent} has said nothing of it for {seconds} s")
+    _end_if_hidden(job, now, SWEEPER)
+
+
+def _end_if_hidden(job: Job, now: datetime, by: Actor) -> None:
+    """Nobody can end a deleted job that has become AWOL, since to people it is gone: do it for them."""
+    if job.status is Status.AWOL and job.hidden_at is not None:
+        apply(job, Event.DELETE, now, by, "it was deleted before")
+        _stop_by_force(job, now, "deleted", unheard=True)
+
+
+def unheard_stop(job: Job) -> None:
+    """A stop is pending and its agent is silent: nobody can confirm it for now."""
+    job.stop_state = StopState.UNCONFIRMED
+
+
+def overrun(job: Job, now: datetime) -> bool:
+    """End a job whose agent is heard but keeps a limit no longer; True when one had passed."""
+    attempt = job.attempt
+    if attempt is None:
+        return False
+    if job.status is Status.STARTING and now > attempt.claimed_at + START_LIMIT + SWEEPER_MARGIN:
+        event, reason, text = Event.START_LIMIT, "START_TIMEOUT", "it was not started in time"
+    elif (
+        job.status is Status.PROCESSING_OUTPUT
+        and attempt.payload_ended_at is not None
+        and now > attempt.payload_ended_at + OUTPUT_LIMIT + SWEEPER_MARGIN
+    ):
+        event, reason, text = Event.OUTPUT_LIMIT, "OUTPUT_TIMEOUT", "its output was not processed in time"
+    elif (
+        job.run_timeout is not None
+        and job.status in (Status.RUNNING, Status.CANCEL_REQUESTED)
+        and attempt.first_process_at is not None
+        and now > attempt.first_process_at + job.run_timeout + SWEEPER_MARGIN
+    ):
+        event, reason, text = Event.RUN_TIMEOUT, "RUN_TIMEOUT", "it ran past its run timeout"
+    elif (
+        job.status is Status.CANCEL_REQUESTED
+        and attempt.stop_wished_at is not None
+        and now > attempt.stop_wished_at + CANCEL_GRACE + KILL_LIMIT + SWEEPER_MARGIN
+    ):
+        event, reason, text = (
+            Event.STOP_LIMIT,
+            "STOP_UNCONFIRMED",
+            "its agent did not confirm the stop in time",
+        )
+    else:
+        return False
+    apply(job, event, now, SWEEPER, text)
+    job.failure_reason, job.status_message = reason, text
+    _stop_by_force(job, now, text)
+    return True
+
+
+# What happens between claim and acceptance.
+
+
+def accept(job: Job, now: datetime, by: Actor) -> None:
+    """The agent has the attempt in its journal.
+
+    Raises:
+        StaleAttempt: the job was stopped before the acceptance came. As an attempt starts only once its acceptance is
+            committed, this proves that it never will: the stop is settled with it.
+    """
+    attempt = _current(job)
+    if attempt.accepted_at is not None:
+        return
+    if job.status is Status.STARTING:
+        apply(job, Event.ACCEPT, now, by)
+        attempt.accepted_at = now
+        return
+    never_started(job, now, by, "it was stopped before its agent accepted it")
+    raise StaleAttempt(job.job_id, attempt.number, "it was stopped before it was accepted; forget it")
+
+
+def never_started(job: Job, now: datetime, by: Actor, why: str) -> None:
+    """It is proven that the current attempt never started and never will: give it back, or settle its stop."""
+    attempt = _current(job)
+    if job.status is Status.STARTING or job.status is Status.AWOL or job.status is Status.CANCEL_REQUESTED:
+        apply(job, Event.GIVE_BACK, now, by, why)
+    attempt.sealed_at, attempt.verdict = now, LogVerdict.COMPLETE
+    if job.status is Status.WAITING:
+        # Many declines in a row come slower and slower; the first one costs nothing.
+        delay = timedelta() if attempt.number == 1 else timedelta(seconds=2 ** min(attempt.number - 1, 6))
+        job.retry_at = now + min(delay, RETRY_LIMIT) if delay else None
+        job.agent = ""
+    elif job.stop_state is not StopState.NONE:
+        job.stop_state = StopState.CONFIRMED
+
+
+def journal_lost(job: Job, now: datetime, by: Actor) -> None:
+    """Its agent is back and cannot know of it any more: nobody ever will."""
+    attempt = _current(job)
+    if attempt.lost:
+        return
+    if job.status in HELD_BY_AGENT or job.status is Status.AWOL:
+        apply(job, Event.JOURNAL_LOST, now, by, "JOURNAL_LOST: the agent returned without its journal of it")
+        job.status_message = "its agent returned without its journal of it"
+        _end_if_hidden(job, now, by)
+    elif job.stop_state is StopState.PENDING:
+        job.stop_state = StopState.UNCONFIRMED
+    attempt.lost = True
+
+
+def come_back(job: Job, now: datetime, by: Actor) -> None:
+    """The agent of an AWOL job is heard of it again, under the same attempt: back to what its journal has proven.
+
+    Raises:
+        StaleAttempt: the attempt was lost for good.
+    """
+    attempt = _current(job)
+    if attempt.lost:
+        raise StaleAttempt(job.job_id, attempt.number, "its journal was lost; end what is left of it")
+    if job.cancel_requested_at is not None:
+        event = Event.RETURN_CANCEL_REQUESTED
+    elif attempt.payload_ended_at is not None:
+        event = Event.RETURN_PROCESSING_OUTPUT
+    elif attempt.first_process_at is not None:
+        event = Event.RETURN_RUNNING
+    else:
+        event = Event.RETURN_STARTING
+    apply(job, event, now, by, f"agent {job.agent} is back")
+
+
+def _current(job: Job) -> Attempt:
+    if job.attempt is None:
+        raise StaleAttempt(job.job_id, job.attempt_number, "it was never claimed")
+    return job.attempt

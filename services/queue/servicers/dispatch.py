@@ -1,0 +1,101 @@
+"""DispatchService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from services.queue import dispatch, packages, reports, sessions, wakes
+from services.queue.convert import dispatch as convert
+from services.queue.convert import packages as convert_packages
+from services.queue.wakes import Wakes
+from services.runtime.database import Database
+from services.runtime.errors import InvalidArgument, SisError
+from services.runtime.interceptors import Context
+from sis.queue.v1 import dispatch_service_pb2, dispatch_service_pb2_grpc
+
+WATCH_POLL_SECONDS = 5.0
+"""A wake-up may be lost; commands that are not begun are repeated at this interval anyhow."""
+
+
+class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
+    """Adapts DispatchService to `sessions`, `dispatch` and `reports`."""
+
+    def __init__(self, database: Database, waker: Wakes) -> None:
+        self._database = database
+        self._waker = waker
+
+    async def OpenSession(
+        self, request: dispatch_service_pb2.OpenSessionRequest, context: Context
+    ) -> dispatch_service_pb2.OpenSessionResponse:
+        hello = convert.open_session(request)
+        async with self._database.begin() as connection:
+            welcome = await sessions.open_session(connection, hello)
+        return convert.to_welcome(welcome)
+
+    async def CloseSession(
+        self, request: dispatch_service_pb2.CloseSessionRequest, context: Context
+    ) -> dispatch_service_pb2.CloseSessionResponse:
+        session = convert.session(request.session)
+        async with self._database.begin() as connection:
+            await sessions.close_session(connection, session)
+        return dispatch_service_pb2.CloseSessionResponse()
+
+    async def Claim(
+        self, request: dispatch_service_pb2.ClaimRequest, context: Context
+    ) -> dispatch_service_pb2.ClaimResponse:
+        capacities = convert.capacities(request)
+        async with self._database.begin() as connection:
+            assignments, stale = await dispatch.claim(connection, capacities)
+        return convert.to_claims(assignments, stale)
+
+    async def Report(
+        self, request: dispatch_service_pb2.ReportRequest, context: Context
+    ) -> dispatch_service_pb2.ReportResponse:
+        if len(request.reports) > convert.REPORTS:
+            raise InvalidArgument.field("reports", f"has more than {convert.REPORTS:,}; send them in parts")
+        results: list[reports.Result | None] = []
+        sound: list[reports.Report] = []
+        for message in request.reports:
+            try:
+                sound.append(convert.report(message))
+                results.append(None)
+            except SisError as error:
+                results.append(reports.Result(error=error))
+        committed = iter(await reports.commit(self._database, sound) if sound else ())
+        return dispatch_service_pb2.ReportResponse(
+            results=[convert.to_result(result or next(committed)) for result in results]
+        )
+
+    async def Heartbeat(
+        self, request: dispatch_service_pb2.HeartbeatRequest, context: Context
+    ) -> dispatch_service_pb2.HeartbeatResponse:
+        heartbeats = convert.heartbeats(request)
+        async with self._database.begin() as connection:
+            stale, undelivered = await sessions.heartbeat(connection, heartbeats)
+        return convert.to_heartbeat_response(stale, undelivered)
+
+    async def Watch(
+        self, request: dispatch_service_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[dispatch_service_pb2.WatchResponse]:
+        if not request.hub:
+            raise InvalidArgument.field("hub", "is required: the name of the hub")
+        with self._waker.subscribe(wakes.WORK, wakes.STOP) as news:
+            while True:
+                # Both at every wake-up: the hub coalesces its claims, and a command that is repeated does no harm.
+                async with self._database.begin() as connection:
+                    found = await sessions.stops(connection, request.hub)
+                yield convert.to_watch(found)
+                await self._waker.wait(news, WATCH_POLL_SECONDS)
+
+    async def GetPackageArchive(
+        self, request: dispatch_service_pb2.GetPackageArchiveRequest, context: Context
+    ) -> AsyncIterator[dispatch_service_pb2.GetPackageArchiveResponse]:
+        digest = convert_packages.digest("digest", request.digest)
+        if request.offset < 0:
+            raise InvalidArgument.field("offset", "must not be negative")
+        async with self._database.begin() as connection:
+            size = await packages.archive_size(connection, digest)
+        async with aclosing(packages.archive_chunks(self._database, digest, request.offset)) as chunks:
+            async for chunk in chunks:
+                yield dispatch_service_pb2.GetPackageArchiveResponse(chunk=chunk, size_bytes=size)

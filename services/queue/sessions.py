@@ -1,0 +1,306 @@
+"""Sessions of agents: epochs, verdicts, heartbeats.
+
+`agent_sessions` holds one row for each agent. Opening a session raises its epoch under FOR UPDATE; claims, reports
+and heartbeats hold it FOR SHARE and refuse a lower epoch, so that nothing of an older stream takes effect later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.queue import dispatch, lifecycle, store, wakes
+from services.queue.frames import StopKind
+from services.queue.lifecycle import Actor, Job
+from services.queue.states import TERMINAL, Status
+
+REDELIVER_AFTER = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptKey:
+    """One claim of one job."""
+
+    job_id: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An agent, and the epoch of its stream."""
+
+    agent: str
+    epoch: int
+
+
+class Verdict(StrEnum):
+    """What an agent does with an attempt that it has in hand."""
+
+    GO_ON = "GO_ON"
+    KILL = "KILL"
+    FORGET = "FORGET"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """What an agent says of itself when its stream opens."""
+
+    agent: str
+    group: str
+    hub: str
+    journal_id: str
+    record_number: int
+    hostname: str
+    slots: int
+    draining: bool
+    in_hand: frozenset[AttemptKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A stop that is still to be done."""
+
+    session: Session
+    attempt: AttemptKey
+    kind: StopKind
+    reason: str
+
+
+@dataclass(slots=True)
+class Welcome:
+    """The answer: the new epoch, what shall become of each attempt in hand, and what is to be delivered again."""
+
+    epoch: int
+    verdicts: list[tuple[AttemptKey, Verdict, int]] = field(default_factory=list)
+    redelivered: list[dispatch.Assignment] = field(default_factory=list)
+    stops: list[Stop] = field(default_factory=list)
+
+
+async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welcome:
+    """Supersede the agent's session and settle every attempt that either side knows of."""
+    now = await store.now(connection)
+    await connection.execute(_REMEMBER, {"agent": hello.agent, "agent_group": hello.group, "now": now})
+    before = (await connection.execute(_LOCK, {"agent": hello.agent})).one()
+    # The journal is the one we knew, and it has forgotten nothing.
+    trusted = before.epoch == 0 or (
+        before.journal_id == hello.journal_id and hello.record_number >= before.record_number
+    )
+    welcome = Welcome(epoch=before.epoch + 1)
+    await connection.execute(
+        _SUPERSEDE,
+        {
+            "agent": hello.agent, "agent_group": hello.group, "epoch": welcome.epoch, "hub": hello.hub,
+            "journal_id": hello.journal_id, "record_number": hello.record_number, "hostname": hello.hostname,
+            "now": now,
+        },
+    )  # fmt: skip
+    known = await _live_attempts(connection, hello)
+    by = Actor(f"agent {hello.agent}", hello.hub)
+    free = 0 if hello.draining else hello.slots - len(hello.in_hand)
+    again: list[int] = []
+    for key, job in known.items():
+        attempt = job.attempt
+        if attempt is None:
+            continue
+        held = key in hello.in_hand
+        attempt.last_heard_at = now if held else attempt.last_heard_at
+        if attempt.lost or (attempt.accepted_at is not None and not (held and trusted)):
+            lifecycle.journal_lost(job, now, by)
+        elif not held and trusted:
+            if job.status is Status.STARTING and free > 0:
+                free -= 1
+                again.append(job.job_id)
+                attempt.last_heard_at = now
+            else:
+                lifecycle.never_started(job, now, by, "the agent came back without having accepted it")
+        elif not held:
+            lifecycle.journal_lost(job, now, by)
+        elif job.status is Status.AWOL:
+            lifecycle.come_back(job, now, by)
+        if held:
+            welcome.verdicts.append((key, _verdict(job), attempt.sequence))
+        if held and attempt.sealed_at is None and attempt.stop_wish is not None and not attempt.lost:
+            session = Session(hello.agent, welcome.epoch)
+            welcome.stops.append(Stop(session, key, attempt.stop_wish, attempt.stop_reason))
+    for key in sorted(hello.in_hand - known.keys(), key=lambda k: (k.job_id, k.number)):
+        welcome.verdicts.append((key, Verdict.FORGET, 0))
+    await store.save(connection, known.values())
+    await connection.execute(
+        _ADOPT,
+        {"agent": hello.agent, "epoch": welcome.epoch, "job_ids": again, "journal_id": hello.journal_id},
+    )
+    welcome.redelivered = [a for _, a in await dispatch.assignments(connection, again)]
+    await wakes.notify(connection, [wakes.WORK, *(wakes.job(key.job_id) for key in known)])
+    return welcome
+
+
+def _verdict(job: Job) -> Verdict:
+    attempt = job.attempt
+    if attempt is None or attempt.sealed_at is not None or attempt.lost:
+        return Verdict.FORGET
+    return Verdict.KILL if job.status in TERMINAL else Verdict.GO_ON
+
+
+async def _live_attempts(connection: AsyncConnection, hello: OpenSession) -> dict[AttemptKey, Job]:
+    """Every attempt of this agent that is not sealed, and those in hand that are the agent's and current."""
+    ids = {row.job_id for row in await connection.execute(_LIVE, {"agent": hello.agent})}
+    locked = await store.lock(connection, ids | {key.job_id for key in hello.in_hand})
+    return {
+        AttemptKey(job.job_id, job.attempt.number): job
+        for job in locked.values()
+        if job.attempt is not None
+        and job.attempt.agent == hello.agent
+        and (job.live or AttemptKey(job.job_id, job.attempt.number) in hello.in_hand)
+    }
+
+
+_REMEMBER = text("""
+    INSERT INTO queue.agent_sessions
+        (agent, agent_group, epoch, hub, journal_id, record_number, hostname, open, last_heard_at)
+    VALUES (:agent, :agent_group, 0, '', '', 0, '', false, :now)
+    ON CONFLICT (agent) DO NOTHING
+""")
+_LOCK = text("SELECT epoch, journal_id, record_number FROM queue.agent_sessions WHERE agent = :agent FOR UPDATE")
+_SUPERSEDE = text("""
+    UPDATE queue.agent_sessions
+    SET agent_group = :agent_group, epoch = :epoch, hub = :hub, journal_id = :journal_id,
+        record_number = :record_number, hostname = :hostname, open = true, last_heard_at = :now
+    WHERE agent = :agent
+""")
+_LIVE = text("SELECT job_id FROM queue.attempts WHERE agent = :agent AND sealed_at IS NULL")
+_ADOPT = text("""
+    UPDATE queue.attempts SET epoch = :epoch, journal_id = :journal_id
+    WHERE agent = :agent AND sealed_at IS NULL AND job_id = ANY(:job_ids)
+""")
+
+
+async def close_session(connection: AsyncConnection, session: Session) -> None:
+    """The stream of this session has ended; without effect once it was superseded."""
+    await connection.execute(
+        text("UPDATE queue.agent_sessions SET open = false WHERE agent = :agent AND epoch = :epoch"),
+        {"agent": session.agent, "epoch": session.epoch},
+    )
+
+
+async def share(connection: AsyncConnection, sessions: Collection[Session]) -> frozenset[Session]:
+    """Those of the sessions that are the newest of their agents; they stay so until the transaction ends."""
+    rows = await connection.execute(_SHARE, {"agents": sorted({s.agent for s in sessions})})
+    current = {row.agent: row.epoch for row in rows}
+    return frozenset(s for s in sessions if current.get(s.agent) == s.epoch)
+
+
+_SHARE = text("SELECT agent, epoch FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR SHARE")
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A session was heard, with these attempts in its hand."""
+
+    session: Session
+    attempts: frozenset[AttemptKey]
+
+
+async def heartbeat(
+    connection: AsyncConnection, heartbeats: Sequence[Heartbeat]
+) -> tuple[list[Session], list[tuple[str, dispatch.Assignment]]]:
+    """Note who was heard; return the stale sessions, and what was claimed for a session but never reached it."""
+    current = await share(connection, [h.session for h in heartbeats])
+    heard = {h.session.agent: h for h in heartbeats if h.session in current}
+    now = await store.now(connection)
+    # last_heard_at alone is written here, so FOR SHARE (which others hold too) is kept and the row is updated only
+    # where nobody else is at it: a session that reports is heard by that.
+    await connection.execute(_HEARD, {"agents": sorted(heard), "now": now})
+    keys = [(h.session.agent, key) for h in heard.values() for key in h.attempts]
+    touched = {
+        "agents": [agent for agent, _ in keys],
+        "job_ids": [key.job_id for _, key in keys],
+        "numbers": [key.number for _, key in keys],
+        "now": now,
+    }
+    rows = (await connection.execute(_HEARD_ATTEMPTS, touched)).all()
+    await _come_back(connection, heard, {row.job_id for row in rows if row.status == Status.AWOL})
+    undelivered = await connection.execute(
+        _UNDELIVERED,
+        {
+            "agents": [h.session.agent for h in heard.values()],
+            "epochs": [h.session.epoch for h in heard.values()],
+            "before": now - REDELIVER_AFTER,
+        },
+    )
+    lost = [row.job_id for row in undelivered if AttemptKey(row.job_id, row.number) not in heard[row.agent].attempts]
+    stale = [h.session for h in heartbeats if h.session not in current]
+    return stale, await dispatch.assignments(connection, lost)
+
+
+async def _come_back(connection: AsyncConnection, heard: Mapping[str, Heartbeat], job_ids: set[int]) -> None:
+    if not job_ids:
+        return
+    locked = await store.lock(connection, job_ids)
+    now = await store.now(connection)
+    returned = []
+    for job in locked.values():
+        if job.status is not Status.AWOL or job.attempt is None or job.attempt.lost or job.agent not in heard:
+            continue
+        if AttemptKey(job.job_id, job.attempt.number) in heard[job.agent].attempts:
+            job.attempt.last_heard_at = now
+            lifecycle.come_back(job, now, Actor(f"agent {job.agent}"))
+            returned.append(job)
+    await store.save(connection, returned)
+    await wakes.notify(connection, [wakes.STOP, *(wakes.job(job.job_id) for job in returned)])
+
+
+_HEARD = text("""
+    UPDATE queue.agent_sessions SET last_heard_at = :now
+    WHERE agent IN (
+        SELECT agent FROM queue.agent_sessions WHERE agent = ANY(:agents) FOR NO KEY UPDATE SKIP LOCKED)
+""")
+_HEARD_ATTEMPTS = text("""
+    WITH heard AS (
+        SELECT a.job_id, a.number
+        FROM queue.attempts a
+        JOIN unnest(CAST(:agents AS text[]), CAST(:job_ids AS bigint[]), CAST(:numbers AS int[]))
+            AS k(agent, job_id, number) ON a.job_id = k.job_id AND a.number = k.number AND a.agent = k.agent
+        FOR NO KEY UPDATE OF a SKIP LOCKED)
+    UPDATE queue.attempts a SET last_heard_at = :now
+    FROM heard, queue.jobs j
+    WHERE a.job_id = heard.job_id AND a.number = heard.number AND j.job_id = a.job_id AND a.sealed_at IS NULL
+    RETURNING a.job_id, j.status
+""")
+_UNDELIVERED = text("""
+    SELECT a.job_id, a.number, a.agent
+    FROM queue.attempts a
+    JOIN unnest(CAST(:agents AS text[]), CAST(:epochs AS bigint[])) AS s(agent, epoch)
+        ON a.agent = s.agent AND a.epoch = s.epoch
+    JOIN queue.jobs j ON j.job_id = a.job_id AND j.attempt = a.number AND j.status = 'STARTING'
+    WHERE a.sealed_at IS NULL AND a.accepted_at IS NULL AND a.claimed_at < :before
+    LIMIT 1000
+""")
+
+
+async def stops(connection: AsyncConnection, hub: str) -> list[Stop]:
+    """The stops that are wished and not begun, of the sessions that this hub holds."""
+    rows = await connection.execute(_STOPS, {"hub": hub})
+    return [
+        Stop(
+            Session(row.agent, row.epoch),
+            AttemptKey(row.job_id, row.number),
+            StopKind(row.stop_wish),
+            row.stop_reason,
+        )
+        for row in rows
+    ]
+
+
+_STOPS = text("""
+    SELECT a.job_id, a.number, a.agent, s.epoch, a.stop_wish, a.stop_reason
+    FROM queue.attempts a JOIN queue.agent_sessions s ON s.agent = a.agent
+    WHERE s.hub = :hub AND s.open AND a.sealed_at IS NULL AND NOT a.lost
+        AND a.stop_wish IS NOT NULL
+        AND (a.stop_begun IS NULL OR (a.stop_wish = 'ABORT' AND a.stop_begun <> 'ABORT'))
+    ORDER BY a.job_id LIMIT 1000
+""")

@@ -1,0 +1,211 @@
+"""Loads jobs under lock, saves what changed: the only writer of jobs, attempts, history and log after creation.
+
+Locks are taken in one order everywhere: agent session, then jobs by ascending id; an attempt is guarded by its job.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from psycopg import AsyncConnection as DriverConnection
+from sqlalchemy import Row, Select, bindparam, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.queue.errors import JobNotFound
+from services.queue.frames import Frame, StopKind
+from services.queue.lifecycle import Attempt, HistoryEntry, Job, LogVerdict
+from services.queue.states import Status, StopState
+from services.queue.tables import attempts, jobs
+
+_JOB_COLUMNS = tuple(
+    jobs.c[name]
+    for name in (
+        "job_id", "status", "agent", "queued_at", "not_before", "latest_start", "run_timeout", "heartbeat_timeout",
+        "started_at", "completed_at", "cancel_requested_at", "stop_state", "retry_at", "hidden_at", "result_code",
+        "failure_reason", "status_message", "outputs", "progress_percent", "progress_text", "history_sequence",
+    )
+)  # fmt: skip
+
+
+async def now(connection: AsyncConnection) -> datetime:
+    """The time by which everything here is judged; tests replace `queue.now()`."""
+    return (await connection.execute(select(func.queue.now()))).scalar_one()
+
+
+async def lock(connection: AsyncConnection, job_ids: Collection[int]) -> dict[int, Job]:
+    """The jobs with these ids that exist, hidden ones too, each locked until the transaction ends."""
+    return await lock_selected(connection, select(*_LOCKED).where(jobs.c.job_id == func.any(list(job_ids))))
+
+
+async def lock_visible(connection: AsyncConnection, job_id: int) -> Job:
+    """One job, locked.
+
+    Raises:
+        JobNotFound: there is none with this id, or it was deleted.
+    """
+    job = (await lock(connection, [job_id])).get(job_id)
+    if job is None or job.hidden_at is not None:
+        raise JobNotFound(job_id)
+    return job
+
+
+_LOCKED = (*_JOB_COLUMNS, jobs.c.attempt)
+
+
+def jobs_to_lock() -> Select[Any]:
+    """A selection of jobs for `lock_selected`, to which the caller adds its conditions."""
+    return select(*_LOCKED)
+
+
+async def lock_selected(
+    connection: AsyncConnection, selection: Select[Any], *, skip_locked: bool = False
+) -> dict[int, Job]:
+    """The jobs of a `jobs_to_lock()` selection, locked in order of their ids."""
+    rows = (
+        await connection.execute(selection.order_by(jobs.c.job_id).with_for_update(of=jobs, skip_locked=skip_locked))
+    ).all()
+    claimed = [row.job_id for row in rows if row.attempt]
+    # Read apart, after the locks are held: a join would show the attempt as it was before we waited for the lock.
+    found: dict[int, Row[Any]] = {}
+    if claimed:
+        query = select(attempts).join(
+            jobs, (jobs.c.job_id == attempts.c.job_id) & (jobs.c.attempt == attempts.c.number)
+        )
+        for row in await connection.execute(query.where(attempts.c.job_id == func.any(claimed))):
+            found[row.job_id] = row
+    return {row.job_id: _job(row, found.get(row.job_id)) for row in rows}
+
+
+def _job(row: Row[Any], attempt: Row[Any] | None) -> Job:
+    values = dict(row._mapping)
+    values["status"] = Status(row.status)
+    values["stop_state"] = StopState(row.stop_state)
+    values["attempt_number"] = values.pop("attempt")
+    return Job(**values, attempt=None if attempt is None else to_attempt(attempt))
+
+
+def to_attempt(row: Row[Any]) -> Attempt:
+    """An attempt from its row."""
+    values = dict(row._mapping)
+    del values["job_id"]
+    values["stop_wish"] = StopKind(row.stop_wish) if row.stop_wish else None
+    values["stop_begun"] = StopKind(row.stop_begun) if row.stop_begun else None
+    values["verdict"] = LogVerdict(row.verdict)
+    return Attempt(**values)
+
+
+_SAVE_JOBS = text("""
+    UPDATE queue.jobs AS j SET
+        status = r.status, agent = r.agent, queued_at = r.queued_at, not_before = r.not_before,
+        retry_at = r.retry_at, started_at = r.started_at, completed_at = r.completed_at,
+        cancel_requested_at = r.cancel_requested_at, stop_state = r.stop_state, hidden_at = r.hidden_at,
+        result_code = r.result_code, failure_reason = r.failure_reason, status_message = r.status_message,
+        outputs = r.outputs, progress_percent = r.progress_percent, progress_text = r.progress_text,
+        history_sequence = r.history_sequence, revision = j.revision + 1,
+        claim_key = queue.claim_key(r.queued_at, j.priority)
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+        job_id bigint, status text, agent text, queued_at timestamptz, not_before timestamptz,
+        retry_at timestamptz, started_at timestamptz, completed_at timestamptz,
+        cancel_requested_at timestamptz, stop_state text, hidden_at timestamptz,
+        result_code integer, failure_reason text, status_message text,
+        outputs jsonb, progress_percent smallint, progress_text text, history_sequence integer)
+    WHERE j.job_id = r.job_id
+""")
+
+_SAVE_ATTEMPTS = text("""
+    UPDATE queue.attempts AS a SET
+        last_heard_at = greatest(a.last_heard_at, r.last_heard_at), accepted_at = r.accepted_at,
+        first_process_at = r.first_process_at, payload_ended_at = r.payload_ended_at,
+        sequence = r.sequence, digest = decode(r.digest, 'hex'), output_bytes = r.output_bytes,
+        discarded_bytes = r.discarded_bytes, stop_wish = r.stop_wish, stop_reason = r.stop_reason,
+        stop_wished_at = r.stop_wished_at, stop_begun = r.stop_begun, lost = r.lost, sealed_at = r.sealed_at,
+        verdict = r.verdict, processes = r.processes, evidence = r.evidence
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+        job_id bigint, number integer, last_heard_at timestamptz, accepted_at timestamptz,
+        first_process_at timestamptz, payload_ended_at timestamptz, sequence bigint, digest text,
+        output_bytes bigint, discarded_bytes bigint, stop_wish text, stop_reason text,
+        stop_wished_at timestamptz, stop_begun text, lost boolean, sealed_at timestamptz,
+        verdict text, processes jsonb, evidence jsonb)
+    WHERE a.job_id = r.job_id AND a.number = r.number
+""")
+
+_SAVE_HISTORY = text("""
+    INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
+    SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+        job_id bigint, sequence integer, at timestamptz, from_status text, to_status text, event text,
+        actor text, origin text, message text, attempt integer)
+""")
+
+
+async def save(connection: AsyncConnection, changed: Iterable[Job]) -> None:
+    """Write jobs that `lock` gave, their attempts and their new history: three statements for any number."""
+    touched = list(changed)
+    if not touched:
+        return
+    await connection.execute(_SAVE_JOBS, {"rows": _json([_job_row(job) for job in touched])})
+    claimed = [_attempt_row(job.job_id, job.attempt) for job in touched if job.attempt is not None]
+    if claimed:
+        await connection.execute(_SAVE_ATTEMPTS, {"rows": _json(claimed)})
+    entries = [_history_row(job.job_id, entry) for job in touched for entry in job.new_history]
+    if entries:
+        await connection.execute(_SAVE_HISTORY, {"rows": _json(entries)})
+    for job in touched:
+        job.new_history.clear()
+
+
+def _json(rows: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(rows, default=_plain)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    raise TypeError(f"{type(value).__name__} has no place in a row")
+
+
+def _job_row(job: Job) -> dict[str, Any]:
+    return {column.name: getattr(job, column.name) for column in _JOB_COLUMNS if column.name not in _FIXED}
+
+
+_FIXED = frozenset({"run_timeout", "heartbeat_timeout", "latest_start"})
+
+
+def _attempt_row(job_id: int, attempt: Attempt) -> dict[str, Any]:
+    return {"job_id": job_id} | {name: getattr(attempt, name) for name in Attempt.__slots__}
+
+
+def _history_row(job_id: int, entry: HistoryEntry) -> dict[str, Any]:
+    return {"job_id": job_id} | {name: getattr(entry, name) for name in HistoryEntry.__slots__}
+
+
+async def insert_frames(connection: AsyncConnection, rows: Sequence[tuple[int, int, Frame]]) -> None:
+    """Append frames, given as (job id, attempt, frame), to the log in one COPY."""
+    if not rows:
+        return
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(driver, DriverConnection)
+    columns = "job_id, attempt, sequence, channel, severity, at, body"
+    async with (
+        driver.cursor() as cursor,
+        cursor.copy(f"COPY queue.log ({columns}) FROM STDIN (FORMAT BINARY)") as copy,
+    ):
+        copy.set_types(["int8", "int4", "int8", "int2", "int2", "timestamptz", "bytea"])
+        for job_id, attempt, frame in rows:
+            await copy.write_row((job_id, attempt, frame.sequence, frame.channel, frame.severity, frame.at, frame.body))
+
+
+async def committed_bodies(
+    connection: AsyncConnection, job_id: int, attempt: int, first: int, last: int
+) -> dict[int, bytes]:
+    """The bytes of committed frames of one attempt, by sequence."""
+    query = text(
+        "SELECT sequence, body FROM queue.log WHERE job_id = :job_id AND attempt = :attempt"
+        " AND sequence BETWEEN :first AND :last"
+    ).bindparams(bindparam("job_id"), bindparam("attempt"))
+    found = await connection.execute(query, {"job_id": job_id, "attempt": attempt, "first": first, "last": last})
+    return {row.sequence: bytes(row.body) for row in found}

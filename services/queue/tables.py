@@ -1,0 +1,246 @@
+"""The tables of schema `queue`, as the migrations leave them (a test compares the two)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Interval,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from services.queue.frames import StopKind
+from services.queue.lifecycle import LogVerdict
+from services.queue.states import Status, StopState
+
+SCHEMA = "queue"
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "ck": "%(table_name)s_%(constraint_name)s",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+    },
+)
+
+Time = DateTime(timezone=True)
+
+
+class JobType(StrEnum):
+    """What a job does."""
+
+    DISCOVERY = "DISCOVERY"
+    PACKAGE = "PACKAGE"
+    ASSET_IMPORT = "ASSET_IMPORT"
+
+
+def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    """The CHECK constraint that holds a column to an enum."""
+    return CheckConstraint(f"{column} IN ({', '.join(repr(v.value) for v in values)})", name=f"{column}_known")
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("display_name", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("package_name", Text, nullable=False),
+    Column("package_version", Text, nullable=False),
+    Column("package_digest", Text, nullable=False),
+    Column("parameters", JSONB, nullable=False),
+    Column("site_kind", Text, nullable=False),
+    Column("site_name", Text, nullable=False),
+    Column("target", Text, nullable=False, server_default=""),
+    Column("priority", SmallInteger, nullable=False),
+    # Where the job stands among those that wait: the time of queueing minus a weight for the priority.
+    Column("claim_key", Time),
+    Column("queued_at", Time),
+    Column("not_before", Time),
+    Column("latest_start", Time),
+    # Not to be claimed before this time, although it waits.
+    Column("retry_at", Time),
+    Column("run_timeout", Interval),
+    Column("heartbeat_timeout", Interval, nullable=False),
+    Column("labels", JSONB, nullable=False),
+    Column("created_at", Time, nullable=False),
+    Column("started_at", Time),
+    Column("completed_at", Time),
+    Column("creator", Text, nullable=False),
+    # The current attempt; 0 before the first claim.
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("agent", Text, nullable=False, server_default=""),
+    Column("cancel_requested_at", Time),
+    Column("stop_state", Text, nullable=False, server_default="NONE"),
+    Column("hidden_at", Time),
+    Column("result_code", Integer),
+    Column("failure_reason", Text, nullable=False, server_default=""),
+    Column("status_message", Text, nullable=False, server_default=""),
+    Column("outputs", JSONB, nullable=False, server_default="{}"),
+    Column("progress_percent", SmallInteger, nullable=False, server_default="0"),
+    Column("progress_text", Text, nullable=False, server_default=""),
+    # The highest sequence in the history.
+    Column("history_sequence", Integer, nullable=False, server_default="0"),
+    # Raised by every change, so that a watcher sees one.
+    Column("revision", BigInteger, nullable=False, server_default="1"),
+    one_of("type", JobType),
+    one_of("status", Status),
+    one_of("stop_state", StopState),
+    CheckConstraint("site_kind IN ('group', 'agent')", name="site_kind_known"),
+    Index(
+        "jobs_claim",
+        "site_kind",
+        "site_name",
+        "claim_key",
+        "job_id",
+        postgresql_where=text("status = 'WAITING'"),
+    ),
+    Index("jobs_list", "status", "job_id", postgresql_where=text("hidden_at IS NULL")),
+    Index("jobs_release", "not_before", postgresql_where=text("status = 'DEFERRED' AND not_before IS NOT NULL")),
+    Index(
+        "jobs_expire",
+        "latest_start",
+        postgresql_where=text("status IN ('DEFERRED', 'WAITING') AND latest_start IS NOT NULL"),
+    ),
+    Index("jobs_purge", "hidden_at", postgresql_where=text("hidden_at IS NOT NULL")),
+    Index(
+        "jobs_text",
+        text("(display_name || ' ' || operation || ' ' || target) public.gin_trgm_ops"),
+        postgresql_using="gin",
+    ),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey(jobs.c.job_id, ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("agent", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("journal_id", Text, nullable=False),
+    Column("claimed_at", Time, nullable=False),
+    Column("last_heard_at", Time, nullable=False),
+    Column("accepted_at", Time),
+    Column("first_process_at", Time),
+    Column("payload_ended_at", Time),
+    # The last frame that is committed, and the running digest after it.
+    Column("sequence", BigInteger, nullable=False, server_default="0"),
+    Column("digest", LargeBinary, nullable=False),
+    Column("output_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("discarded_bytes", BigInteger, nullable=False, server_default="0"),
+    # The wish to stop is written with its transition; it is fulfilled when stop_begun says so.
+    Column("stop_wish", Text),
+    Column("stop_reason", Text, nullable=False, server_default=""),
+    Column("stop_wished_at", Time),
+    Column("stop_begun", Text),
+    Column("lost", Boolean, nullable=False, server_default="false"),
+    Column("sealed_at", Time),
+    Column("verdict", Text, nullable=False, server_default="OPEN"),
+    Column("processes", JSONB, nullable=False, server_default="[]"),
+    Column("evidence", JSONB),
+    one_of("stop_wish", StopKind),
+    one_of("stop_begun", StopKind),
+    one_of("verdict", LogVerdict),
+    Index("attempts_live", "agent", "job_id", postgresql_where=text("sealed_at IS NULL")),
+)
+
+history = Table(
+    "history",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey(jobs.c.job_id, ondelete="CASCADE"), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("at", Time, nullable=False),
+    Column("from_status", Text),
+    Column("to_status", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    one_of("from_status", Status),
+    one_of("to_status", Status),
+)
+
+# No foreign key, so that a range of job ids can become a partition that is dropped whole; a purge deletes here first.
+log = Table(
+    "log",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("channel", SmallInteger, nullable=False),
+    Column("severity", SmallInteger, nullable=False),
+    # The site's clock.
+    Column("at", Time, nullable=False),
+    # The serialised sis.queue.v1.Frame, byte for byte as the site cut it.
+    Column("body", LargeBinary, nullable=False),
+)
+
+# Survives the job's deletion; swept after seven days.
+request_ids = Table(
+    "request_ids",
+    metadata,
+    Column("caller", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("job_id", BigInteger, nullable=False),
+    Column("created_at", Time, nullable=False),
+    Index("request_ids_created", "created_at"),
+)
+
+agent_sessions = Table(
+    "agent_sessions",
+    metadata,
+    Column("agent", Text, primary_key=True),
+    Column("agent_group", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("hub", Text, nullable=False),
+    Column("journal_id", Text, nullable=False),
+    Column("record_number", BigInteger, nullable=False),
+    Column("hostname", Text, nullable=False),
+    Column("open", Boolean, nullable=False),
+    Column("last_heard_at", Time, nullable=False),
+)
+
+packages = Table(
+    "packages",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("name", Text(collation="C"), nullable=False),
+    Column("version", Text, nullable=False),
+    # Orders versions by their precedence (semver), byte by byte.
+    Column("version_key", Text(collation="C"), nullable=False),
+    # The manifest as JSON, in the form of sis.packages.manifest.
+    Column("manifest", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("pushed_at", Time, nullable=False),
+    Column("pusher", Text, nullable=False),
+    Index("packages_version", "name", "version", unique=True),
+    Index("packages_order", "name", "version_key"),
+)
+
+package_chunks = Table(
+    "package_chunks",
+    metadata,
+    Column("digest", Text, ForeignKey(packages.c.digest, ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)

@@ -1,0 +1,352 @@
+"""What happens around every call, as one list: `layers`.
+
+A layer is an async context manager around the call, the first one outermost. Requests are deserialised inside
+all of them, so that bytes which are no message get a typed error too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
+from urllib.parse import unquote
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from services.runtime import access
+from services.runtime.access import ACCESS, Audience, Caller
+from services.runtime.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    SisError,
+    to_status,
+)
+
+UNARY_LIMIT_SECONDS = 30.0
+UPLOAD_LIMIT_SECONDS = 600.0
+"""How long a call may take that answers once: with one request, with a stream of them."""
+
+UNARY_LIMIT, STREAM_LIMIT, OPEN_LIMIT = 256, 1_000, 64
+"""How many calls may be in flight: with one request and one answer, others, those that anyone may make."""
+
+# Clients refuse more than 8 KiB of trailers, in which the message travels twice, percent-encoded and base64.
+_MESSAGE_CHARACTERS = 600
+_STATUS_BYTES = 3_072
+
+# A context says its code as a number if it was aborted, else as it was set.
+_CODES: dict[object, grpc.StatusCode] = {
+    form: code for code in grpc.StatusCode for form in (code, code.value[0])
+}
+
+_log = logging.getLogger("rpc")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(slots=True)
+class Call:
+    """A call in progress, as the layers see it."""
+
+    method: str
+    streams_requests: bool
+    streams_responses: bool
+    context: Context
+    request_id: str
+    caller: Caller | None = None
+
+    @property
+    def audience(self) -> Audience | None:
+        return ACCESS.get(self.method)
+
+
+Layer = Callable[[Call], AbstractAsyncContextManager[None]]
+
+
+def layers(*, admin_token_sha256: str | None) -> Sequence[Layer]:
+    """The chain, outermost first."""
+    return [
+        telemetry,
+        errors,
+        deadline,
+        authentication(admin_token_sha256),
+        authorisation,
+        limits(unary=UNARY_LIMIT, streams=STREAM_LIMIT, open_to_anyone=OPEN_LIMIT),
+    ]
+
+
+@asynccontextmanager
+async def telemetry(call: Call) -> AsyncIterator[None]:
+    """Logs each call; what goes well between the suite's own processes, for debugging only."""
+    began = time.monotonic()
+    cancelled = False
+    try:
+        yield
+    except asyncio.CancelledError:
+        cancelled = True
+        raise
+    finally:
+        status = (
+            grpc.StatusCode.CANCELLED if cancelled else _CODES.get(call.context.code(), grpc.StatusCode.OK)
+        )
+        quiet = call.audience in (Audience.ANYONE, Audience.HUB)
+        level = (
+            logging.DEBUG
+            if quiet and status in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
+            else logging.INFO
+        )
+        if status in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+            level = logging.WARNING
+        _log.log(
+            level,
+            "call",
+            extra={
+                "method": call.method,
+                "code": status.name,
+                "milliseconds": round((time.monotonic() - began) * 1000, 1),
+                "caller": f"{call.caller.kind}:{call.caller.name}" if call.caller else "",
+                "origin": call.caller.origin if call.caller else "",
+                "request_id": call.request_id,
+            },
+        )
+
+
+@asynccontextmanager
+async def errors(call: Call) -> AsyncIterator[None]:
+    """Ends a failed call with the status of its error; a fault is logged and shown as a number."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except NotImplementedError:
+        await call.context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, f"{call.method}: this server does not offer it"
+        )
+    except Exception as error:
+        await _abort(call, _only_sis_error(error) or _fault(call, error))
+
+
+def _only_sis_error(error: Exception) -> SisError | None:
+    """The SisError that `error` is, or the first of a task group in which nothing else was raised."""
+    if isinstance(error, SisError):
+        return error
+    if isinstance(error, ExceptionGroup):
+        found = [_only_sis_error(each) for each in error.exceptions]
+        return found[0] if all(found) else None
+    return None
+
+
+def _fault(call: Call, error: Exception) -> SisError:
+    number = secrets.token_hex(4)
+    _log.error(
+        "fault %s in %s",
+        number,
+        call.method,
+        exc_info=error,
+        extra={"fault": number, "request_id": call.request_id},
+    )
+    return Internal(
+        f"the server failed; its operators find the reason in its log under fault {number}",
+        metadata={"fault": number},
+    )
+
+
+async def _abort(call: Call, error: SisError) -> NoReturn:
+    await call.context.abort_with_status(rpc_status.to_status(to_status(_fitting(error))))
+
+
+def _fitting(error: SisError) -> SisError:
+    """`error`, shortened until it fits in the trailers."""
+    if len(error.message) > _MESSAGE_CHARACTERS:
+        error.message = error.message[:_MESSAGE_CHARACTERS] + " …"
+    while error.violations and to_status(error).ByteSize() > _STATUS_BYTES:
+        error.violations = error.violations[:-1]
+    return error
+
+
+@asynccontextmanager
+async def deadline(call: Call) -> AsyncIterator[None]:
+    """Ends a call that takes too long, a little before its client gives up, so that the client hears why."""
+    limit = None
+    if not call.streams_responses:
+        limit = UPLOAD_LIMIT_SECONDS if call.streams_requests else UNARY_LIMIT_SECONDS
+    remaining = call.context.time_remaining()
+    if remaining is not None:
+        shaved = max(remaining - min(0.1, remaining / 10), 0)
+        limit = shaved if limit is None else min(limit, shaved)
+    timeout = asyncio.timeout(limit)
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise DeadlineExceeded(
+            f"{call.method}: no answer within {limit:.1f} s; try again, or with a longer deadline"
+        ) from None
+
+
+def authentication(admin_token_sha256: str | None) -> Layer:
+    """Finds out who calls, for `current_caller()`."""
+
+    @asynccontextmanager
+    async def layer(call: Call) -> AsyncIterator[None]:
+        metadata = call.context.invocation_metadata() or ()
+        spiffe_ids = tuple(call.context.auth_context().get("peer_spiffe_id", ()))
+        call.caller = access.authenticate(
+            call.method,
+            authorization=tuple(str(value) for key, value in metadata if key == "authorization"),
+            spiffe_id=spiffe_ids[0].decode() if spiffe_ids else None,
+            origin=_origin(call.context.peer()),
+            admin_token_sha256=admin_token_sha256,
+        )
+        with access.acting_as(call.caller):
+            yield
+
+    return layer
+
+
+def _origin(peer: str) -> str:
+    """The address in `ipv4:10.0.0.1:4242` or `ipv6:%5B::1%5D:4242`."""
+    kind, _, address = unquote(peer).partition(":")
+    return address.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else address
+
+
+@asynccontextmanager
+async def authorisation(call: Call) -> AsyncIterator[None]:
+    """Lets nobody call what `access.py` does not give them."""
+    access.authorise(call.method, access.current_caller())
+    yield
+
+
+def limits(*, unary: int, streams: int, open_to_anyone: int) -> Layer:
+    """Refuses calls when too many of their kind are in flight."""
+    bounds = {"unary": unary, "stream": streams, "open": open_to_anyone}
+    in_flight: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def layer(call: Call) -> AsyncIterator[None]:
+        kind = "stream" if call.streams_requests or call.streams_responses else "unary"
+        if call.audience is Audience.ANYONE:
+            kind = "open"
+        if in_flight[kind] >= bounds[kind]:
+            raise ResourceExhausted(
+                f"this server has {bounds[kind]} calls in flight, which is its limit; try again",
+                retry_after=1.0,
+            )
+        in_flight[kind] += 1
+        try:
+            yield
+        finally:
+            in_flight[kind] -= 1
+
+    return layer
+
+
+class Chain(grpc.aio.ServerInterceptor):
+    """Puts every call of a server through the layers, whichever of request and response is a stream.
+
+    A servicer answers by returning or yielding and reads requests from its argument, never by `context.read`.
+    """
+
+    def __init__(self, chain: Sequence[Layer]) -> None:
+        self._layers = chain
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None  # grpc answers UNIMPLEMENTED
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        read = _read_stream if handler.request_streaming else _read_one
+        # Typed for grpc's threads; here it is the coroutine or generator function of an asyncio servicer.
+        behaviour: Any = (
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        )
+
+        async def respond(raw: Any, context: Context) -> Any:
+            async with self._around(method, handler, context):
+                response = await behaviour(read(handler, raw), context)
+                # Inside the layers, since a response that cannot be serialised is a fault like any other.
+                return handler.response_serializer(response) if handler.response_serializer else response
+
+        async def stream(raw: Any, context: Context) -> None:
+            async with self._around(method, handler, context):
+                responses = behaviour(read(handler, raw), context)
+                if not isinstance(responses, AsyncIterable):
+                    await responses  # it writes to the context itself, as the health service does
+                    return
+                async with aclosing(responses):  # type: ignore[type-var]
+                    async for response in responses:
+                        await context.write(response)
+
+        if handler.request_streaming:
+            if handler.response_streaming:
+                return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(respond, None, None)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(respond, None, None)
+
+    @asynccontextmanager
+    async def _around(self, method: str, handler: Handler, context: Context) -> AsyncIterator[None]:
+        call = Call(
+            method=method,
+            streams_requests=handler.request_streaming,
+            streams_responses=handler.response_streaming,
+            context=context,
+            request_id=_request_id(context),
+        )
+        async with AsyncExitStack() as stack:
+            for layer in self._layers:
+                await stack.enter_async_context(layer(call))
+            yield
+
+
+def _read_one(handler: Handler, raw: bytes) -> Any:
+    if handler.request_deserializer is None:
+        return raw
+    try:
+        return handler.request_deserializer(raw)
+    except (DecodeError, UnicodeDecodeError):
+        raise InvalidArgument(
+            "the request is not the message that this method takes: send one that its .proto file describes, "
+            "with every string in UTF-8",
+            reason="MALFORMED_REQUEST",
+        ) from None
+
+
+async def _read_stream(handler: Handler, raws: AsyncIterable[bytes]) -> AsyncIterator[Any]:
+    async for raw in raws:
+        yield _read_one(handler, raw)
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def _request_id(context: Context) -> str:
+    """The client's `x-request-id` where it is fit for a log, else a random one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-request-id" and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(8)

@@ -1,0 +1,217 @@
+"""A server process: build, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
+
+from services.runtime.channels import KEEPALIVE, KEEPALIVE_MS, MAX_MESSAGE_BYTES
+from services.runtime.interceptors import Chain, layers
+from services.runtime.settings import TlsFiles
+
+DRAIN_SECONDS = 5.0
+_HEALTH_INTERVAL_SECONDS = 1.0
+# A poll of `healthy` that takes longer counts as "no".
+_HEALTH_TIMEOUT_SECONDS = 3.0
+
+_log = logging.getLogger("server")
+
+Registration = tuple[Callable[[Any, grpc.aio.Server], None], object]
+"""A generated `add_…Servicer_to_server` and the servicer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address to serve on, `host:port`, port 0 meaning "pick". With `demand_client_certificate`, only
+    clients that show a certificate of the CA can connect."""
+
+    address: str
+    tls: TlsFiles
+    demand_client_certificate: bool = False
+
+
+class Server:
+    """A grpc.aio server with the suite's interceptors, the standard health service and reflection.
+
+    Until `set_serving` it is NOT_SERVING.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        registrations: Sequence[Registration],
+        listeners: Sequence[Listener],
+        *,
+        admin_token_sha256: str | None = None,
+    ) -> None:
+        self.name = name
+        self.ports: tuple[int, ...] = ()
+        self._registrations = registrations
+        self._listeners = listeners
+        self._admin_token_sha256 = admin_token_sha256
+        self._health = health.aio.HealthServicer()
+        self._services = _service_names(registrations)
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> tuple[int, ...]:
+        """Bind and serve. Returns the port of each listener, in order.
+
+        Raises:
+            OSError: an address cannot be bound.
+        """
+        self._server = grpc.aio.server(
+            interceptors=[Chain(layers(admin_token_sha256=self._admin_token_sha256))],
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+                *KEEPALIVE,
+            ],
+        )
+        for add, servicer in self._registrations:
+            add(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+        await self.set_serving(False)
+        self.ports = tuple(self._bind(self._server, listener) for listener in self._listeners)
+        await self._server.start()
+        _log.info("%s serves", self.name, extra={"ports": list(self.ports)})
+        return self.ports
+
+    @staticmethod
+    def _bind(server: grpc.aio.Server, listener: Listener) -> int:
+        tls = listener.tls
+        credentials = grpc.ssl_server_credentials(
+            [(tls.key.read_bytes(), tls.certificate.read_bytes())],
+            root_certificates=tls.ca.read_bytes() if listener.demand_client_certificate else None,
+            require_client_auth=listener.demand_client_certificate,
+        )
+        try:
+            port = server.add_secure_port(listener.address, credentials)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise OSError(f"cannot listen on {listener.address}: is the address in use?")
+        return port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service answers, for the server and each of its services."""
+        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        for service in ("", *self._services):
+            await self._health.set(service, status)
+
+    async def stop(self, grace: float = DRAIN_SECONDS) -> None:
+        """Be NOT_SERVING for good, accept no more calls, let those in flight finish for `grace` seconds, then
+        cancel them. May be called again."""
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            await self._server.stop(grace)
+
+
+async def run(
+    server: Server,
+    *background: Callable[[], Awaitable[None]],
+    healthy: Callable[[], Awaitable[bool]],
+    on_drain: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, with `background` running beside; then drain.
+
+    Background functions run until they are cancelled; the first that ends otherwise stops everything. The
+    server is SERVING while `healthy`, asked every second, says so. To drain is: NOT_SERVING, `on_drain` (it
+    ends what would never end by itself: streams), stop the server, cancel the background functions and wait
+    for them.
+
+    Raises:
+        SystemExit: with status 1, an address could not be bound or a background function failed; the log says
+        why.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        await server.start()
+    except OSError as error:
+        _log.error("%s cannot start: %s", server.name, error)
+        raise SystemExit(1) from None
+    tasks = [
+        asyncio.create_task(_forever(each)) for each in (*background, lambda: _watch_health(server, healthy))
+    ]
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        failed = [task.exception() for task in tasks if task.done()]
+        await _drain(server, on_drain)
+    finally:
+        for task in (stopped, *tasks):
+            task.cancel()
+        await asyncio.wait([stopped, *tasks], timeout=DRAIN_SECONDS)
+        await server.stop(0)  # at once, if this function was cancelled before it could drain
+    if failed:
+        _log.error("%s failed", server.name, exc_info=failed[0])
+        raise SystemExit(1)
+    _log.info("%s stopped", server.name)
+
+
+async def _forever(background: Callable[[], Awaitable[None]]) -> None:
+    await background()
+    raise RuntimeError(f"{background!r} ended; it should run until it is cancelled")
+
+
+async def _watch_health(server: Server, healthy: Callable[[], Awaitable[bool]]) -> None:
+    before = False
+    while True:
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_SECONDS):
+                serving = await healthy()
+        except TimeoutError:
+            serving = False
+        if serving != before:
+            _log.info("%s is %s", server.name, "healthy" if serving else "not healthy")
+            await server.set_serving(serving)
+        before = serving
+        await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
+
+
+async def _drain(server: Server, on_drain: Callable[[], Awaitable[None]] | None) -> None:
+    _log.info("%s drains", server.name)
+    await server.set_serving(False)
+    if on_drain is not None:
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await on_drain()
+        except TimeoutError:
+            _log.warning("%s: draining took too long", server.name)
+    await server.stop()
+
+
+class _Names:
+    """Takes registrations as a server does, and keeps only the names of the services."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
+        """The names come with the other method; generated code calls both."""
+
+    def add_registered_method_handlers(self, service_name: str, handlers: object) -> None:
+        self.found.append(service_name)
+
+
+def _service_names(registrations: Sequence[Registration]) -> list[str]:
+    names = _Names()
+    for add, servicer in registrations:
+        add(servicer, names)  # type: ignore[arg-type]
+    return names.found

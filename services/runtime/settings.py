@@ -1,0 +1,74 @@
+"""Configuration from the environment: typed, checked once at the start, refused in words."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _checked_endpoint(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError("give host:port, with a port from 0 to 65535")
+    return value
+
+
+Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
+"""`host:port`; an IPv6 host is in brackets. A listener may have port 0: the system picks one."""
+
+Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in lower-case hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The PEM files by which a process proves itself and checks others."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+class Settings(BaseSettings):
+    """The settings of one process. A subclass names its prefix:
+
+    class QueueSettings(Settings):
+        model_config = SettingsConfigDict(env_prefix="SIS_QUEUE_")
+        database_url: str
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    tls_ca: Path
+    tls_certificate: Path
+    tls_key: Path
+
+    @property
+    def tls(self) -> TlsFiles:
+        return TlsFiles(ca=self.tls_ca, certificate=self.tls_certificate, key=self.tls_key)
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment; if anything in it is wrong, print a line for each field and exit with 2."""
+        try:
+            settings = cls()
+        except ValidationError as error:
+            problems = [
+                _problem(cls.model_config.get("env_prefix", ""), e["loc"], e["type"], e["msg"])
+                for e in error.errors()
+            ]
+            sys.stderr.write("".join(f"error: {problem}\n" for problem in problems))
+            raise SystemExit(2) from None
+        return settings
+
+
+def _problem(prefix: str, location: tuple[int | str, ...], kind: str, message: str) -> str:
+    name = prefix + ".".join(str(part) for part in location).upper()
+    if kind == "missing":
+        return f"{name} is not set"
+    return f"{name}: {message.removeprefix('Value error, ')}"

@@ -1,0 +1,186 @@
+"""The agent's stream to a hub: one at a time, opened again whenever it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import grpc
+
+from services.runtime.backoff import Backoff
+from services.runtime.channels import from_status, grpc_error, secure_channel
+from services.runtime.errors import DeadlineExceeded, Internal, SisError, Unavailable
+from services.runtime.settings import TlsFiles
+from services.sis_agent.agent.errors import AgentError
+from services.sis_agent.agent.executor import Executor
+from sis.agent.v1 import agent_service_pb2 as pb
+from sis.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from sis.queue.v1 import dispatch_service_pb2 as dispatch
+
+log = logging.getLogger(__name__)
+
+Stream = grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]
+
+WELCOME_SECONDS: Final = 30.0
+"""From the first try to connect to the welcome."""
+ANSWER_SECONDS: Final = 60.0
+"""A hub that takes longer to answer a report, or to take a message, is given up."""
+FETCH_SECONDS: Final = 60.0
+"""For one call; a larger package is fetched by several."""
+STEADY_SECONDS: Final = 5.0
+"""A stream that lasted so long was a success: the next try comes soon."""
+BEAT_SECONDS: Final = 5.0
+"""Between beats, where the welcome does not say."""
+LIMIT_BYTES: Final = 4 << 20
+"""Of frames under way, where the welcome does not say."""
+
+
+class Connection:
+    """The way to the hubs, which are tried in turn."""
+
+    def __init__(self, endpoints: Sequence[str], tls: TlsFiles, about: dispatch.AgentHello) -> None:
+        """`about` is the part of the hello that never changes."""
+        self._endpoints = endpoints
+        self._tls = tls
+        self._about = about
+        self._channel: grpc.aio.Channel | None = None
+
+    async def run(self, executor: Executor) -> None:
+        """Hold a stream for ever; returns only by being cancelled."""
+        backoff = Backoff()
+        turn = random.randrange(len(self._endpoints))  # noqa: S311  (to spread the agents over the hubs)
+        while True:
+            endpoint = self._endpoints[turn % len(self._endpoints)]
+            turn += 1
+            began = asyncio.get_running_loop().time()
+            try:
+                await self._session(endpoint, executor)
+            except (SisError, AgentError, OSError) as error:
+                log.warning("the stream to hub %s has ended: %s", endpoint, error)
+            if asyncio.get_running_loop().time() - began > STEADY_SECONDS:
+                backoff.reset()
+            await asyncio.sleep(backoff.next_delay())
+
+    async def fetch(self, digest: str, offset: int) -> AsyncIterator[bytes]:
+        """The bytes of a package's archive from an offset on.
+
+        Raises:
+            NotFound: the server has no such package.
+            SisError: the rest did not come now; try again from where it ended.
+        """
+        if self._channel is None:
+            raise Unavailable("there is no connection to a hub at the moment")
+        request = pb.FetchPackageRequest(digest=digest, offset=offset)
+        call = AgentServiceStub(self._channel).FetchPackage(request, timeout=FETCH_SECONDS)
+        end = 0
+        try:
+            async for response in call:
+                end = response.size_bytes
+                offset += len(response.chunk)
+                yield response.chunk
+        except grpc.aio.AioRpcError as error:
+            raise grpc_error(error) from error
+        except asyncio.CancelledError:
+            # A channel that is closed cancels its calls, and they say so to a task that nobody has cancelled.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise Unavailable("the connection to the hub was closed") from None
+        finally:
+            call.cancel()
+        if offset < end:
+            raise Unavailable(f"the hub ended package {digest} at byte {offset} of {end}")
+
+    async def _session(self, endpoint: str, executor: Executor) -> None:
+        async with secure_channel(endpoint, self._tls) as channel:
+            call = AgentServiceStub(channel).Connect()
+            try:
+                interval = await self._open(call, executor)
+                log.info("connected to hub %s", endpoint)
+                self._channel = channel
+                await self._converse(call, executor, interval)
+            except grpc.aio.AioRpcError as error:
+                raise grpc_error(error) from error
+            finally:
+                self._channel = None
+                call.cancel()
+
+    async def _open(self, call: Stream, executor: Executor) -> float:
+        """Say hello and take the welcome; the interval of the beats in seconds."""
+        try:
+            async with asyncio.timeout(WELCOME_SECONDS):
+                # Whatever an older stream still had to say was dropped with it: the journal does not change
+                # between this hello and the welcome.
+                hello = dispatch.AgentHello()
+                hello.CopyFrom(self._about)
+                executor.describe(hello)
+                await call.write(pb.ConnectRequest(hello=hello))
+                response = await call.read()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the hub gave no welcome within {WELCOME_SECONDS:.0f} s") from None
+        if not isinstance(response, pb.ConnectResponse):
+            raise Unavailable("the hub has ended the stream instead of a welcome")
+        if response.WhichOneof("content") != "welcome":
+            raise Internal("the hub began with something else than a welcome")
+        welcome = response.welcome
+        executor.welcome(welcome.verdicts, welcome.unacknowledged_limit_bytes or LIMIT_BYTES)
+        return max(welcome.beat_interval.ToMilliseconds() / 1000, 0.0) or BEAT_SECONDS
+
+    async def _converse(self, call: Stream, executor: Executor, interval: float) -> None:
+        """Listen and speak until one of them cannot go on."""
+        listening = asyncio.create_task(self._listen(call, executor), name="listen to the hub")
+        speaking = asyncio.create_task(self._speak(call, executor, interval), name="speak to the hub")
+        try:
+            await asyncio.wait({listening, speaking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            listening.cancel()
+            speaking.cancel()
+            ends = await asyncio.gather(listening, speaking, return_exceptions=True)
+        for end in ends:  # what was heard comes first: it says why speaking failed
+            if isinstance(end, BaseException) and not isinstance(end, asyncio.CancelledError):
+                raise end
+
+    async def _listen(self, call: Stream, executor: Executor) -> None:
+        while True:
+            response = await call.read()
+            if not isinstance(response, pb.ConnectResponse):
+                raise Unavailable("the hub has ended the stream")
+            match response.WhichOneof("content"):
+                case "assignments":
+                    executor.assign(response.assignments.assignments)
+                case "acknowledgements":
+                    for answer in response.acknowledgements.acknowledgements:
+                        error = from_status(answer.error) if answer.HasField("error") else None
+                        executor.acknowledge(answer, error)
+                case "stops":
+                    for command in response.stops.stops:
+                        executor.stop(command)
+                case other:
+                    log.warning("the hub said something that this agent does not understand: %s", other)
+
+    async def _speak(self, call: Stream, executor: Executor, interval: float) -> None:
+        clock = asyncio.get_running_loop().time
+        beat_at = clock()
+        while True:
+            await executor.wait(beat_at - clock())
+            reports = await executor.take()
+            if reports:
+                await _say(call, pb.ConnectRequest(reports=pb.AttemptReports(reports=reports)))
+            if executor.beat_wanted or clock() >= beat_at:
+                beat_at = clock() + interval
+                await _say(call, pb.ConnectRequest(beat=executor.beat()))
+            if executor.silence() > ANSWER_SECONDS:
+                raise DeadlineExceeded(f"the hub has not answered a report for {ANSWER_SECONDS:.0f} s")
+
+
+async def _say(call: Stream, request: pb.ConnectRequest) -> None:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await call.write(request)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the hub has not taken a message for {ANSWER_SECONDS:.0f} s") from None
+    except asyncio.InvalidStateError:
+        raise Unavailable("the stream has ended") from None

@@ -1,0 +1,161 @@
+"""The evidence of an attempt: every process that was seen, what was sent to it and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.sis_agent.agent import processes
+from services.sis_agent.agent.processes import ProcessInfo
+from services.sis_agent.agent.recorder import Recorder
+from sis.queue.v1 import frame_pb2 as pb
+from sis.queue.v1 import job_pb2
+
+MAX_PROCESSES: Final = 1_000
+
+_Key = tuple[int, int]
+
+
+class Evidence:
+    """Records processes as they are seen, tells the log of each, and keeps their start times on disk, so that they
+    can be found again if the supervisor is lost. At most 1,000 are recorded; survivors are always named."""
+
+    def __init__(self, recorder: Recorder, keys_file: Path) -> None:
+        self._recorder = recorder
+        self._records: dict[_Key, job_pb2.Process] = {}
+        self._full = False
+        self._keys = os.open(keys_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    @classmethod
+    def resume(cls, recorder: Recorder, keys_file: Path, notices: Iterable[pb.Notice]) -> Self:
+        """The evidence that a lost supervisor had put into its spool."""
+        keys = {pid: (pid, ticks) for pid, ticks in read_keys(keys_file)}
+        evidence = cls(recorder, keys_file)
+        for notice in notices:
+            evidence._replay(notice, keys)
+        return evidence
+
+    def supervisor(self, process: ProcessInfo) -> None:
+        """Tell the log who supervises the attempt. It is no process of the tree, so no stop is about it."""
+        self._tell("Package processing", process, _to_proto(process, job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR))
+
+    def payload(self, process: ProcessInfo) -> None:
+        """Record the initial process of the payload."""
+        self._record("Payload processing", process, job_pb2.PROCESS_ROLE_PAYLOAD)
+
+    def seen(self, members: Iterable[ProcessInfo]) -> None:
+        """Record those of the tree's processes that are new."""
+        for process in members:
+            if process.key in self._records or self._full:
+                continue
+            if len(self._records) >= MAX_PROCESSES:
+                self._full = True
+                text = f"More than {MAX_PROCESSES:,} processes were started; further ones are not recorded"
+                self._recorder.notice(pb.SEVERITY_WARNING, text)
+                continue
+            self._record(f"Process {process.name}", process, job_pb2.PROCESS_ROLE_DESCENDANT)
+
+    def signalled(self, process: ProcessInfo, name: str) -> None:
+        """Record that a signal was sent; the same one again is not told again."""
+        self.seen([process])
+        record = self._records.get(process.key)
+        if record is None or name in record.signals:
+            return
+        record.signals.append(name)
+        fact = pb.ProcessSignalled(pid=process.pid, signal=name)
+        self._recorder.notice(pb.SEVERITY_INFO, f"Sent {name} to {process.name}, PID {process.pid}", fact)
+
+    def reaped(self, process: ProcessInfo, code: int) -> None:
+        """Record how a process ended: its exit code, or minus the number of the signal that ended it."""
+        self.seen([process])
+        record = self._records.get(process.key)
+        if record is None or record.ended:
+            return
+        record.ended = True
+        fact = pb.ProcessExited(pid=process.pid)
+        if code < 0:
+            record.end_signal = fact.signal = processes.signal_name(-code)
+            how = f"was ended by signal {fact.signal}"
+        else:
+            record.exit_code = fact.exit_code = code
+            how = f"exited with code {code}"
+        self._recorder.notice(pb.SEVERITY_DEBUG, f"Process {process.name}, PID {process.pid}, {how}", fact)
+
+    def to_proto(self, method: str, survivors: Iterable[ProcessInfo], *, tree_empty: bool) -> job_pb2.StopEvidence:
+        """The evidence as of now. What does not survive has ended, seen or not."""
+        alive = {process.key: process for process in survivors}
+        for key, record in self._records.items():
+            record.ended = key not in alive
+        evidence = job_pb2.StopEvidence(
+            method=method,
+            tree_empty=tree_empty,
+            processes=self._records.values(),
+            survivors=[
+                self._records.get(key) or _to_proto(process, job_pb2.PROCESS_ROLE_DESCENDANT)
+                for key, process in list(alive.items())[:MAX_PROCESSES]
+            ],
+        )
+        evidence.verify_time.GetCurrentTime()
+        return evidence
+
+    def close(self) -> None:
+        os.close(self._keys)
+
+    def _record(self, what: str, process: ProcessInfo, role: job_pb2.ProcessRole.ValueType) -> None:
+        record = self._records[process.key] = _to_proto(process, role)
+        with contextlib.suppress(OSError):  # a full disk: the spool will tell
+            os.write(self._keys, f"{process.pid} {process.start_ticks}\n".encode())
+        self._tell(what, process, record)
+
+    def _tell(self, what: str, process: ProcessInfo, record: job_pb2.Process) -> None:
+        text = f"{what} started as {record.identity}, PID {process.pid}"
+        self._recorder.notice(pb.SEVERITY_INFO, text, pb.ProcessStarted(process=record))
+
+    def _replay(self, notice: pb.Notice, keys: Mapping[int, _Key]) -> None:
+        match notice.WhichOneof("fact"):
+            case "process_started":
+                process = notice.process_started.process
+                if process.role != job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR:
+                    self._records[_key(process.pid, keys)] = process
+            case "process_signalled":
+                if record := self._records.get(_key(notice.process_signalled.pid, keys)):
+                    record.signals.append(notice.process_signalled.signal)
+            case "process_exited":
+                exited = notice.process_exited
+                if record := self._records.get(_key(exited.pid, keys)):
+                    record.ended = True
+                    record.end_signal = exited.signal
+                    if exited.HasField("exit_code"):
+                        record.exit_code = exited.exit_code
+
+
+def _key(pid: int, keys: Mapping[int, _Key]) -> _Key:
+    return keys.get(pid, (pid, 0))
+
+
+def read_keys(keys_file: Path) -> list[_Key]:
+    """Process id and start time of each process that was seen, as far as they were written down."""
+    try:
+        lines = keys_file.read_text(encoding="ascii", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    fields = (line.split() for line in lines)
+    return [(int(f[0]), int(f[1])) for f in fields if len(f) == 2 and f[0].isdigit() and f[1].isdigit()]
+
+
+def _to_proto(process: ProcessInfo, role: job_pb2.ProcessRole.ValueType) -> job_pb2.Process:
+    start_time = Timestamp()
+    start_time.FromMilliseconds(int(process.start_time * 1000))
+    return job_pb2.Process(
+        pid=process.pid,
+        name=process.name,
+        identity=processes.identity(process.pid),
+        role=role,
+        start_time=start_time,
+        parent_pid=process.parent_pid,
+    )

@@ -1,0 +1,327 @@
+"""What the agent has of its supervisors: a zygote that makes them, and a handle on each one that lives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Self
+
+from services.sis_agent.agent.supervisor_identity import CONTROL, SupervisorIdentity
+from services.sis_agent.agent.zygote import MAX_MESSAGE_BYTES
+
+_START_SECONDS: Final = 30.0
+_SPAWN_SECONDS: Final = 10.0
+_COMMAND_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 2.0
+
+
+class SpawnFailed(Exception):
+    """No supervisor was heard of.
+
+    Where `may_have_started`, nobody knows whether one was made: look for it (`SupervisorHandle.adopt`) and finish the
+    attempt as lost if there is none. Never ask again for the same attempt; a second supervisor would refuse to start.
+    """
+
+    def __init__(self, message: str, *, may_have_started: bool) -> None:
+        super().__init__(message)
+        self.may_have_started = may_have_started
+
+
+class SupervisorUnreachable(Exception):
+    """The supervisor did not take the command: it has ended, or is held up. Repeatable."""
+
+
+class TreeKind(StrEnum):
+    """How payloads are kept together."""
+
+    BEST = "best"
+    """A cgroup where one can be had, else the subreaper."""
+    SUBREAPER = "subreaper"
+
+
+class StopKind(StrEnum):
+    """What a stop does."""
+
+    CANCEL = "CANCEL"
+    ABORT = "ABORT"
+
+
+class Zygote:
+    """The warm process from which supervisors are forked: started when it is first needed, again when it has died."""
+
+    def __init__(self, tree: TreeKind = TreeKind.BEST) -> None:
+        self._tree = tree
+        self._starting = asyncio.Lock()
+        self._numbers = itertools.count(1)
+        self._running: _RunningZygote | None = None
+
+    async def start(self) -> None:
+        """Have a zygote ready. Repeatable.
+
+        Raises:
+            SpawnFailed: it did not come up within 30 s.
+        """
+        await self._ready()
+
+    async def spawn(self, directory: Path, package_directory: Path) -> SupervisorIdentity:
+        """Have the attempt in this directory supervised. Returns when its supervisor can be found and stopped.
+
+        Nobody may have the spool open for writing. When the call is cancelled, a supervisor may have been made.
+
+        Raises:
+            SpawnFailed: no word of the supervisor within 10 s, or that there is none.
+        """
+        zygote = await self._ready()
+        request = {"directory": str(directory), "package_directory": str(package_directory)}
+        return await zygote.spawn(next(self._numbers), request)
+
+    async def stop(self) -> None:
+        """End the zygote; its supervisors live on. Repeatable."""
+        async with self._starting:
+            if self._running is not None:
+                await self._running.stop()
+                self._running = None
+
+    async def _ready(self) -> _RunningZygote:
+        async with self._starting:
+            if self._running is None or self._running.gone:
+                if self._running is not None:
+                    await self._running.stop()
+                    self._running = None
+                self._running = await _RunningZygote.start(self._tree)
+            return self._running
+
+
+class _RunningZygote:
+    """One zygote process and the requests that it has not answered."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+        self._process = process
+        self._connection = connection
+        self._answers: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
+        self._ready = asyncio.Event()
+        self.gone = False
+        asyncio.get_running_loop().add_reader(connection.fileno(), self._receive)
+
+    @classmethod
+    async def start(cls, tree: TreeKind) -> Self:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setblocking(False)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "services.sis_agent.agent.zygote", str(theirs.fileno()), tree),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        zygote = cls(process, ours)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await zygote._ready.wait()
+            if zygote.gone:
+                raise SpawnFailed("the zygote ended when it was started", may_have_started=False)
+        except BaseException as error:
+            await zygote.stop()
+            if isinstance(error, TimeoutError):
+                raise SpawnFailed("the zygote did not start in time", may_have_started=False) from None
+            raise
+        return zygote
+
+    async def spawn(self, number: int, request: dict[str, Any]) -> SupervisorIdentity:
+        answer: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            try:
+                self._connection.send(json.dumps({"id": number, **request}).encode())
+            except OSError as error:
+                raise SpawnFailed(f"the zygote takes no request: {error}", may_have_started=False) from None
+            async with asyncio.timeout(_SPAWN_SECONDS):
+                reply = await answer
+        except TimeoutError:
+            raise SpawnFailed("the supervisor did not answer in time", may_have_started=True) from None
+        finally:
+            self._answers.pop(number, None)
+        if reply is None:
+            raise SpawnFailed("the zygote ended before the supervisor answered", may_have_started=True)
+        if "identity" in reply:
+            return SupervisorIdentity(**reply["identity"])
+        if "error" in reply:
+            raise SpawnFailed(str(reply["error"]), may_have_started=False)
+        raise SpawnFailed(str(reply.get("refused", "the supervisor ended early")), may_have_started=True)
+
+    async def stop(self) -> None:
+        self._lose()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                message = self._connection.recv(MAX_MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:
+                self._lose()
+                return
+            reply = json.loads(message)
+            if "ready" in reply:
+                self._ready.set()
+                continue
+            answer = self._answers.pop(reply["id"], None)
+            if answer is not None and not answer.done():
+                answer.set_result(reply)
+
+    def _lose(self) -> None:
+        if self.gone:
+            return
+        self.gone = True
+        asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        self._connection.close()
+        self._ready.set()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_result(None)
+
+
+class SupervisorHandle:
+    """A supervisor that was found alive. To be closed."""
+
+    def __init__(self, directory: Path, identity: SupervisorIdentity, descriptor: int) -> None:
+        self.identity = identity
+        self._directory = directory
+        self._pidfd = descriptor
+        self._watch: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    @classmethod
+    def adopt(cls, directory: Path) -> Self | None:
+        """The supervisor of the attempt in this directory, proven alive by pid, start time and boot id; else None.
+
+        None is no proof that none is about to come: `lost.finish_lost` makes sure of that.
+        """
+        identity = SupervisorIdentity.read(directory)
+        if identity is None or not identity.of_this_boot:
+            return None
+        try:
+            descriptor = os.pidfd_open(identity.pid)
+        except OSError:
+            return None
+        # After the pidfd was opened, so that it stands for this process and no other.
+        if identity.process() is None:
+            os.close(descriptor)
+            return None
+        return cls(directory, identity, descriptor)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the supervisor's process runs."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    async def wait_growth(self, timeout: float) -> None:
+        """Wait until the spool has grown since the last call, the supervisor is gone, or the seconds have passed.
+
+        Growth is never missed: read the spool after each return.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                if self._watch is None:
+                    await self._open_watch()
+                if self._watch is None or not await self._watch[0].read(4096):
+                    # It listens no longer: nothing but its end can follow.
+                    self._close_watch()
+                    await self.wait_gone()
+
+    async def wait_gone(self) -> None:
+        """Wait until the supervisor's process has ended."""
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        # A descriptor of its own, so that several may wait.
+        descriptor = os.dup(self._pidfd)
+        loop.add_reader(descriptor, gone.set)
+        try:
+            await gone.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    async def stop(self, kind: StopKind, reason: str) -> None:
+        """Have the supervisor take up a stop. Safe to repeat; a stronger kind overtakes a weaker one.
+
+        Raises:
+            SupervisorUnreachable: it has not taken it up within 5 s.
+        """
+        command = json.dumps({"kind": kind, "reason": reason[:1000]}).encode() + b"\n"
+        try:
+            async with asyncio.timeout(_COMMAND_SECONDS):
+                reader, writer = await self._connect()
+                try:
+                    writer.write(command)
+                    answer = await reader.readline()
+                finally:
+                    writer.close()
+        except TimeoutError:
+            raise SupervisorUnreachable("the supervisor does not answer") from None
+        except OSError as error:
+            raise SupervisorUnreachable(f"the supervisor cannot be reached: {error.strerror}") from None
+        if answer != b"ok\n":
+            raise SupervisorUnreachable("the supervisor ended before it answered")
+
+    def kill(self) -> None:
+        """Kill the supervisor itself, as a last resort against one that hangs; then finish the attempt as lost."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let the supervisor go; it runs on. Repeatable."""
+        self._close_watch()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _open_watch(self) -> None:
+        try:
+            reader, writer = await self._connect()
+        except OSError:
+            return
+        writer.write(b'{"kind": "WATCH"}\n')
+        self._watch = reader, writer
+
+    def _close_watch(self) -> None:
+        if self._watch is not None:
+            self._watch[1].close()
+            self._watch = None
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        # A socket's path has at most 107 bytes; through the open directory it always fits.
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return await asyncio.open_unix_connection(f"/proc/self/fd/{descriptor}/{CONTROL}")
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,300 @@
+"""The life of one attempt at this site, from the record that it is accepted to the record that it is forgotten.
+
+    ACCEPTED   the package is fetched while the acceptance is committed; then
+    SPAWNING   a supervisor is asked for, once; it is followed until it is gone; what it left unfinished is finished
+               in its stead
+               the spool is shipped all the while; once the server has all of it, or wants none of it,
+    FORGOTTEN  the directory is removed
+
+A life can end with its process at any point and be taken up by the next one: what matters is in the journal and in
+the spool, and everything here looks there first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
+from services.sis_agent.agent.errors import JournalUnwritable, PackageUnavailable
+from services.sis_agent.agent.handle import (
+    SpawnFailed,
+    StopKind,
+    SupervisorHandle,
+    SupervisorUnreachable,
+    Zygote,
+)
+from services.sis_agent.agent.journal import Journal, Step
+from services.sis_agent.agent.lost import finish_lost
+from services.sis_agent.agent.package_cache import PackageCache, is_digest
+from services.sis_agent.agent.shipping import Shipping
+from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
+from services.sis_agent.agent.supervisor_identity import SPOOL
+from sis.queue.v1 import dispatch_service_pb2 as dispatch
+from sis.queue.v1 import frame_pb2 as frame
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 1.0
+"""Between tries to write where the disk is full or faulty."""
+START_SECONDS: Final = 300.0
+"""The start timeout of an assignment that names none."""
+LOOK_SECONDS: Final = 0.05
+"""Between looks for a supervisor that has begun to write and cannot be found yet."""
+GROWTH_SECONDS: Final = 5.0
+"""The spool is looked at this often even if nobody says that it grew."""
+EARLIER_BYTES: Final = 1 << 20
+"""More than the few lines that an agent itself writes into a spool."""
+REFUSALS: Final = 5
+"""A supervisor that does not take an abort this many times in a row hangs, and is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all attempts of this agent share."""
+
+    journal: Journal
+    directories: AttemptDirectories
+    shipping: Shipping
+    packages: PackageCache
+    zygote: Zygote
+
+
+class Ending(NamedTuple):
+    """The end of an attempt that never had a process."""
+
+    outcome: frame.Outcome.ValueType
+    failure_reason: str
+    text: str
+
+
+STOPPED: Final = Ending(frame.OUTCOME_STOPPED, "", "Stopped before anything was started")
+
+
+class Life:
+    """One attempt in hand. `run` lives it; the other methods say what the server wants, at any time and repeatably."""
+
+    def __init__(self, site: Site, key: AttemptKey, assignment: dispatch.Assignment, received_at: float) -> None:
+        self.key: Final = key
+        self.assignment: Final = assignment
+        self._site = site
+        self._directory = site.directories.path(key)
+        self._received_at = received_at
+        self._confirmed = asyncio.Event()
+        self._stop = dispatch.StopCommand()
+        self._stopping = asyncio.Event()
+        self._done = asyncio.Event()
+        if self._step is Step.SPAWNING:
+            self._confirmed.set()
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the server has committed the acceptance."""
+        return self._confirmed.is_set()
+
+    @property
+    def done(self) -> bool:
+        """Whether the server wants nothing more of the attempt; it takes no slot then."""
+        return self._done.is_set()
+
+    @property
+    def _step(self) -> Step:
+        return self._site.journal.entries[self.key].step
+
+    def confirm(self) -> None:
+        """The acceptance is committed: the attempt may start."""
+        self._confirmed.set()
+
+    def stop(self, command: dispatch.StopCommand) -> None:
+        """End the attempt. A stronger stop overtakes a weaker one; a repeated one is said to the supervisor again."""
+        if command.kind == frame.STOP_KIND_ABORT or self._stop.kind != frame.STOP_KIND_ABORT:
+            self._stop = command
+            self._stopping.set()
+
+    def settle(self) -> None:
+        """The server has everything: forget the attempt once its supervisor is gone."""
+        self._done.set()
+
+    def dismiss(self, reason: str) -> None:
+        """The server wants nothing of the attempt: end what is left of it, then forget it."""
+        self._done.set()
+        self.stop(dispatch.StopCommand(attempt=self.key.to_proto(), kind=frame.STOP_KIND_ABORT, reason=reason))
+
+    async def run(self) -> None:
+        """Live until the attempt is forgotten. Cancelled, it leaves the supervisor running; run again, it goes on."""
+        with self._site.packages.holding(self.assignment.package.digest):
+            if self._step is Step.ACCEPTED:
+                await self._start()
+            if self._step is Step.SPAWNING:
+                await self._follow()
+            await self._done.wait()
+        self._site.shipping.close(self.key)
+        await self._persist(functools.partial(self._site.journal.append, Step.FORGOTTEN, [self.key]))
+        await asyncio.to_thread(self._site.directories.remove, self.key)
+
+    async def _start(self) -> None:
+        """Have the attempt spawned, or end it here."""
+        if self._earlier_end():
+            return
+        while True:
+            if is_digest(self.assignment.package.digest):
+                ready = await self._ready_to_start()
+            else:
+                ready = Ending(frame.OUTCOME_FAILED, "AGENT_ERROR", "This site has lost the assignment")
+            # Nothing is awaited between this look at the wish to stop and the record: after it, the supervisor stops.
+            if self._stopping.is_set():
+                ready = STOPPED
+            if isinstance(ready, Ending):
+                await self._persist(functools.partial(self._end, ready))
+                return
+            try:
+                self._site.journal.append(Step.SPAWNING, [self.key])
+            except JournalUnwritable:
+                log.exception("attempt %s cannot start; trying again", self.key)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                break
+        try:
+            await self._site.zygote.spawn(self._directory, ready)
+        except SpawnFailed as error:
+            log.exception("attempt %s was not spawned", self.key)
+            if not error.may_have_started:
+                # If this cannot be written, `_follow` finds out what became of the attempt.
+                with contextlib.suppress(OSError, SpoolBusy):
+                    self._end(Ending(frame.OUTCOME_FAILED, "AGENT_ERROR", f"No supervisor: {error}"))
+
+    def _earlier_end(self) -> bool:
+        """Whether an earlier process of this agent has ended the attempt; if it had only begun to, take that up."""
+        with SpoolReader(self._directory / SPOOL) as spool:
+            for raw in spool.read(0, EARLIER_BYTES):
+                notice = frame.Frame.FromString(raw).notice
+                if notice.HasField("stop_begun"):
+                    begun = notice.stop_begun
+                    self.stop(dispatch.StopCommand(kind=begun.kind, reason=begun.reason))
+            return spool.finished is not None
+
+    async def _ready_to_start(self) -> Path | Ending:
+        """The package's directory, once the attempt may start with it; else why it ends."""
+        package = asyncio.create_task(self._package())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            async with asyncio.timeout(self._time_to_start()):
+                await asyncio.wait({package, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return package.result() if package.done() else STOPPED
+        except TimeoutError:
+            waiting = "the package" if self.confirmed else "the server's word that the acceptance is committed"
+            text = f"Not started in time: still waiting for {waiting}"
+            return Ending(frame.OUTCOME_FAILED, "START_TIMEOUT", text)
+        except PackageUnavailable as error:
+            return Ending(frame.OUTCOME_FAILED, "PACKAGE_UNAVAILABLE", f"The package is not available: {error}")
+        finally:
+            for task in (package, stopping):
+                task.cancel()
+            await asyncio.gather(package, stopping, return_exceptions=True)
+
+    async def _package(self) -> Path:
+        wanted = self.assignment.package
+        path = self._site.packages.find(wanted.digest)
+        if path is None:
+            self._note(f"Package {wanted.name} {wanted.version} is not cached, downloading")
+            path = await self._site.packages.get(wanted.digest)
+        await self._confirmed.wait()
+        return path
+
+    def _time_to_start(self) -> float:
+        given = self.assignment.start_timeout
+        limit = given.ToNanoseconds() / 1e9 if self.assignment.HasField("start_timeout") else START_SECONDS
+        # The site's clock may have been set since: never more than the whole, never less than nothing.
+        return min(max(self._received_at + limit - time.time(), 0.0), limit)
+
+    def _note(self, text: str) -> None:
+        try:
+            with SpoolWriter.open(self._directory / SPOOL) as spool:
+                spool.append_notice(frame.SEVERITY_INFO, text)
+        except OSError as error:
+            log.warning("a line of attempt %s is lost: %s", self.key, error, extra={"text": text})
+        self._site.shipping.look(self.key)
+
+    def _end(self, ending: Ending) -> None:
+        """Write the end of an attempt whose spool nobody else writes. Durable when it returns; repeatable."""
+        failed = ending.outcome == frame.OUTCOME_FAILED
+        finished = frame.Finished(outcome=ending.outcome, failure_reason=ending.failure_reason)
+        finished.evidence.tree_empty = True
+        finished.evidence.verify_time.GetCurrentTime()
+        with SpoolWriter.open(self._directory / SPOOL) as spool:
+            if spool.finished is None:
+                if ending.outcome == frame.OUTCOME_STOPPED:
+                    begun = frame.StopBegun(kind=self._stop.kind, reason=self._stop.reason)
+                    spool.append_notice(frame.SEVERITY_INFO, f"Stopping: {self._stop.reason}", begun)
+                severity = frame.SEVERITY_ERROR if failed else frame.SEVERITY_INFO
+                spool.append_notice(severity, ending.text, finished)
+            spool.sync()
+        self._site.shipping.look(self.key)
+
+    async def _follow(self) -> None:
+        """Return when the supervisor is gone and the spool has its end, written by it or in its stead."""
+        while True:
+            handle = SupervisorHandle.adopt(self._directory)
+            if handle is not None:
+                with handle:
+                    await self._watch(handle)
+            try:
+                await asyncio.to_thread(finish_lost, self._directory)
+            except SpoolBusy:
+                # A supervisor is just coming to life.
+                await asyncio.sleep(LOOK_SECONDS)
+            except OSError:
+                log.exception("the end of attempt %s cannot be written; trying again", self.key)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._site.shipping.look(self.key)
+                return
+
+    async def _watch(self, handle: SupervisorHandle) -> None:
+        """Pass on what the supervisor writes and what the server wants of it, until it is gone."""
+        stops = asyncio.create_task(self._pass_on_stops(handle))
+        try:
+            while handle.alive:
+                await handle.wait_growth(GROWTH_SECONDS)
+                self._site.shipping.look(self.key)
+        finally:
+            stops.cancel()
+            await asyncio.gather(stops, return_exceptions=True)
+
+    async def _pass_on_stops(self, handle: SupervisorHandle) -> None:
+        refusals = 0
+        while True:
+            await self._stopping.wait()
+            self._stopping.clear()
+            kind = StopKind.ABORT if self._stop.kind == frame.STOP_KIND_ABORT else StopKind.CANCEL
+            try:
+                await handle.stop(kind, self._stop.reason)
+            except SupervisorUnreachable as error:
+                refusals += 1
+                log.warning("attempt %s was not told to stop (%s): %s", self.key, kind, error)
+                if kind is StopKind.ABORT and refusals >= REFUSALS:
+                    log.error("the supervisor of attempt %s hangs and is killed", self.key)  # noqa: TRY400
+                    handle.kill()
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+                self._stopping.set()
+            else:
+                refusals = 0
+
+    async def _persist(self, write: Callable[[], None]) -> None:
+        """Write, and try again for as long as it takes: nothing that follows is true before it is written."""
+        while True:
+            try:
+                write()
+            except (OSError, JournalUnwritable, SpoolBusy):
+                log.exception("attempt %s cannot go on; trying again", self.key)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return

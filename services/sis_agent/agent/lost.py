@@ -1,0 +1,205 @@
+"""Finishes an attempt whose supervisor is dead: ends what is left of it, and says so in its spool.
+
+Nobody is the subreaper of those processes any more, so their descent proves nothing. They are found by their cgroup
+where there is one; and by what they cannot easily shed: the attempt's name in their environment, their id and start
+time where the supervisor had seen them, the session of one of those, and descent from any of these.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from services.sis_agent.agent import processes
+from services.sis_agent.agent.cgroup_tree import Cgroup
+from services.sis_agent.agent.evidence import Evidence, read_keys
+from services.sis_agent.agent.process_tree import kill_each
+from services.sis_agent.agent.processes import ProcessInfo
+from services.sis_agent.agent.recorder import Recorder
+from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
+from services.sis_agent.agent.supervisor_identity import PROCESSES, SPOOL, SupervisorIdentity
+from services.sis_agent.agent.termination import CONFIRM_SECONDS
+from services.sis_agent.agent.verdict import Verdict
+from sis.queue.v1 import frame_pb2 as pb
+
+_LOCK_SECONDS: Final = 1.0
+_LOCK_PAUSE: Final = 0.01
+_PAUSE: Final = 0.02
+_EMPTY_WALKS: Final = 2
+_READ_BYTES: Final = 1 << 20
+
+
+def finish_lost(directory: Path, *, confirm_seconds: float = CONFIRM_SECONDS) -> None:
+    """Have the attempt in this directory finished, if its supervisor has not done so itself. Blocks for up to 30 s.
+
+    Repeatable, also after it was interrupted. Afterwards no supervisor can start the attempt any more.
+
+    Raises:
+        SpoolBusy: a supervisor lives; adopt it.
+        OSError: the spool cannot be read or written. Repeatable.
+    """
+    with _open(directory / SPOOL) as writer:
+        if writer.finished is not None:
+            return
+        identity = SupervisorIdentity.read(directory)
+        if identity is not None and identity.process() is not None:
+            raise SpoolBusy("the supervisor of this attempt lives")
+        history = _History.read(directory / SPOOL)
+        recorder = Recorder(writer)
+        evidence = Evidence.resume(recorder, directory / PROCESSES, _notices(directory / SPOOL))
+        try:
+            remains = Remains(directory, identity)
+            survivors = _end(remains, evidence, confirm_seconds)
+            verdict = _judge(history, tree_empty=not survivors, started=identity is not None)
+            finished = pb.Finished(
+                outcome=verdict.outcome,
+                failure_reason=verdict.failure_reason,
+                evidence=evidence.to_proto(remains.method, survivors, tree_empty=not survivors),
+            )
+            if history.exit_code is not None:
+                finished.result_code = history.exit_code
+            recorder.notice(verdict.severity, verdict.text, finished)
+            recorder.sync()
+            if recorder.blocked:
+                raise OSError("the spool cannot be written")
+        finally:
+            evidence.close()
+            remains.close()
+
+
+class Remains:
+    """What is left of an attempt whose supervisor is dead."""
+
+    def __init__(self, directory: Path, identity: SupervisorIdentity | None) -> None:
+        self._identity = identity if identity is not None and identity.of_this_boot else None
+        self._cgroup = Cgroup(Path(identity.cgroup)) if self._identity and identity and identity.cgroup else None
+        self._seen = dict(read_keys(directory / PROCESSES))
+        self.method = "cgroup" if self._cgroup else "environment" if self._identity else "reboot"
+        """How it is looked for, as the evidence names it."""
+
+    def members(self) -> list[ProcessInfo]:
+        """The living processes that can be found. None after a restart of the machine."""
+        if self._identity is None:
+            return []
+        table = processes.read_all()
+        mark = f"SIS_ATTEMPT={self._identity.attempt}".encode()
+        inside = self._cgroup.pids() if self._cgroup else set()
+        leaders = {process.pid: process for process in table if process.pid == process.session}
+        found = {
+            process.key: process
+            for process in table
+            if process.pid in inside
+            or self._was_seen(process)
+            or self._in_seen_session(process, leaders)
+            or processes.environment_has(process.pid, mark)
+        }
+        found |= {process.key: process for process in processes.descendants(table, [pid for pid, _ in found])}
+        return [process for process in found.values() if process.alive and process.pid != os.getpid()]
+
+    def kill(self, members: list[ProcessInfo]) -> list[ProcessInfo]:
+        """Send KILL to these, and to all of the cgroup; returns those that were hit by name."""
+        hit = kill_each(members)
+        if self._cgroup is not None:
+            self._cgroup.kill()
+        return hit
+
+    def empty(self) -> bool:
+        """Whether the cgroup, where there is one, agrees that nothing is left."""
+        return self._cgroup is None or not self._cgroup.populated()
+
+    def close(self) -> None:
+        """Remove the cgroup as far as it is empty. Repeatable."""
+        if self._cgroup is not None:
+            self._cgroup.remove()
+
+    def _was_seen(self, process: ProcessInfo) -> bool:
+        return self._seen.get(process.pid) == process.start_ticks
+
+    def _in_seen_session(self, process: ProcessInfo, leaders: dict[int, ProcessInfo]) -> bool:
+        """Whether a process that was seen leads its session, or did; not one that has that id by now."""
+        seen_ticks = self._seen.get(process.session)
+        leader = leaders.get(process.session)
+        if seen_ticks is None or process.start_ticks < seen_ticks:
+            return False
+        return leader is None or leader.start_ticks == seen_ticks
+
+
+@dataclass(slots=True)
+class _History:
+    """What the spool says of the attempt's end so far."""
+
+    cause: pb.StopKind.ValueType | None = None
+    """The first stop that was begun before the payload had ended."""
+    ended: bool = False
+    exit_code: int | None = None
+
+    @classmethod
+    def read(cls, spool: Path) -> _History:
+        history = cls()
+        for notice in _notices(spool):
+            fact = notice.WhichOneof("fact")
+            if fact == "stop_begun" and not history.ended and history.cause is None:
+                history.cause = notice.stop_begun.kind
+            elif fact == "payload_ended":
+                history.ended = True
+                if notice.payload_ended.HasField("exit_code"):
+                    history.exit_code = notice.payload_ended.exit_code
+        return history
+
+
+def _open(spool: Path) -> SpoolWriter:
+    """The spool, as soon as its last writer has let it go."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return SpoolWriter.open(spool)
+        except SpoolBusy:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOCK_PAUSE)
+
+
+def _notices(spool: Path) -> Iterator[pb.Notice]:
+    with SpoolReader(spool) as reader:
+        sequence = 0
+        while frames := reader.read(sequence, _READ_BYTES):
+            sequence += len(frames)
+            for frame in map(pb.Frame.FromString, frames):
+                if frame.HasField("notice"):
+                    yield frame.notice
+
+
+def _end(remains: Remains, evidence: Evidence, confirm_seconds: float) -> list[ProcessInfo]:
+    """Kill until nothing is found twice in a row, or the time is over; returns what is left then."""
+    deadline = time.monotonic() + confirm_seconds
+    empty_walks = 0
+    while True:
+        members = remains.members()
+        empty_walks = empty_walks + 1 if not members and remains.empty() else 0
+        if empty_walks == _EMPTY_WALKS or time.monotonic() > deadline:
+            return members
+        evidence.seen(members)
+        for process in remains.kill(members):
+            evidence.signalled(process, "KILL")
+        if members:
+            time.sleep(_PAUSE)
+
+
+def _judge(history: _History, *, tree_empty: bool, started: bool) -> Verdict:
+    if not started:
+        return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", "Failed: no supervisor was started for this job")
+    if not tree_empty:
+        text = "Failed: the supervisor of this job was lost, and processes of the job could not be ended"
+        return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", text)
+    if history.cause == pb.STOP_KIND_TIME_OUT:
+        text = "Ended at its run timeout; its supervisor was lost meanwhile, and no process of it is left"
+        return Verdict(pb.OUTCOME_TIMED_OUT, "RUN_TIMEOUT", text)
+    if history.cause is not None:
+        text = "The job was stopped; its supervisor was lost meanwhile, and no process of it is left"
+        return Verdict(pb.OUTCOME_STOPPED, "", text)
+    text = "Failed: the supervisor of this job was lost; what was left of the job was ended"
+    return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", text)

@@ -1,0 +1,164 @@
+"""What a payload gives back through its files: output parameters (SIS_OUTPUT) and progress (SIS_PROGRESS).
+
+    name=value              up to the end of the line
+    name<<MARK              the lines up to one that is MARK; MARK is any text without blanks
+    ...
+    MARK
+
+The last value given for a name counts. Empty lines are passed over.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+MAX_FILE_BYTES: Final = 1 << 20
+MAX_VALUE_BYTES: Final = 64 << 10
+MAX_NAMES: Final = 200
+MAX_PROBLEMS: Final = 20
+MAX_PROGRESS_CHARACTERS: Final = 200
+
+_NAME: Final = re.compile(rb"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
+_ENTRY: Final = re.compile(rb"([^=<]*)(=|<<)(.*)", re.DOTALL)
+_PROGRESS: Final = re.compile(r"\s*([0-9]{1,3})\s*%?(?:\s+(.*))?")
+_PROGRESS_TAIL_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a payload gave back, and everything that is wrong with it."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    """Sentences that name the line or the output and say what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Outputs as their operation declares them."""
+
+    values: Mapping[str, str]
+    missing: tuple[str, ...]
+    """Required, and not given."""
+    undeclared: tuple[str, ...]
+    """Given, and not declared; not among the values."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReport:
+    """How far the payload says it is."""
+
+    percent: int
+    text: str
+
+
+def read_outputs(path: Path) -> Outputs:
+    """Read and parse the file. A payload may have made anything of it, so it is trusted in nothing."""
+    try:
+        content = _read(path, MAX_FILE_BYTES + 1)
+    except OSError as error:
+        return Outputs(problems=(f"the file named by SIS_OUTPUT cannot be read: {error.strerror}",))
+    if len(content) > MAX_FILE_BYTES:
+        return Outputs(problems=(f"the file named by SIS_OUTPUT is larger than {MAX_FILE_BYTES >> 20} MiB",))
+    return parse_outputs(content)
+
+
+def parse_outputs(content: bytes) -> Outputs:
+    """Parse the content of the file; at most 20 mistakes are named."""
+    values: dict[str, str] = {}
+    problems: list[str] = []
+    lines = content.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    index = 0
+    while index < len(lines) and len(problems) < MAX_PROBLEMS:
+        number, line = index + 1, lines[index]
+        index += 1
+        if not line.strip():
+            continue
+        match = _ENTRY.fullmatch(line)
+        if match is None or not _NAME.fullmatch(match[1]):
+            problems.append(f"line {number} of the output is neither name=value nor name<<MARK")
+            continue
+        name, raw = match[1].decode(), match[3]
+        if match[2] == b"<<":
+            if not raw or b" " in raw or b"\t" in raw:
+                problems.append(f"line {number}: the mark of the output {name} must be a text without blanks")
+                continue
+            try:
+                end = lines.index(raw, index)
+            except ValueError:
+                problems.append(f"line {number}: the block of the output {name} is not ended by its mark")
+                break
+            raw = b"\n".join(lines[index:end])
+            index = end + 1
+        problem = _take(values, name, raw)
+        if problem:
+            problems.append(f"line {number}: {problem}")
+    return Outputs(values, tuple(problems))
+
+
+def check(values: Mapping[str, str], declared: Mapping[str, bool]) -> Checked:
+    """Compare with what the operation declares: a name and whether it is required."""
+    return Checked(
+        values={name: value for name, value in values.items() if name in declared},
+        missing=tuple(name for name, required in declared.items() if required and name not in values),
+        undeclared=tuple(name for name in values if name not in declared),
+    )
+
+
+def read_progress(path: Path) -> ProgressReport | None:
+    """What the last line of the file says; None when it says nothing that can be understood."""
+    try:
+        content = _read(path, _PROGRESS_TAIL_BYTES, from_end=True)
+    except OSError:
+        return None
+    return parse_progress(content)
+
+
+def parse_progress(content: bytes) -> ProgressReport | None:
+    """`42`, or `42 a text`, on the last line that is not empty."""
+    line = content.rstrip().rpartition(b"\n")[2].decode("utf-8", "replace")
+    match = _PROGRESS.fullmatch(line)
+    if match is None or int(match[1]) > 100:
+        return None
+    text = "".join(character if character.isprintable() else " " for character in match[2] or "")
+    return ProgressReport(int(match[1]), text.strip()[:MAX_PROGRESS_CHARACTERS])
+
+
+def _take(values: dict[str, str], name: str, raw: bytes) -> str:
+    """Put the value in, or say what is wrong with it."""
+    if name not in values and len(values) >= MAX_NAMES:
+        return f"there are more than {MAX_NAMES} outputs"
+    if len(raw) > MAX_VALUE_BYTES:
+        return f"the output {name} is longer than {MAX_VALUE_BYTES >> 10} KiB"
+    if b"\0" in raw:
+        return f"the output {name} has a NUL character"
+    try:
+        values[name] = raw.decode()
+    except UnicodeDecodeError:
+        return f"the output {name} is not valid UTF-8"
+    return ""
+
+
+def _read(path: Path, size: int, *, from_end: bool = False) -> bytes:
+    # Neither a link nor a pipe nor a device can make this wait or read something else.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file any more")
+        content = bytearray()
+        offset = max(0, status.st_size - size) if from_end else 0
+        while len(content) < size and (piece := os.pread(descriptor, size - len(content), offset + len(content))):
+            content += piece
+        return bytes(content)
+    finally:
+        os.close(descriptor)

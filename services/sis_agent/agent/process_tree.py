@@ -1,0 +1,95 @@
+"""The tree of an attempt: every process that its payload has started, however it tries to get away.
+
+The supervisor is a child subreaper, so whatever loses its parent becomes its child. That makes one thing exact which
+no walk through /proc can be: when the kernel says that the supervisor has no child, nothing of the tree is left. Where
+a cgroup can be had as well, it finds and kills also what has got out of the line of descent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from abc import ABC, abstractmethod
+from typing import Final
+
+from services.sis_agent.agent import processes
+from services.sis_agent.agent.processes import ProcessInfo
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_WALL: Final = 0x40000000  # also children that are no ordinary ones
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ProcessTree(ABC):
+    """The tree below the calling process, which must be its supervisor (`become_subreaper`)."""
+
+    method: str
+    """How the tree is looked at, as the evidence names it."""
+    directory: str = ""
+    """Of the cgroup, where there is one."""
+
+    def fork(self) -> int:
+        """Fork as `os.fork` does; the child calls `enter` before anything of the payload runs. Raises OSError."""
+        return os.fork()
+
+    @abstractmethod
+    def enter(self) -> None:
+        """Have the calling process, just forked, belong to the tree. Raises OSError."""
+
+    @abstractmethod
+    def members(self) -> list[ProcessInfo]:
+        """The living processes of the tree. What forks at this moment may be missing."""
+
+    @abstractmethod
+    def empty(self) -> bool:
+        """Whether nothing of the tree is left: exact, and final once the payload was started."""
+
+    @abstractmethod
+    def kill(self) -> list[ProcessInfo]:
+        """Send KILL to all that can be found, once. Repeat until `empty`; returns those that were hit."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Remove what the tree needed, as far as it is empty. Repeatable."""
+
+
+def has_children() -> bool:
+    """Whether the kernel knows any child of this process, zombies included."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def kill_each(members: list[ProcessInfo]) -> list[ProcessInfo]:
+    """Send KILL to each; returns those that were hit. What this account may not signal is left."""
+    hit = []
+    for process in members:
+        try:
+            if processes.send_signal(process, signal.SIGKILL):
+                hit.append(process)
+        except PermissionError:
+            continue
+    return hit
+
+
+def become_subreaper() -> None:
+    """From now on, orphaned descendants become children of this process. Raises OSError."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when its parent, which has this pid, dies. Raises OSError."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

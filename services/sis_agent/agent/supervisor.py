@@ -1,0 +1,354 @@
+"""The supervisor: one process for each attempt, which starts the payload, keeps everything that it says, ends it when
+asked to, and proves that nothing of it is left.
+
+It is forked by the zygote, has a session of its own and lives on when agent and zygote die. One loop over descriptors
+and deadlines does everything, so that nothing keeps a stop waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from services.sis_agent.agent import command, outputs, payload, processes, spool, verdict
+from services.sis_agent.agent.control import Control
+from services.sis_agent.agent.evidence import Evidence
+from services.sis_agent.agent.output_pipes import OutputPipes
+from services.sis_agent.agent.payload import StartFailed
+from services.sis_agent.agent.process_tree import ProcessTree
+from services.sis_agent.agent.processes import ProcessInfo
+from services.sis_agent.agent.progress import ProgressFile
+from services.sis_agent.agent.recorder import Recorder
+from services.sis_agent.agent.spool import SpoolWriter
+from services.sis_agent.agent.supervisor_identity import OUTPUT, PROCESSES, PROGRESS, WORK, SupervisorIdentity
+from services.sis_agent.agent.termination import Termination
+from services.sis_agent.agent.verdict import Ending, Verdict
+from sis.packages.manifest import Manifest
+from sis.queue.v1 import dispatch_service_pb2 as dispatch
+from sis.queue.v1 import frame_pb2 as pb
+from sis.queue.v1 import job_pb2
+
+_LOOK_SECONDS: Final = 1.0
+_LOOK_SHARE: Final = 50  # looking around takes at most a fiftieth of the time
+_EMPTINESS_SECONDS: Final = 0.02
+_DRAIN_SECONDS: Final = 1.0
+_DEFAULT_GRACE: Final = 10.0
+_DEFAULT_OUTPUT_TIMEOUT: Final = 60.0
+_DEFAULT_LOG_CAP: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a supervisor is made for."""
+
+    directory: Path
+    """Of the attempt."""
+    package_directory: Path
+    """Of the unpacked package."""
+    manifest: Manifest | str
+    """Of the package; or why it cannot be used."""
+    assignment: dispatch.Assignment
+    identity: SupervisorIdentity
+
+
+class Supervisor:
+    """One attempt, from its start to its last frame.
+
+    It can be stopped as soon as it is made; nothing of the payload runs before `run`.
+    """
+
+    def __init__(self, order: Order, tree: ProcessTree, writer: SpoolWriter) -> None:
+        assignment = order.assignment
+        self._order = order
+        self._tree = tree
+        self._grace = _seconds(assignment, "cancel_grace") or _DEFAULT_GRACE
+        self._output_timeout = _seconds(assignment, "output_timeout") or _DEFAULT_OUTPUT_TIMEOUT
+        self._recorder = Recorder(writer)
+        self._evidence = Evidence(self._recorder, order.directory / PROCESSES)
+        self._termination = Termination(tree, self._evidence)
+        self._selector = selectors.DefaultSelector()
+        self._pipes = OutputPipes(self._selector, self._recorder, assignment.log_cap_bytes or _DEFAULT_LOG_CAP)
+        self._control = Control(order.directory, self._selector, self._stop)
+        self._progress = ProgressFile(order.directory / PROGRESS)
+        self._told_sequence = 0
+        self._look_at = 0.0
+
+        self._payload: ProcessInfo | None = None
+        self._started_at = 0.0
+        self._run_until: float | None = None
+        self._stop_kind: pb.StopKind.ValueType = pb.STOP_KIND_UNSPECIFIED
+        self._cause: pb.StopKind.ValueType | None = None
+        # Set when the initial process is reaped.
+        self._exit_code: int | None = None
+        self._ended_at: float | None = None
+        # Set when the tree is empty, or is waited for no longer.
+        self._drain_until: float | None = None
+        self._tree_empty = False
+        self._survivors: list[ProcessInfo] = []
+        self._finished = False
+
+    def run(self) -> None:
+        """Start the payload and see it to its end. Returns when the last frame is durable."""
+        self._wake_on_children()
+        if own := processes.read(os.getpid()):
+            self._evidence.supervisor(own)
+        try:
+            declared = self._start()
+        except StartFailed as error:
+            self._tree_empty = self._tree.empty()
+            self._finish(Verdict(pb.OUTCOME_FAILED, "EXEC_FAILED", f"Failed: {error}"), {})
+            return
+        self._step()
+        while not self._drained():
+            self._wait()
+            self._step()
+        self._pipes.close()
+        checked, problems = self._outputs(declared)
+        ending = Ending(self._exit_code, self._cause, self._tree_empty, problems, checked.missing)
+        self._finish(verdict.judge(ending), checked.values)
+
+    def _start(self) -> Mapping[str, bool]:
+        """Start the payload; returns its declared outputs and whether they are required. Raises StartFailed."""
+        order = self._order
+        if isinstance(order.manifest, str):
+            raise StartFailed(order.manifest)
+        operation = command.operation_of(order.assignment, order.manifest)
+        built = command.build(
+            order.assignment, operation, order.directory, order.package_directory, order.identity.attempt
+        )
+        (order.directory / WORK).mkdir(mode=0o700, exist_ok=True)
+        for name in (OUTPUT, PROGRESS):
+            (order.directory / name).touch(mode=0o600)
+        pid = payload.start(built, self._tree, self._pipes.stdout, self._pipes.stderr)
+        self._started_at = time.monotonic()
+        self._pipes.close_writers()
+        if limit := _seconds(order.assignment, "run_timeout"):
+            self._run_until = self._started_at + limit
+        self._look_at = self._started_at + _LOOK_SECONDS
+        self._payload = processes.read(pid)  # not reaped yet, so it is there
+        if self._payload is not None:
+            self._evidence.payload(self._payload)
+        return {name: output.required for name, output in operation.outputs.items()}
+
+    # ---- the loop
+
+    def _step(self) -> None:
+        """Do everything that is due."""
+        now = time.monotonic()
+        self._reap()
+        if self._run_until is not None and now >= self._run_until and self._ended_at is None and self._cause is None:
+            self._begin_stop(pb.STOP_KIND_TIME_OUT, "the run timeout has passed")
+        if self._drain_until is None:
+            self._termination.advance(now)
+        self._recorder.retry(now)
+        # A full disk holds the payload back: its pipes stay full.
+        self._pipes.watch(not self._recorder.blocked)
+        if self._pipes.flush_at is not None and now >= self._pipes.flush_at:
+            self._pipes.flush()
+        if now >= self._look_at:
+            self._look()
+        if self._drain_until is None:
+            self._settle(now)
+        elif self._recorder.blocked:
+            # What is in the pipes waits for the disk, however long that takes.
+            self._drain_until = now + _DRAIN_SECONDS
+        self._tell_watchers()
+
+    def _wait(self) -> None:
+        """Sleep until something happens or is due, and take what has come."""
+        due = [self._look_at, self._recorder.retry_at, self._pipes.flush_at]
+        if self._drain_until is not None:
+            due.append(self._drain_until)
+        elif self._ended_at is not None:
+            due += [self._termination.due_at, time.monotonic() + _EMPTINESS_SECONDS]
+        else:
+            due += [self._termination.due_at, self._run_until if self._cause is None else None]
+        self._handle_events(min(at for at in due if at is not None))
+
+    def _handle_events(self, until: float) -> None:
+        for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
+            key.data()
+
+    def _wake_on_children(self) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+        def drain() -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 4096)
+
+        self._selector.register(reader, selectors.EVENT_READ, drain)
+
+    def _tell_watchers(self) -> None:
+        if self._recorder.sequence != self._told_sequence:
+            self._told_sequence = self._recorder.sequence
+            self._control.notify()
+
+    def _look(self) -> None:
+        """Record new processes and progress."""
+        before = time.monotonic()
+        if not self._recorder.blocked:
+            self._evidence.seen(self._tree.members())
+            self._report_progress()
+        after = time.monotonic()
+        self._look_at = after + max(_LOOK_SECONDS, (after - before) * _LOOK_SHARE)
+
+    def _report_progress(self) -> None:
+        if report := self._progress.news():
+            fact = pb.Progress(percent=report.percent, text=report.text)
+            self._recorder.notice(pb.SEVERITY_INFO, f"Progress: {report.percent} % {report.text}".rstrip(), fact)
+
+    # ---- the end of processes
+
+    def _reap(self) -> None:
+        """Take the exit of every child that has ended: the payload, and orphans of its tree."""
+        while True:
+            try:
+                # Left a zombie at first, so that its name can still be read.
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None:
+                return
+            process = processes.read(found.si_pid)
+            _, status = os.waitpid(found.si_pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            of_payload = process is not None and self._payload is not None and process.key == self._payload.key
+            if of_payload:
+                self._pipes.read_present()
+            if process is not None:
+                self._evidence.reaped(process, code)
+            if of_payload:
+                self._payload_ended(code)
+
+    def _payload_ended(self, code: int) -> None:
+        now = self._ended_at = time.monotonic()
+        self._exit_code = code
+        self._report_progress()
+        fact = pb.PayloadEnded()
+        fact.run_time.FromMilliseconds(int((now - self._started_at) * 1000))
+        if code < 0:
+            fact.signal = processes.signal_name(-code)
+            how = f"was ended by signal {fact.signal}"
+        else:
+            fact.exit_code = code
+            how = f"ended with exit code {code}"
+        text = f"Payload processing {how} after {now - self._started_at:.1f} s"
+        self._recorder.notice(pb.SEVERITY_INFO, text, fact)
+        if not self._tree.empty() and (left := self._tree.members()):
+            self._recorder.notice(pb.SEVERITY_WARNING, "Ending the processes that the payload has left behind")
+            self._termination.terminate(left, now, self._grace)
+
+    def _settle(self, now: float) -> None:
+        """Look whether anything of the tree is left, once nothing more can begin or it was waited for long enough."""
+        if self._ended_at is not None and self._tree.empty():
+            self._tree_empty = True
+        else:
+            limits = [self._termination.give_up_at]
+            if self._ended_at is not None:
+                # A tree that shows no members, and is not empty, gets its KILL as well.
+                self._termination.kill(self._ended_at + self._grace)
+                limits.append(self._ended_at + self._output_timeout)
+            if not any(limit is not None and now >= limit for limit in limits):
+                return
+            self._survivors = self._tree.members()
+        self._drain_until = now + _DRAIN_SECONDS
+
+    def _drained(self) -> bool:
+        """Whether the tree is settled and its output is read: to the end, or for a second."""
+        if self._drain_until is None or self._recorder.blocked:
+            return False
+        if not self._pipes.open:
+            self._pipes.flush()
+            return True
+        if time.monotonic() < self._drain_until:
+            return False
+        self._pipes.flush()
+        text = "The output is held open by a process that is not of this job; nothing more of it is recorded"
+        self._recorder.notice(pb.SEVERITY_WARNING, text)
+        return True
+
+    # ---- stops
+
+    def _stop(self, kind: pb.StopKind.ValueType, reason: str) -> None:
+        """A stop was asked for. Again, or a weaker one after a stronger: nothing changes."""
+        if self._finished:
+            return
+        self._reap()
+        if kind > self._stop_kind:
+            self._begin_stop(kind, reason)
+
+    def _begin_stop(self, kind: pb.StopKind.ValueType, reason: str) -> None:
+        now = time.monotonic()
+        timed_out = kind == pb.STOP_KIND_TIME_OUT
+        self._stop_kind = pb.STOP_KIND_CANCEL if timed_out else kind
+        text = {
+            pb.STOP_KIND_CANCEL: "Cancel request received",
+            pb.STOP_KIND_ABORT: "Abort request received",
+            pb.STOP_KIND_TIME_OUT: "Run timeout reached",
+        }[kind]
+        if self._ended_at is not None:
+            text += " after the payload had ended"
+        fact = pb.StopBegun(kind=kind, reason=spool.clean_text(reason))
+        self._recorder.notice(pb.SEVERITY_WARNING, f"{text}, reason: {reason or 'none given'}", fact)
+        self._recorder.sync()
+        if self._ended_at is None and self._cause is None:
+            self._cause = kind
+        if kind == pb.STOP_KIND_ABORT:
+            self._termination.kill(now)
+        elif self._ended_at is None and self._payload is not None:
+            # As it is now: it may have stopped itself.
+            current = processes.read(self._payload.pid)
+            self._termination.terminate([current or self._payload], now, self._grace)
+
+    # ---- the last frames
+
+    def _outputs(self, declared: Mapping[str, bool]) -> tuple[outputs.Checked, tuple[str, ...]]:
+        """What the payload gave back, and what is wrong with it; nothing after a stop."""
+        if self._cause is not None or not self._tree_empty:
+            return outputs.Checked({}, (), ()), ()
+        self._recorder.notice(pb.SEVERITY_INFO, "Processing output")
+        found = outputs.read_outputs(self._order.directory / OUTPUT)
+        checked = outputs.check(found.values, declared)
+        for problem in found.problems:
+            self._recorder.notice(pb.SEVERITY_WARNING, f"Output: {problem}")
+        if checked.undeclared:
+            names = ", ".join(checked.undeclared)
+            text = f"Output: the operation does not declare {names}; not kept"
+            self._recorder.notice(pb.SEVERITY_WARNING, text)
+        return checked, found.problems
+
+    def _finish(self, end: Verdict, values: Mapping[str, str]) -> None:
+        """Write the last frame and wait until it is durable: nobody else can say how the attempt ended."""
+        finished = pb.Finished(
+            outcome=end.outcome,
+            failure_reason=end.failure_reason,
+            outputs=[job_pb2.OutputParameter(name=name, value=value) for name, value in values.items()],
+            evidence=self._evidence.to_proto(self._tree.method, self._survivors, tree_empty=self._tree_empty),
+            discarded_bytes=self._pipes.discarded,
+        )
+        if self._exit_code is not None and self._exit_code >= 0:
+            finished.result_code = self._exit_code
+        self._finished = True
+        self._recorder.notice(end.severity, end.text, finished)
+        self._recorder.sync()
+        self._tell_watchers()
+        while (retry_at := self._recorder.retry_at) is not None:
+            self._handle_events(retry_at)
+            self._recorder.retry(time.monotonic())
+            self._tell_watchers()
+
+
+def _seconds(assignment: dispatch.Assignment, field: str) -> float:
+    """A duration of the assignment; 0 where it is absent."""
+    return float(getattr(assignment, field).ToTimedelta().total_seconds())

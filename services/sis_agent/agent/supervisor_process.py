@@ -1,0 +1,102 @@
+"""How a fresh fork of the zygote becomes the supervisor of an attempt, the only one that it will ever have."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from setproctitle import setproctitle
+
+from services.sis_agent.agent import process_tree, processes
+from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptKey
+from services.sis_agent.agent.cgroup_tree import CgroupTree
+from services.sis_agent.agent.spool import SpoolWriter
+from services.sis_agent.agent.subreaper_tree import SubreaperTree
+from services.sis_agent.agent.supervisor import Order, Supervisor
+from services.sis_agent.agent.supervisor_identity import LOG, SPOOL, AlreadyStarted, SupervisorIdentity
+from sis.packages.manifest import Manifest
+from sis.queue.v1 import dispatch_service_pb2 as dispatch
+
+# What cannot be caught, what says that this process itself is at fault, and what is harmless.
+_LEFT_ALONE: Final = {
+    *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGCHLD),
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS),
+}
+
+Announce = Callable[[SupervisorIdentity], None]
+
+
+def supervise(
+    directory: Path, package_directory: Path, manifest: Manifest | str, announce: Announce, *, cgroups: bool
+) -> None:
+    """Supervise the attempt that lies in a directory, to its end.
+
+    `announce` is called once the supervisor can be found and stopped; nothing of the payload runs before.
+
+    Raises:
+        SpoolBusy, AlreadyStarted: the attempt has or had a supervisor, or has ended. Nothing was started.
+        OSError, DecodeError: its directory cannot be used. Nothing was started.
+    """
+    # The lock on the spool comes first and is kept to the end: whoever gets it knows that no supervisor lives.
+    with SpoolWriter.open(directory / SPOOL) as writer:
+        if writer.finished is not None:
+            raise AlreadyStarted("the attempt has ended")
+        assignment = dispatch.Assignment.FromString((directory / ASSIGNMENT).read_bytes())
+        key = AttemptKey.of(assignment.attempt)
+        setproctitle(f"sis-supervisor: job {key}")
+        attempt = f"{key}.{secrets.token_hex(8)}"
+        tree = (CgroupTree.create(attempt) if cgroups else None) or SubreaperTree()
+        try:
+            own = processes.read(os.getpid())
+            if own is None:
+                raise OSError("the process table in /proc cannot be read")
+            identity = SupervisorIdentity(own.pid, own.start_ticks, processes.boot_id(), attempt, tree.directory)
+            identity.write(directory)
+            order = Order(directory, package_directory, manifest, assignment, identity)
+            supervisor = Supervisor(order, tree, writer)
+            announce(identity)
+            try:
+                supervisor.run()
+            except BaseException:
+                # A fault of its own: the agent will find a dead supervisor, and this leaves it less to clean up.
+                traceback.print_exc()
+                tree.kill()
+                raise
+        finally:
+            tree.close()
+
+
+def detach(directory: Path, keep: int) -> None:
+    """Leave behind, in a fresh fork, what belongs to the zygote: its session, signals and descriptors but one.
+
+    Raises:
+        OSError: the attempt's directory cannot be used.
+    """
+    os.setsid()
+    os.umask(0o077)
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - _LEFT_ALONE:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (a hot path)
+        if (descriptor := int(name)) > 2 and descriptor != keep:
+            _close(descriptor)
+    null = os.open(os.devnull, os.O_RDWR)
+    log = os.open(directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(log)
+    process_tree.become_subreaper()
+
+
+def _close(descriptor: int) -> None:
+    try:
+        os.close(descriptor)
+    except OSError:  # the one through which the list was read
+        return

@@ -1,0 +1,50 @@
+"""What can be wrong with a stream or a request to the hub, each with its reason (`sis.errors.v1.Reason`)."""
+
+from __future__ import annotations
+
+from services.runtime.errors import Aborted, DeadlineExceeded, FieldViolation, InvalidArgument, NotFound, Unavailable
+
+
+class StaleEpoch(Aborted):
+    reason = "STALE_EPOCH"
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(f"a newer stream of agent {agent} was opened; this one is over", metadata={"agent": agent})
+
+
+class NoHello(DeadlineExceeded):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"hello: none came within {seconds:g} s; send it first, as soon as the stream is open")
+
+
+class SilentAgent(Unavailable):
+    def __init__(self, agent: str, seconds: float) -> None:
+        super().__init__(f"agent {agent} was silent for {seconds:g} s; connect again", retry_after=0.2)
+
+
+class SlowAgent(Unavailable):
+    def __init__(self, agent: str) -> None:
+        super().__init__(f"agent {agent} reads too slowly; connect again, nothing is lost", retry_after=0.2)
+
+
+class ShuttingDown(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("this hub shuts down; connect to another one, or to this one later", retry_after=0.2)
+
+
+class AgentNotFound(NotFound):
+    reason = "AGENT_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"name: no agent {name!r} has ever been connected; `sis agents list` shows the agents",
+            metadata={"name": name},
+        )
+
+
+class InvalidToken(InvalidArgument):
+    reason = "INVALID_TOKEN"
+
+    def __init__(self, field: str) -> None:
+        description = "is damaged or was made for another request; begin again without it"
+        super().__init__(f"{field}: {description}", violations=[FieldViolation(field, description)])

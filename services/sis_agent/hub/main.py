@@ -1,0 +1,150 @@
+"""The hub: the agents' streams and their registry. `python -m services.sis_agent.hub.main [migrate]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import uvloop
+from pydantic import Field, StringConstraints
+from pydantic_settings import SettingsConfigDict
+
+from services.runtime.database import Database, migrate
+from services.runtime.errors import SisError
+from services.runtime.server import Listener, Server, run
+from services.runtime.settings import Endpoint, Settings, Sha256Hex
+from services.runtime.telemetry import configure_logging
+from services.sis_agent.hub.dispatcher import Dispatcher
+from services.sis_agent.hub.heartbeats import Heartbeats
+from services.sis_agent.hub.presence import Presence
+from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.reporter import Reporter
+from services.sis_agent.hub.servicers import AgentAdminServicer, AgentServicer
+from services.sis_agent.hub.sessions import Sessions
+from services.sis_agent.hub.streams import Streams
+from services.sis_agent.hub.tables import SCHEMA
+from services.sis_agent.hub.watch import Watch
+from sis.agent.v1.agent_admin_service_pb2_grpc import add_AgentAdminServiceServicer_to_server
+from sis.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+POOL = 2
+
+
+class HubSettings(Settings):
+    """The environment of a hub."""
+
+    model_config = SettingsConfigDict(env_prefix="SIS_HUB_")
+
+    # Unlike that of any other hub.
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    database_url: str
+    # Past a connection pooler, for migrations.
+    database_direct_url: str | None = None
+    agent_listen: Endpoint
+    listen: Endpoint
+    # The queue's internal listener.
+    queue_endpoint: Endpoint
+    admin_token_sha256: Sha256Hex
+    # How often agents show that they live, and the hub says so to the queue.
+    beat_seconds: Annotated[float, Field(ge=0.1, le=10)] = 5.0
+    # Of one agent, in memory.
+    unacknowledged_limit_bytes: Annotated[int, Field(ge=1024 * 1024, le=16 * 1024 * 1024)] = 4 * 1024 * 1024
+
+
+class Hub:
+    """The parts of a hub, wired; `serve` has it run until SIGTERM. It keeps nothing that a successor needs."""
+
+    def __init__(self, settings: HubSettings) -> None:
+        name = settings.name
+        self._database = Database(settings.database_url, pool_size=POOL, application_name=f"sis-hub {name}")
+        self._connection = QueueConnection(settings.queue_endpoint, settings.tls)
+        self.sessions = Sessions()
+        self._dispatcher = Dispatcher(self._connection, self.sessions)
+        self._reporter = Reporter(
+            self._connection,
+            session_bytes=settings.unacknowledged_limit_bytes,
+            on_free=self._dispatcher.wake,
+        )
+        self._watch = Watch(
+            self._connection,
+            self.sessions,
+            hub=name,
+            on_open=self._reporter.wake,
+            on_wake=self._dispatcher.wake,
+        )
+        self._presence = Presence(self._database, self.sessions, hub=name)
+        self._heartbeats = Heartbeats(
+            self._connection,
+            self.sessions,
+            self._dispatcher,
+            self._presence,
+            hub=name,
+            interval=settings.beat_seconds,
+        )
+        self._streams = Streams(
+            self._connection,
+            self.sessions,
+            self._reporter,
+            hub=name,
+            beat_interval=settings.beat_seconds,
+            unacknowledged_limit_bytes=settings.unacknowledged_limit_bytes,
+            on_free=self._dispatcher.wake,
+        )
+        self.server = Server(
+            "hub",
+            [
+                (add_AgentServiceServicer_to_server, AgentServicer(self._streams, self._connection)),
+                (add_AgentAdminServiceServicer_to_server, AgentAdminServicer(self._database)),
+            ],
+            [
+                Listener(settings.agent_listen, settings.tls, demand_client_certificate=True),
+                Listener(settings.listen, settings.tls),
+            ],
+            admin_token_sha256=settings.admin_token_sha256,
+        )
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM."""
+        try:
+            await run(
+                self.server,
+                self._watch.run,
+                self._dispatcher.run,
+                self._reporter.run,
+                self._heartbeats.run,
+                self._streams.run,
+                self._presence.run,
+                healthy=self._watch.healthy,
+                on_drain=self._drain,
+            )
+        finally:
+            await self._connection.close()
+            await self._database.dispose()
+
+    async def _drain(self) -> None:
+        self._dispatcher.stop()
+        await self._streams.drain()
+        await self._presence.written()
+
+
+async def serve(settings: HubSettings) -> None:
+    """Serve until SIGTERM."""
+    await Hub(settings).serve()
+
+
+def main() -> None:
+    configure_logging("hub")
+    settings = HubSettings.load()
+    if sys.argv[1:] == ["migrate"]:
+        try:
+            migrate(settings.database_direct_url or settings.database_url, MIGRATIONS, SCHEMA)
+        except SisError as error:
+            sys.exit(f"error: {error}")
+        return
+    uvloop.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

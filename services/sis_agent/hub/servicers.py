@@ -1,0 +1,73 @@
+"""AgentService and AgentAdminService: convert, one call, convert back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from services.runtime.access import current_caller
+from services.runtime.database import Database
+from services.runtime.interceptors import Context
+from services.sis_agent.hub import convert, registry
+from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.streams import Streams
+from sis.agent.v1 import agent_admin_service_pb2 as admin
+from sis.agent.v1 import agent_admin_service_pb2_grpc as admin_rpc
+from sis.agent.v1 import agent_service_pb2 as stream
+from sis.agent.v1 import agent_service_pb2_grpc as rpc
+from sis.queue.v1 import dispatch_service_pb2 as queue
+
+
+class AgentServicer(rpc.AgentServiceServicer):
+    """Adapts AgentService to `streams` and the queue's archives."""
+
+    def __init__(self, streams: Streams, connection: QueueConnection) -> None:
+        self._streams = streams
+        self._connection = connection
+
+    async def Connect(
+        self, request_iterator: AsyncIterator[stream.ConnectRequest], context: Context
+    ) -> AsyncIterator[stream.ConnectResponse]:
+        caller = current_caller()
+        agent = queue.AgentIdentity(name=caller.name, group=caller.group)
+        session = await self._streams.open(agent, request_iterator)
+        reader = asyncio.create_task(self._streams.read(session, request_iterator))
+        try:
+            async with aclosing(session.outgoing()) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            session.close()
+            reader.cancel()
+            await asyncio.wait([reader])
+
+    async def FetchPackage(
+        self, request: stream.FetchPackageRequest, context: Context
+    ) -> AsyncIterator[stream.FetchPackageResponse]:
+        digest, offset = convert.fetch_package(request)
+        async with aclosing(self._connection.package_archive(digest, offset)) as chunks:
+            async for chunk in chunks:
+                yield stream.FetchPackageResponse(chunk=chunk.chunk, size_bytes=chunk.size_bytes)
+
+
+class AgentAdminServicer(admin_rpc.AgentAdminServiceServicer):
+    """Adapts AgentAdminService to `registry`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def ListAgents(self, request: admin.ListAgentsRequest, context: Context) -> admin.ListAgentsResponse:
+        query = convert.list_agents(request)
+        async with self._database.begin() as connection:
+            agents, more = await registry.list_agents(connection, query)
+        return admin.ListAgentsResponse(
+            agents=map(convert.agent_to_proto, agents),
+            next_page_token=convert.page_token(agents[-1].name, query.agent_group) if more else "",
+        )
+
+    async def GetAgent(self, request: admin.GetAgentRequest, context: Context) -> admin.GetAgentResponse:
+        name = convert.agent_name(request)
+        async with self._database.begin() as connection:
+            agent = await registry.get_agent(connection, name)
+        return admin.GetAgentResponse(agent=convert.agent_to_proto(agent))

@@ -1,0 +1,162 @@
+"""The life of an agent's stream on this hub: hello, welcome, what the agent says, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from google.protobuf import duration_pb2
+
+from services.runtime.errors import InvalidArgument, SisError
+from services.sis_agent.hub import convert
+from services.sis_agent.hub.errors import NoHello, ShuttingDown, SilentAgent
+from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.reporter import Reporter
+from services.sis_agent.hub.sessions import Session, Sessions
+from sis.agent.v1 import agent_service_pb2 as stream
+from sis.queue.v1 import dispatch_service_pb2 as queue
+
+HELLO_SECONDS = 10.0
+SILENT_INTERVALS = 3
+"""An agent that misses so many beats is gone."""
+
+_CLOSES_AT_ONCE = 8
+
+_log = logging.getLogger("streams")
+
+
+class Streams:
+    """Opens sessions at the queue, reads what agents say, and tells the queue when a session has ended."""
+
+    def __init__(
+        self,
+        connection: QueueConnection,
+        sessions: Sessions,
+        reporter: Reporter,
+        *,
+        hub: str,
+        beat_interval: float,
+        unacknowledged_limit_bytes: int,
+        on_free: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._sessions = sessions
+        self._reporter = reporter
+        self._hub = hub
+        self._silent_seconds = SILENT_INTERVALS * beat_interval
+        self._beat_interval = duration_pb2.Duration()
+        self._beat_interval.FromMilliseconds(round(beat_interval * 1000))
+        self._limit_bytes = unacknowledged_limit_bytes
+        self._on_free = on_free
+        self._draining = False
+        # The newest ended session of each agent that the queue has not been told of.
+        self._ended: dict[str, Session] = {}
+        self._some_ended = asyncio.Event()
+        self._all_told = asyncio.Event()
+        self._all_told.set()
+        sessions.subscribe(opened=lambda _: None, closed=self._closed)
+
+    async def open(self, agent: queue.AgentIdentity, requests: AsyncIterator[stream.ConnectRequest]) -> Session:
+        """Take the hello, open a session at the queue, and queue the welcome and what follows it.
+
+        Raises:
+            InvalidArgument: the first message is no sound hello.
+            NoHello, ShuttingDown, StaleEpoch; Unavailable if the queue does not answer.
+        """
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                first = await anext(requests, None)
+        except TimeoutError:
+            raise NoHello(HELLO_SECONDS) from None
+        hello = convert.hello(first)
+        self._refuse_when_draining()
+        with self._sessions.opening(agent.name):
+            request = queue.OpenSessionRequest(agent=agent, hub=self._hub, hello=hello)
+            opened = await self._connection.open_session(request)
+            session = Session(agent.name, agent.group, opened.epoch, hello)
+            self._refuse_when_draining()
+            session.welcome(
+                stream.Welcome(
+                    epoch=opened.epoch,
+                    verdicts=opened.verdicts,
+                    beat_interval=self._beat_interval,
+                    unacknowledged_limit_bytes=self._limit_bytes,
+                )
+            )
+            for assignment in opened.assignments:
+                session.assign(assignment)
+            for stop in opened.stops:
+                session.stop(stop)
+            self._sessions.add(session)
+        _log.info("agent %s opened session %d", session.agent, session.epoch)
+        return session
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise ShuttingDown
+
+    async def read(self, session: Session, requests: AsyncIterator[stream.ConnectRequest]) -> None:
+        """Take in what the agent says until its end, which closes the session."""
+        try:
+            while (request := await self._next(session, requests)) is not None:
+                session.heard = True
+                match request.WhichOneof("content"):
+                    case "reports":
+                        await self._reporter.submit(session, request.reports.reports)
+                    case "beat":
+                        self._beat(session, request.beat)
+                    case "hello":
+                        raise InvalidArgument.field("hello", "comes once: open a new stream for another one")
+                    case _:
+                        raise InvalidArgument.field("content", "is missing or unknown here: send reports or a beat")
+        except Exception as error:
+            session.close(error)
+        else:
+            session.close()
+
+    async def _next(
+        self, session: Session, requests: AsyncIterator[stream.ConnectRequest]
+    ) -> stream.ConnectRequest | None:
+        # Only the wait for the agent counts as its silence, not the one for room among the reports.
+        try:
+            async with asyncio.timeout(self._silent_seconds):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise SilentAgent(session.agent, self._silent_seconds) from None
+
+    def _beat(self, session: Session, beat: stream.Beat) -> None:
+        free = session.slots.free
+        session.slots.beat(map(convert.attempt_key, beat.attempts), beat.free_slots, draining=beat.draining)
+        if session.slots.free > free:
+            self._on_free()
+
+    def _closed(self, session: Session) -> None:
+        newest = self._sessions.of(session.agent)
+        if newest is None:
+            self._ended[session.agent] = session
+            self._some_ended.set()
+            self._all_told.clear()
+
+    async def run(self) -> None:
+        """Tell the queue of ended sessions, for ever. It is told once: silence says the same, later."""
+        while True:
+            await self._some_ended.wait()
+            self._some_ended.clear()
+            while self._ended:
+                some = [self._ended.pop(name) for name in list(self._ended)[:_CLOSES_AT_ONCE]]
+                await asyncio.gather(*map(self._tell, some))
+            self._all_told.set()
+
+    async def _tell(self, session: Session) -> None:
+        try:
+            await self._connection.close_session(session.reference)
+        except SisError as error:
+            _log.warning("the queue was not told that agent %s is gone: %s", session.agent, error.message)
+
+    async def drain(self) -> None:
+        """Refuse new streams, end those that are here, so that their agents go elsewhere, and wait until what they
+        had said is committed and the queue knows that they are gone."""
+        self._draining = True
+        self._sessions.close_all(ShuttingDown())
+        await asyncio.gather(self._reporter.drained(), self._all_told.wait())

@@ -1,0 +1,72 @@
+"""The stream by which the queue wakes this hub and sends it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+
+from services.runtime.backoff import Backoff
+from services.runtime.errors import SisError
+from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.sessions import Sessions
+
+GRACE_SECONDS = 10.0
+"""For so long a hub whose queue is gone still counts as healthy: a restart of the queue takes less."""
+
+_log = logging.getLogger("watch")
+
+
+class Watch:
+    """Keeps one Watch call open, for ever. `on_wake` is called for each wake-up, `on_open` once the queue has
+    answered a new call."""
+
+    def __init__(
+        self,
+        connection: QueueConnection,
+        sessions: Sessions,
+        *,
+        hub: str,
+        on_open: Callable[[], None],
+        on_wake: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._sessions = sessions
+        self._hub = hub
+        self._on_open = on_open
+        self._on_wake = on_wake
+        self._open = False
+        self._lost_at: float | None = None
+
+    async def run(self) -> None:
+        """Watch, again and again."""
+        backoff = Backoff(initial=0.1, maximum=2.0)
+        while True:
+            try:
+                await self._follow(backoff)
+                _log.info("the queue has ended the watch")
+            except SisError as error:
+                _log.warning("the queue cannot be watched: %s", error.message)
+            finally:
+                if self._open:
+                    self._open = False
+                    self._lost_at = asyncio.get_running_loop().time()
+            await asyncio.sleep(backoff.next_delay())
+
+    async def _follow(self, backoff: Backoff) -> None:
+        async with aclosing(self._connection.watch(self._hub)) as responses:
+            async for response in responses:
+                if not self._open:
+                    self._open = True
+                    backoff.reset()
+                    self._on_open()
+                self._sessions.stop(response.stops)
+                if response.wake:
+                    self._on_wake()
+
+    async def healthy(self) -> bool:
+        """Whether the queue answers, or did until a moment ago: else this hub is of no use to an agent."""
+        if self._open:
+            return True
+        return self._lost_at is not None and asyncio.get_running_loop().time() - self._lost_at < GRACE_SECONDS

@@ -1,0 +1,59 @@
+"""Errors as a person sees them: a line for each problem, on standard error, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+
+from sis.cli.text import visible
+from sis.client import ApiError, ClientError
+
+# The options by which people give the fields of a request.
+_OPTIONS = {
+    "display_name": "--name",
+    "type": "--type",
+    "package": "--package",
+    "operation": "--operation",
+    "parameters": "--param",
+    "site_target": "--site",
+    "priority": "--priority",
+    "deferred": "--defer",
+    "not_before": "--not-before",
+    "latest_start": "--latest-start",
+    "run_timeout": "--timeout",
+    "heartbeat_timeout": "--heartbeat-timeout",
+    "labels": "--label",
+    "request_id": "--request-id",
+    "reason": "--reason",
+    "page_size": "--page-size",
+    "page_token": "--page-token",
+    "order_by": "--order",
+}
+
+
+def lines(error: ClientError) -> list[str]:
+    """One line for each problem: each wrong field with the option that holds it and what to do."""
+    if not isinstance(error, ApiError):
+        return [str(error)]
+    if error.violations:
+        return [_field(violation.field) + violation.description for violation in error.violations]
+    if error.unreachable and error.code == "UNAVAILABLE":
+        return [f"{error.message}; see `sis status`, start a local stack with `sis up --detach`"]
+    return [error.message.removeprefix("job_id: ")]
+
+
+def report(error: ClientError, subject: str = "") -> None:
+    """Print an error, with what it is about in front where it does not say so itself."""
+    for line in lines(error):
+        say(f"{subject}: {line}" if subject and subject not in line else line)
+
+
+def say(problem: str) -> None:
+    """Print one problem."""
+    print(f"error: {visible(problem)}", file=sys.stderr)
+
+
+def _field(field: str) -> str:
+    if field == "job_id":
+        return ""  # an argument without a name; what is wrong with it names the job
+    option = _OPTIONS.get(field.partition(".")[0].partition("[")[0])
+    return f"{option}, {field}: " if option else f"{field}: "

@@ -1,0 +1,106 @@
+"""The command `sis`: what people type, as calls of the client and of the local stack.
+
+Exit codes: 0 done, 1 refused or failed, 2 not understood, 130 interrupted. Every problem is a line on
+standard error that begins with "error: "; a traceback is a fault of this program.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from sis.cli import agents, jobs, packages, stack
+
+app = typer.Typer(
+    name="sis",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="SIS: put jobs on the queue, follow them live, stop them for good.",
+)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(packages.app, name="packages")
+app.add_typer(agents.app, name="agents")
+stack.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sis {version('sis')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; return its exit code. Raises for nothing that a person typed or a server said."""
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the locale, output must not fail on a character.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    for argument in arguments:
+        if any("\udc80" <= character <= "\udcff" for character in argument):
+            return _fail(f"the argument {argument!a} is not valid UTF-8", 2)
+    try:
+        result = app(args=list(arguments), prog_name="sis", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        hint = _hint(error)
+        return _fail(f"{_lowered(error.format_message())}{hint}", error.exit_code)
+    except typer.Abort:
+        return 130
+    except BrokenPipeError:
+        # Whoever read has read enough. Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except Exception as error:
+        return _known(error)
+    return result if isinstance(result, int) else 0
+
+
+def _known(error: Exception) -> int:
+    """The exit code for an error of the client, after its lines; anything else is a fault and goes on."""
+    # Imported here, as the quick commands need neither.
+    from sis.cli import failures
+    from sis.cli.values import OptionError
+    from sis.client import ClientError
+
+    if isinstance(error, OptionError):
+        return _fail(str(error), 2)
+    if isinstance(error, ClientError):
+        failures.report(error)
+        return 1
+    raise error
+
+
+def _hint(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see `{context.command_path} --help`)" if context is not None else ""
+
+
+def _fail(problem: str, code: int) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return code
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:].rstrip(".")

@@ -1,0 +1,137 @@
+"""`sis up`, `sis down`, `sis status`, `sis demo`: the stack on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from sis.cli.options import Data, Json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (up, down, status, demo):
+        app.command()(command)
+
+
+def up(
+    detach: Annotated[bool, typer.Option("--detach", help="Return once everything is healthy.")] = False,
+    hubs: Annotated[int | None, typer.Option("--hubs", min=1, help="How many hubs (1).")] = None,
+    agents: Annotated[
+        int | None, typer.Option("--agents", min=0, help="How many local agents, in group local (1).")
+    ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, help="Jobs at once, for each agent (8).")] = None,
+    queue_port: Annotated[
+        int | None, typer.Option("--queue-port", min=0, max=65535, help="Where people call; 0 picks one.")
+    ] = None,
+    queue_internal_port: Annotated[
+        int | None, typer.Option("--queue-internal-port", min=0, max=65535, help="Where hubs call.")
+    ] = None,
+    hub_port: Annotated[
+        int | None, typer.Option("--hub-port", min=0, max=65535, help="Where people call the first hub.")
+    ] = None,
+    hub_agent_port: Annotated[
+        int | None, typer.Option("--hub-agent-port", min=0, max=65535, help="Where agents call it.")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Start the stack on this machine: PostgreSQL, queue, hubs, agents; restart what dies, until Ctrl-C.
+
+    What is not given stays as at the last start. Data survives down and up.
+    """
+    from sis.client.endpoints import data_directory
+
+    with _stack_errors():
+        import sis.stack
+
+        options = sis.stack.Options(
+            data=data_directory(data),
+            detach=detach,
+            hubs=hubs,
+            agents=agents,
+            slots=slots,
+            queue_port=queue_port,
+            queue_internal_port=queue_internal_port,
+            hub_port=hub_port,
+            hub_agent_port=hub_agent_port,
+        )
+        raise typer.Exit(sis.stack.up(options, _say))
+
+
+def down(data: Data = None) -> None:
+    """Stop the stack on this machine. Payloads go on under their supervisors, and are named."""
+    from sis.client.endpoints import data_directory
+
+    with _stack_errors():
+        import sis.stack
+
+        raise typer.Exit(sis.stack.down(data_directory(data), _say))
+
+
+def status(json: Json = False, data: Data = None) -> None:
+    """Show the processes of the stack on this machine; exit 0 only when everything is healthy."""
+    from rich.text import Text
+
+    from sis.cli import terminal
+    from sis.client.endpoints import data_directory
+
+    with _stack_errors():
+        import sis.stack
+
+        found = sis.stack.status(data_directory(data))
+    if json:
+        print(found.to_json())
+    elif not found.processes:
+        print(f"no stack is up in {found.data}; start one with `sis up --detach`")
+    else:
+        out = terminal.console()
+        table = terminal.table(out, "Process", "PID", "Endpoint", "Health", "Restarts", right=("PID", "Restarts"))
+        for each in found.processes:
+            health = Text(each.health, style="green" if each.healthy else "red")
+            table.add_row(each.name, str(each.pid), each.endpoint, health, str(each.restarts))
+        out.print(table)
+        if found.up is None:
+            print("its `sis up` is gone; `sis up --detach` takes over what is left")
+    if not found.healthy:
+        raise typer.Exit(1)
+
+
+def demo(data: Data = None) -> None:
+    """Show on this machine what SIS does: gather facts, follow a job live, stop one that does not want to.
+
+    Uses the stack that is up; else starts one for the demonstration and takes it down again.
+    """
+    with _stack_errors():
+        from sis.cli.demo import run
+
+        raise typer.Exit(run(data))
+
+
+@contextmanager
+def _stack_errors() -> Iterator[None]:
+    """Errors of the local stack, as lines and exit code 1."""
+    from sis.cli import failures
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        # The client alone can be installed, without what a stack needs.
+        if error.name is None or error.name.partition(".")[0] == "sis":
+            raise
+        failures.say(f"this needs {error.name}; install the whole stack: pip install 'sis[stack]'")
+        raise typer.Exit(1) from None
+    except Exception as error:
+        from sis.stack.errors import StackError
+
+        if not isinstance(error, StackError):
+            raise
+        for line in str(error).splitlines():
+            failures.say(line)
+        raise typer.Exit(1) from None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

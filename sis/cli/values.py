@@ -1,0 +1,125 @@
+"""The values that people type: durations, times, parameters, site targets. Pure but for `k=@file`.
+
+Each parser raises OptionError, whose text names the option and shows how to write it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sis.queue.v1 import job_pb2
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)")
+FILE_BYTES = 16 * 1024 * 1024
+"""What a parameter file may hold at most; the server's own limit is far below and names the parameter."""
+
+
+class OptionError(Exception):
+    """A value that cannot be understood."""
+
+
+def duration(option: str, text: str) -> timedelta:
+    """ "30s", "5m", "2h", "1h30m", "1d"."""
+    if not _DURATION.fullmatch(text):
+        raise OptionError(f"{option}: {text!r} is not a duration; write it like 30s, 5m, 2h or 1h30m")
+    try:
+        return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text)))
+    except OverflowError:
+        raise OptionError(f"{option}: {text!r} is too long") from None
+
+
+def time(option: str, text: str, now: datetime) -> datetime:
+    """An RFC 3339 time, or one from now: "+5m"."""
+    if text.startswith("+"):
+        try:
+            return now + duration(option, text[1:])
+        except (OptionError, OverflowError):
+            pass
+    elif _RFC_3339.fullmatch(text):
+        # Python 3.11 takes at most six digits of a second.
+        trimmed = re.sub(r"(\.\d{6})\d+", r"\1", text.upper().replace(" ", "T"))
+        try:
+            return datetime.fromisoformat(trimmed).astimezone(UTC)
+        except (ValueError, OverflowError):
+            pass
+    raise OptionError(
+        f"{option}: {text!r} is not a time; write 2026-12-31T18:00:00Z, 2026-12-31T18:00:00+01:00, +5m or +2h"
+    )
+
+
+def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
+    """`k=v` each; the value may be empty or hold further signs of equality."""
+    found = []
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise OptionError(f"{option}: {text!r} is not of the form name=value")
+        found.append((key, value))
+    return found
+
+
+def labels(texts: Iterable[str]) -> dict[str, str]:
+    """`k=v` each, every key once."""
+    found: dict[str, str] = {}
+    for key, value in pairs("--label", texts):
+        if key in found:
+            raise OptionError(f"--label: {key!r} is given twice")
+        found[key] = value
+    return found
+
+
+def parameters(texts: Iterable[str]) -> dict[str, job_pb2.ParameterValue]:
+    """`k=v` each; a key that is given again makes a list; `k=@file` reads a file, `k=@@v` means "@v"."""
+    found: dict[str, list[str]] = {}
+    for key, value in pairs("--param", texts):
+        if value.startswith("@@"):
+            value = value[1:]
+        elif value.startswith("@"):
+            value = _file(key, Path(value[1:]).expanduser())
+        found.setdefault(key, []).append(value)
+    return {
+        key: job_pb2.ParameterValue(plain=values[0])
+        if len(values) == 1
+        else job_pb2.ParameterValue(list=job_pb2.StringList(items=values))
+        for key, values in found.items()
+    }
+
+
+def _file(key: str, path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES + 1)
+    except OSError as error:
+        raise OptionError(f"--param {key}: {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise OptionError(f"--param {key}: {str(path)!r} is not a path") from None
+    if len(data) > FILE_BYTES:
+        raise OptionError(f"--param {key}: {path} is too large; a value holds at most 64 KiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise OptionError(f"--param {key}: {path} is not UTF-8 text (byte {error.start})") from None
+
+
+def site(text: str) -> job_pb2.SiteTarget:
+    """ "agent:NAME" or "group:NAME"."""
+    kind, _, name = text.partition(":")
+    if name and kind == "agent":
+        return job_pb2.SiteTarget(agent=name)
+    if name and kind == "group":
+        return job_pb2.SiteTarget(group=name)
+    raise OptionError(f"--site: {text!r} is not a site target; write agent:NAME or group:NAME")
+
+
+def package(option: str, text: str) -> job_pb2.PackageReference:
+    """ "NAME" (the highest version) or "NAME@VERSION"."""
+    name, sign, version = text.partition("@")
+    if not name or (sign and not version):
+        raise OptionError(f"{option}: {text!r} is not a package; write NAME or NAME@VERSION")
+    return job_pb2.PackageReference(name=name, version=version)

@@ -1,0 +1,120 @@
+"""What can go wrong in a call, as one tree.
+
+    ClientError
+     ├─ ConfigurationError   it is not known where the servers are, or their token or CA cannot be read
+     └─ ApiError             a server refused the call, or could not be reached
+
+A message is one sentence that names the thing and says what to do. No error of gRPC leaves this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import grpc
+from google.protobuf import message as protobuf
+from google.protobuf.any_pb2 import Any
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+_DOMAIN = "sis"
+
+
+class ClientError(Exception):
+    """Any failure of this library."""
+
+
+class ConfigurationError(ClientError):
+    """Where the servers are, or how to prove who calls, is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One wrong field: its path in the request and what to do about it."""
+
+    field: str
+    description: str
+
+
+class ApiError(ClientError):
+    """A call that a server refused, or that did not reach one.
+
+    Attributes:
+        code: the name of the gRPC status, "NOT_FOUND".
+        reason: a name of `sis.errors.v1.Reason` without its prefix, "JOB_NOT_FOUND"; "" when no server of the
+            suite answered, so that nobody knows whether the call had an effect.
+        violations: each wrong field, where fields were wrong.
+        retry_after: seconds to wait before another try, where the server said so.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        reason: str = "",
+        violations: tuple[Violation, ...] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.violations = violations
+        self.retry_after = retry_after
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether no server of the suite answered: refused, cut off, or silent."""
+        return not self.reason
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same call may succeed later, so that one that is safe to repeat should be repeated."""
+        if self.unreachable:
+            # A server that dies in the middle of a stream leaves any of these behind, as the moment has it.
+            return self.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL", "CANCELLED")
+        return self.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+
+
+def from_grpc(error: grpc.RpcError, endpoint: str) -> ApiError:
+    """The typed error of a failed call to `endpoint`."""
+    call = cast("grpc.Call", error)  # every error that a stub raises is one
+    code, text = call.code().name, call.details() or "no explanation was given"
+    reason, violations, retry_after = "", list[Violation](), None
+    for detail in _details(call):
+        info, bad, retry = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.BadRequest(),
+            error_details_pb2.RetryInfo(),
+        )
+        if detail.Unpack(info) and info.domain == _DOMAIN:
+            reason = info.reason
+        elif detail.Unpack(bad):
+            violations += [Violation(v.field, v.description) for v in bad.field_violations]
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    message = text if reason else _transport_message(code, text, endpoint)
+    return ApiError(code, message, reason=reason, violations=tuple(violations), retry_after=retry_after)
+
+
+def _details(call: grpc.Call) -> Sequence[Any]:
+    """The details of the rich status; none where there is no such status, or it contradicts the plain one."""
+    try:
+        status = rpc_status.from_call(call)
+    except (ValueError, protobuf.DecodeError):
+        return ()
+    return status.details if status else ()
+
+
+def _transport_message(code: str, text: str, endpoint: str) -> str:
+    lowered = text.lower()
+    if "certificate" in lowered or "handshake" in lowered or "ssl" in lowered:
+        return f"the server at {endpoint} is not the one that the CA certificate vouches for: {text}"
+    if code == "UNAVAILABLE":
+        return f"the server at {endpoint} cannot be reached: {text}"
+    if code == "DEADLINE_EXCEEDED":
+        return f"the server at {endpoint} did not answer in time"
+    return f"the call to {endpoint} failed ({code}): {text}"

@@ -1,0 +1,370 @@
+"""`package.yaml`: what a package is called, what it can do, what each operation takes and gives back.
+
+`parse` reads one and names every mistake; docs/packages/authoring.md shows the fields to whoever writes one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+
+from sis.packages import document, templates, values
+from sis.packages.templates import Reference
+from sis.packages.values import InputType, Value
+
+FILE_NAME = "package.yaml"
+MAX_BYTES = 4 * document.MAX_CHARACTERS
+"""Of the file: as many as its permitted characters can take."""
+
+MAX_PROBLEMS = 50
+"""Mistakes that are named at once."""
+
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MAX_RUN_TIMEOUT = 365 * _SECONDS["d"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake: where it is (`operations.run.inputs.count.default`) and what to do about it."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class InvalidManifest(Exception):
+    """The manifest has mistakes; `problems` names each one."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def _as_text(value: object) -> object:
+    # The document reads only canonical forms as numbers and booleans, so nothing that was written is lost.
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else value
+
+
+def _shaped(pattern: str, what: str) -> AfterValidator:
+    shape = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not shape.fullmatch(value):
+            raise ValueError(f"must be {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be one line of printable text")
+    return value
+
+
+_LOWER = "lower-case letters and digits"
+Text = Annotated[str, BeforeValidator(_as_text), StringConstraints(max_length=10_000)]
+Line = Annotated[Text, StringConstraints(max_length=1_000), AfterValidator(_one_line)]
+Name = Annotated[Line, StringConstraints(max_length=100)]
+PackageName = Annotated[
+    Name, _shaped(r"[a-z0-9]+([.-][a-z0-9]+)*", f"{_LOWER} joined by . or -, such as disk.clean-up")
+]
+OperationName = Annotated[
+    Name, _shaped(r"[a-z][a-z0-9]*([._-][a-z0-9]+)*", f"{_LOWER} joined by . _ or -, such as clean-up")
+]
+InputName = Annotated[
+    Name, StringConstraints(max_length=64), _shaped(r"[a-z][a-z0-9_]*", f"{_LOWER} and _, such as free_space")
+]
+OutputName = Annotated[Name, _shaped(r"[A-Za-z_][A-Za-z0-9_.-]*", "letters, digits, _ . and -, such as free_space")]
+_NUMBER = r"(0|[1-9][0-9]{0,17})"
+_IDENTIFIER = r"(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+Platform = Literal["linux", "darwin", "windows"]
+VERSION = re.compile(
+    rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(-(?P<pre>{_IDENTIFIER}(\.{_IDENTIFIER})*))?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?"
+)
+
+
+def _pattern(value: str) -> str:
+    values.compile_pattern(value)
+    return value
+
+
+def _unchecked_value(value: object) -> object:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        items = [_as_text(item) for item in value]
+        if all(isinstance(item, str) for item in items):
+            return items
+    elif isinstance(text := _as_text(value), str):
+        return text
+    raise ValueError("must be text, or a list of texts for an input of type list")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Input(_Part):
+    """A typed input of an operation. A sensitive one takes no plain value and is no part of a command."""
+
+    type: Annotated[InputType, Field(strict=False)]
+    description: Text = ""
+    hint: Text = ""
+    required: bool = False
+    sensitive: bool = False
+    choices: Annotated[list[Line], Field(max_length=200, validate_default=True)] = []
+    pattern: Annotated[Line, AfterValidator(_pattern)] = ""
+    default: Annotated[Value | None, BeforeValidator(_unchecked_value)] = None
+
+    def check(self, value: str | Sequence[str]) -> Value:
+        """The value in its canonical form. Raises `values.InvalidValue`."""
+        return values.check(self.type, value, choices=self.choices, pattern=self.pattern)
+
+    @field_validator("sensitive")
+    @classmethod
+    def _sensitive_is_text(cls, sensitive: bool, info: ValidationInfo) -> bool:
+        if sensitive and info.data.get("type", InputType.STRING) is not InputType.STRING:
+            raise ValueError("goes with the type string only")
+        return sensitive
+
+    @field_validator("choices")
+    @classmethod
+    def _choices_of_an_enum(cls, choices: list[str], info: ValidationInfo) -> list[str]:
+        type_ = info.data.get("type")
+        if type_ is InputType.ENUM and not choices:
+            raise ValueError("is missing: an enum needs the list of what it may be")
+        if type_ not in (None, InputType.ENUM) and choices:
+            raise ValueError("goes with the type enum only")
+        if "" in choices or len(set(choices)) != len(choices):
+            raise ValueError("must be different texts, none of them empty")
+        return choices
+
+    @field_validator("default")
+    @classmethod
+    def _default_fits(cls, default: Value | None, info: ValidationInfo) -> Value | None:
+        if default is None:
+            return None
+        if info.data.get("sensitive"):
+            raise ValueError("cannot be given for a sensitive input: remove it")
+        if info.data.get("required"):
+            raise ValueError("is never used for a required input: remove one of the two")
+        if {"type", "choices", "pattern"} <= info.data.keys():
+            return values.check(info.data["type"], default, choices=info.data["choices"], pattern=info.data["pattern"])
+        return default
+
+
+class Output(_Part):
+    """An output that the payload gives back through the file named by SIS_OUTPUT."""
+
+    description: Text = ""
+    required: bool = False
+
+
+def _template(value: str) -> str:
+    templates.split(value)
+    if "\0" in value:
+        raise ValueError("has a NUL character, which no process can be given")
+    return value
+
+
+def _seconds(value: object) -> object:
+    match = _DURATION.fullmatch(value if isinstance(value, str) else str(value))
+    if isinstance(value, bool) or match is None:
+        raise ValueError("must be seconds, or a number with s, m, h or d, such as 5m; 0 means no limit")
+    return int(match.group(1)) * _SECONDS[match.group(2) or "s"]
+
+
+class Operation(_Part):
+    """Something that the package can do."""
+
+    description: Text = ""
+    inputs: Annotated[dict[InputName, Input], Field(max_length=100)] = {}
+    outputs: Annotated[dict[OutputName, Output], Field(max_length=200)] = {}
+    interpreter: Line = ""
+    """The program that runs the command, where its first argument is a script; "" for none."""
+    command: Annotated[list[Annotated[Text, AfterValidator(_template)]], Field(min_length=1, max_length=200)]
+    run_timeout: Annotated[int, BeforeValidator(_seconds), Field(le=_MAX_RUN_TIMEOUT)] = 0
+    """In seconds; 0 means no limit."""
+
+    @field_validator("command")
+    @classmethod
+    def _program_is_certain(cls, command: list[str]) -> list[str]:
+        # An argument vanishes with the value that it names: the next one must not become the program.
+        program = templates.split(command[0])
+        if not program or any(isinstance(part, Reference) and part.kind == "param" for part in program):
+            raise ValueError("must begin with a program or a script that depends on no input")
+        return command
+
+
+class Manifest(_Part):
+    """A valid `package.yaml`."""
+
+    name: PackageName
+    version: Annotated[Name, _shaped(VERSION.pattern, "a semantic version, such as 1.0.0 or 2.1.0-beta.1")]
+    publisher: Line = ""
+    description: Text = ""
+    platforms: Annotated[list[Platform], Field(min_length=1)] = ["linux"]
+    operations: Annotated[dict[OperationName, Operation], Field(min_length=1, max_length=100)]
+
+    @field_validator("platforms")
+    @classmethod
+    def _platforms_differ(cls, platforms: list[str]) -> list[str]:
+        if len(set(platforms)) != len(platforms):
+            raise ValueError("names one of them twice")
+        return platforms
+
+
+def parse(text: str) -> Manifest:
+    """The manifest that a text holds. Raises InvalidManifest, which names each mistake."""
+    try:
+        tree = document.read(text)
+    except document.InvalidDocument as error:
+        raise InvalidManifest([Problem(FILE_NAME, str(error))]) from None
+    if not isinstance(tree, dict):
+        raise InvalidManifest([Problem(FILE_NAME, "must be a mapping that begins with name: and version:")])
+    problems: list[Problem] = []
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError as error:
+        problems += map(_problem, error.errors(include_url=False, include_input=False))
+    problems += _command_problems(tree)
+    if problems:
+        raise InvalidManifest(problems[:MAX_PROBLEMS])
+    return manifest
+
+
+def parse_bytes(content: bytes) -> Manifest:
+    """As `parse`, of the bytes of the file."""
+    if len(content) > MAX_BYTES:
+        raise InvalidManifest([Problem(FILE_NAME, f"is larger than {MAX_BYTES // 1024} KiB")])
+    try:
+        return parse(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InvalidManifest([Problem(FILE_NAME, f"is not UTF-8 (byte {error.start})")]) from None
+
+
+def load(directory: Path) -> Manifest:
+    """The manifest of an unpacked package. Raises InvalidManifest, also when there is none."""
+    try:
+        with (directory / FILE_NAME).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidManifest([Problem(FILE_NAME, f"cannot be read: {error.strerror}")]) from None
+    return parse_bytes(content)
+
+
+def version_key(version: str) -> str:
+    """A text whose order, byte by byte, is the precedence of semantic versions; build metadata has none."""
+    match = VERSION.fullmatch(version)
+    if match is None:
+        raise ValueError(f"{version!r} is not a semantic version")
+    key = "".join(f"{len(number):02}{number}" for number in match.group(1, 2, 3))
+    if match["pre"] is None:
+        return key + "~"
+    # A number comes before a text, and the end of the identifiers before another one.
+    return key + "".join(
+        f" 0{len(part):03}{part}" if part.isdigit() else f" 1{part}" for part in match["pre"].split(".")
+    )
+
+
+def _command_problems(tree: dict[object, object]) -> Iterator[Problem]:
+    """Commands that disagree with the inputs, also where either has other mistakes."""
+    for operation_name, operation in _mapping(tree.get("operations")).items():
+        inputs = _mapping(_mapping(operation).get("inputs"))
+        command = _mapping(operation).get("command")
+        for index, argument in enumerate(command if isinstance(command, list) else []):
+            try:
+                parts = templates.split(argument) if isinstance(argument, str) else ()
+            except templates.InvalidTemplate:
+                continue
+            path = f"operations.{operation_name}.command[{index}]"
+            for name in (part.name for part in parts if isinstance(part, Reference) and part.kind == "param"):
+                declared = _mapping(inputs.get(name))
+                if name not in inputs:
+                    yield Problem(path, f"names {name}, which is not an input: declare it or correct the name")
+                elif declared.get("sensitive") is True:
+                    yield Problem(path, f"names the sensitive input {name}: a command line is no secret; remove it")
+                elif declared.get("type") == "list" and len(parts) > 1:
+                    yield Problem(path, f"has the list {name} within other text: give it an argument of its own")
+
+
+def _mapping(value: object) -> dict[object, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _problem(detail: ErrorDetails) -> Problem:
+    location = [part for part in detail["loc"] if part != "[key]"]
+    return Problem(_path(location), _message(detail, location))
+
+
+def _path(location: list[int | str]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
+    return path.removeprefix(".")
+
+
+def _message(detail: ErrorDetails, location: list[int | str]) -> str:
+    context: dict[str, Any] = detail.get("ctx", {})
+    match detail["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return f"is not a field; the fields here are {', '.join(_fields(location[:-1]))}"
+        case "value_error":
+            return str(context["error"])
+        case "string_type":
+            return "must be text"
+        case "bool_type":
+            return "must be true or false"
+        case "list_type":
+            return "must be a list"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return "must be a mapping of names to what they mean"
+        case "enum" | "literal_error":
+            return f"must be one of {context['expected'].replace(' or ', ', ')}".replace("'", "")
+        case "too_short":
+            return "must not be empty"
+        case "too_long" if context["field_type"] in ("List", "Dictionary"):
+            return f"has more than {context['max_length']} entries"
+        case "too_long":
+            return f"is longer than {context['max_length']:,} characters"
+        case "less_than_equal":
+            return "is longer than a year"
+        case _:
+            return detail["msg"]
+
+
+def _fields(location: list[int | str]) -> list[str]:
+    match location:
+        case []:
+            model: type[BaseModel] = Manifest
+        case [_, _]:
+            model = Operation
+        case [_, _, "inputs", _]:
+            model = Input
+        case _:
+            model = Output
+    return list(model.model_fields)

@@ -1,0 +1,74 @@
+"""Whether a process of the stack does its work, asked of the process itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sis.client import ApiError, Client
+from sis.client.connection import Connection
+from sis.stack.postgres import USER
+from sis.stack.state import StackState
+
+HEALTHY = "healthy"
+SECONDS = 2.0
+"""How long an answer is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Asks the processes of one stack. Every answer is HEALTHY, or what is wrong in a few words."""
+
+    ca: bytes
+    token: str
+
+    @classmethod
+    def of(cls, state: StackState) -> Probe:
+        return cls(state.ca.read_bytes(), state.token.read_text(encoding="ascii").strip())
+
+    def postgres(self, endpoint: str) -> str:
+        """`endpoint` is `unix:` and the path of the socket."""
+        sockets = Path(endpoint.removeprefix("unix:")).parent
+        try:
+            with psycopg.connect(
+                host=str(sockets), user=USER, dbname="postgres", connect_timeout=int(SECONDS), autocommit=True
+            ) as connection:
+                connection.execute("SELECT 1")
+        except psycopg.Error as error:
+            return _short(str(error))
+        return HEALTHY
+
+    def server(self, endpoint: str) -> str:
+        """The standard health service of a queue or hub, over TLS."""
+        connection = Connection(endpoint, self.token, self.ca, SECONDS)
+        try:
+            check = health_pb2_grpc.HealthStub(connection.channel).Check
+            answer = connection.call(check, health_pb2.HealthCheckRequest())
+        except ApiError as error:
+            return _short(error.message)
+        finally:
+            connection.close()
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            return HEALTHY
+        status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        return status.lower().replace("_", " ")
+
+    def agent(self, hubs: Sequence[str], name: str) -> str:
+        """Whether a hub holds the agent's stream, from any hub that answers."""
+        health = "no hub runs"
+        for endpoint in hubs:
+            try:
+                with Client(endpoint, endpoint, self.token, self.ca, seconds=SECONDS) as client:
+                    return HEALTHY if client.agents.get(name).online else "not connected to a hub"
+            except ApiError as error:
+                health = _short(error.message)
+        return health
+
+
+def _short(message: str) -> str:
+    return re.sub(r"\s+", " ", message).strip()[:200]

@@ -1,0 +1,82 @@
+"""Where everything of a local stack is, under one private directory.
+
+stack.json      what runs now, and how to reach it (see `state`); only while the stack is up
+settings.json   what the first `sis up` chose, and the ports picked last
+up.lock         held by the `sis up` that runs, which is named in it
+admin.token     the administrator's token
+tls/            the bootstrap CA and a directory for each identity
+postgres/       the database cluster
+agents/NAME/    the state of each local agent
+logs/           a log for each process, and `up.log`
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of the stack in `data`."""
+
+    data: Path
+
+    @property
+    def stack(self) -> Path:
+        return self.data / "stack.json"
+
+    @property
+    def settings(self) -> Path:
+        return self.data / "settings.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.data / "up.lock"
+
+    @property
+    def token(self) -> Path:
+        return self.data / "admin.token"
+
+    @property
+    def tls(self) -> Path:
+        return self.data / "tls"
+
+    @property
+    def cluster(self) -> Path:
+        return self.data / "postgres"
+
+    @property
+    def agents(self) -> Path:
+        return self.data / "agents"
+
+    def agent(self, name: str) -> Path:
+        return self.agents / name
+
+    def log(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.log"
+
+    def create(self) -> None:
+        """Make the directories, for their owner alone; those that are there are kept."""
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self.data, self.tls, self.agents, self.data / "logs"):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            directory.chmod(0o700)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file at once and for good, readable by its owner alone."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)  # what an interrupted write left may be somebody else's to read
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

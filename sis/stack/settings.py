@@ -1,0 +1,89 @@
+"""What a stack consists of: chosen at the first `sis up`, kept in `settings.json`, changed by a later `sis
+up`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sis.stack.errors import StackError
+from sis.stack.layout import Layout, write_private
+
+START_SECONDS = 50.0
+"""Within this time everything is healthy, or `sis up` gives up; stopping what had started takes a little
+more."""
+STOP_SECONDS = 7.0
+"""What each of the four stages of a stop may take; the whole stays below the 30 s that `sis down` waits."""
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked of `sis up`; None keeps what was chosen before. Port 0 means "pick one"."""
+
+    data: Path
+    detach: bool = False
+    hubs: int | None = None
+    agents: int | None = None
+    slots: int | None = None
+    queue_port: int | None = None
+    """The queue's public listener."""
+    queue_internal_port: int | None = None
+    """The queue's listener for hubs."""
+    hub_port: int | None = None
+    """The first hub's public listener."""
+    hub_agent_port: int | None = None
+    """The first hub's listener for agents."""
+
+
+class Settings(BaseModel):
+    """The choices; `ports` is what was picked last, so that a stack is found where it was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    hubs: Annotated[int, Field(ge=1, le=16)] = 1
+    agents: Annotated[int, Field(ge=0, le=64)] = 1
+    slots: Annotated[int, Field(ge=1, le=256)] = 8
+    queue_port: Port = 0
+    queue_internal_port: Port = 0
+    hub_port: Port = 0
+    hub_agent_port: Port = 0
+    ports: dict[str, Port] = Field(default_factory=dict)
+
+
+def load(layout: Layout, options: Options) -> Settings:
+    """The settings kept, changed by the options.
+
+    Raises:
+        StackError: a value is out of its range (one sentence for each), or the file is damaged.
+    """
+    try:
+        kept = layout.settings.read_bytes()
+    except FileNotFoundError:
+        kept = b"{}"
+    asked = {
+        name: value
+        for name in Settings.model_fields
+        if name != "ports" and (value := getattr(options, name)) is not None
+    }
+    try:
+        saved = Settings.model_validate_json(kept)
+    except ValidationError:
+        raise StackError(f"{layout.settings} is damaged; correct or remove it") from None
+    try:
+        return Settings.model_validate({**saved.model_dump(), **asked})
+    except ValidationError as error:
+        problems = [f"--{str(e['loc'][0]).replace('_', '-')}: {_lowered(e['msg'])}" for e in error.errors()]
+        raise StackError("; ".join(problems)) from None
+
+
+def save(layout: Layout, settings: Settings) -> None:
+    write_private(layout.settings, settings.model_dump_json(indent=2).encode() + b"\n")
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,216 @@
+"""The whole stack on this machine: started in order, kept running, stopped in order."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+
+import psycopg
+
+from sis.client import ApiError, Client, ClientError
+from sis.packages import archive, shipped
+from sis.stack import leftovers, postgres, processes
+from sis.stack import settings as choices
+from sis.stack import state as states
+from sis.stack.certificates import Authority
+from sis.stack.commands import Ports, Services, token_sha256
+from sis.stack.errors import StackError
+from sis.stack.health import HEALTHY, Probe
+from sis.stack.layout import Layout, write_private
+from sis.stack.ports import Reservations
+from sis.stack.postgres import Postgres
+from sis.stack.settings import START_SECONDS, STOP_SECONDS, Options
+from sis.stack.state import ProcessState, StackState
+from sis.stack.status import look
+from sis.stack.supervision import Stopped, Supervision
+
+_POLL_SECONDS = 0.05
+_IDLE_SECONDS = 60.0
+_MOST_RESTARTS = 5
+"""A process that ends so often before it was ever healthy will not become so."""
+
+
+def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Callable[[], None]) -> None:
+    """Start everything, call `ready` when all of it is healthy, and keep it so until a signal asks for the
+    end; then stop it. Blocks, in the main thread. The caller holds the lock of the data directory. `say`
+    gets the lines that a person is to see.
+
+    Raises:
+        StackError: it could not be started; what had been is stopped again.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    layout.create()
+    settings = choices.load(layout, options)
+    authority = Authority(layout.tls)
+    digest = token_sha256(_token(layout))
+    with Supervision(lambda text: _note(layout, text)) as supervision, Reservations() as reservations:
+        leftovers.end(layout)
+        ports, settings = Ports.take(settings, reservations)
+        choices.save(layout, settings)
+        runtime = postgres.runtime_directory()
+        try:
+            server = Postgres(layout.cluster, runtime, layout.log("postgres"))
+            services = Services(layout, settings, ports, authority, server.url(), digest)
+            _Run(layout, server, services, supervision, say).until_stopped(deadline, ready)
+        except Stopped:
+            pass
+        finally:
+            shutil.rmtree(runtime, ignore_errors=True)
+            layout.stack.unlink(missing_ok=True)
+
+
+class _Run:
+    """One life of a stack, from its start to its stop."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        server: Postgres,
+        services: Services,
+        supervision: Supervision,
+        say: Callable[[str], None],
+    ) -> None:
+        self._layout = layout
+        self._server = server
+        self._services = services
+        self._supervision = supervision
+        self._say = say
+        self._servers = (services.queue(), *services.hubs())
+        self._agents = services.agents()
+        self._started = False
+
+    def until_stopped(self, deadline: float, ready: Callable[[], None]) -> None:
+        self._supervision.on_change = self._write_state
+        try:
+            self._start(deadline)
+            self._started = True
+            self._write_state()
+            ready()
+            while True:
+                self._supervision.step(_IDLE_SECONDS)
+        finally:
+            _note(self._layout, "stopping")
+            self._supervision.on_change = lambda: None
+            parts = self._supervision.parts.values()
+            stages = [[part.command.name for part in parts if part.command.kind == kind] for kind in _STOP_ORDER]
+            for names in stages:
+                self._supervision.stop(names, STOP_SECONDS)
+            _note(self._layout, "stopped")
+
+    def _start(self, deadline: float) -> None:
+        self._server.initialise()
+        self._supervision.add(self._server.command(), prepare=self._server.settle)
+        self._await("postgres", deadline)
+        self._retry(self._server.create_database, deadline)
+        self._retry(partial(self._migrate, deadline), deadline)
+        # They find each other in any order, so none need wait for another.
+        for command in (*self._servers, *self._agents):
+            self._supervision.add(command)
+        self._await("queue", deadline)
+        self._retry(self._push_packages, deadline)
+        for command in (*self._servers[1:], *self._agents):
+            self._await(command.name, deadline)
+        for name, endpoint in (("queue", self._servers[0].endpoint), ("hub", self._servers[1].endpoint)):
+            self._say(f"{name} endpoint: {endpoint}")
+        self._say(f"token: {self._layout.token}  CA: {self._layout.tls / 'ca.pem'}")
+
+    def _await(self, name: str, deadline: float) -> None:
+        """Keep everything running until this part is healthy."""
+        part = self._supervision.parts[name]
+        while True:
+            self._supervision.step(_POLL_SECONDS)
+            state = self._state()
+            process = next(process for process in state.processes if process.name == name)
+            health = look(state, Probe.of(state), process)
+            if health == HEALTHY:
+                where = f"  {part.command.endpoint}" if part.command.endpoint else ""
+                self._say(f"{name:<10} ready  PID {process.pid}{where}")
+                return
+            if part.restarts >= _MOST_RESTARTS:
+                words = processes.last_words(part.command.log)
+                raise StackError(f"{name} ends again and again; see {part.command.log}{words}")
+            if time.monotonic() > deadline:
+                raise StackError(f"{name} is not healthy in time ({health}); see {part.command.log}")
+
+    def _retry(self, action: Callable[[], None], deadline: float) -> None:
+        """Do what is safe to repeat, again while the database or a server is away for a moment."""
+        delay = 0.1
+        while True:
+            try:
+                action()
+            except (StackError, psycopg.Error, ClientError) as error:
+                refused = isinstance(error, ApiError) and not error.passing
+                if refused or time.monotonic() + delay > deadline:
+                    raise (error if isinstance(error, StackError) else StackError(str(error).strip())) from error
+                self._supervision.pause(delay)
+                delay = min(2 * delay, 2.0)
+            else:
+                return
+
+    def _migrate(self, deadline: float) -> None:
+        self._supervision.finish(self._services.migrations(), max(1.0, deadline - time.monotonic()))
+
+    def _push_packages(self) -> None:
+        state = self._state()
+        token = self._layout.token.read_text(encoding="ascii")
+        with Client(state.queue_endpoint, state.hub_endpoint, token, state.ca.read_bytes()) as client:
+            for directory in sorted(path for path in shipped().iterdir() if (path / "package.yaml").is_file()):
+                client.packages.push(archive.pack(directory))
+
+    def _state(self) -> StackState:
+        this = states.this_process()
+        found = [
+            ProcessState(
+                name=part.command.name,
+                kind=part.command.kind,
+                pid=part.last.pid,
+                start_ticks=part.last.start_ticks,
+                endpoint=part.command.endpoint,
+                log=str(part.command.log),
+                restarts=part.restarts,
+            )
+            for part in self._supervision.parts.values()
+        ]
+        return StackState(
+            boot_id=processes.boot_id(),
+            pid=this.pid,
+            start_ticks=this.start_ticks,
+            runtime=self._server.sockets,
+            started=self._started,
+            queue_endpoint=self._servers[0].endpoint,
+            hub_endpoint=self._servers[1].endpoint,
+            ca=self._layout.tls / "ca.pem",
+            token=self._layout.token,
+            processes=tuple(found),
+        )
+
+    def _write_state(self) -> None:
+        states.write(self._layout, self._state())
+
+
+_STOP_ORDER = ("agent", "hub", "queue", "postgres")
+
+
+def _token(layout: Layout) -> str:
+    """The administrator's token, minted at the first start."""
+    try:
+        token = layout.token.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(32)
+        write_private(layout.token, token.encode("ascii"))
+    if not token:
+        raise StackError(f"{layout.token} is empty; remove it to have another token made")
+    return token
+
+
+def _note(layout: Layout, text: str) -> None:
+    log = layout.log("up")
+    with contextlib.suppress(OSError):  # a full disk is no reason to stop
+        processes.rotate(log)
+        with processes.open_log(log) as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n".encode())

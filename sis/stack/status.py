@@ -1,0 +1,102 @@
+"""How the stack of a data directory is, seen from outside."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sis.stack import state as states
+from sis.stack.errors import refusals
+from sis.stack.health import HEALTHY, Probe
+from sis.stack.layout import Layout
+from sis.stack.processes import Identity
+from sis.stack.state import ProcessState, StackState
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """One process. `health` is "healthy", or what is wrong in a few words."""
+
+    name: str
+    kind: str
+    pid: int
+    endpoint: str
+    health: str
+    restarts: int
+
+    @property
+    def healthy(self) -> bool:
+        return self.health == HEALTHY
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The stack: its `sis up`, and the processes that it keeps running."""
+
+    data: Path
+    up: Identity | None
+    """The living `sis up`; None: the stack is down, and whatever still runs was left behind."""
+    starting: bool
+    """Whether some processes are still to be started."""
+    processes: tuple[ProcessStatus, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything is there and healthy: the exit code of `sis status` is 0 for nothing less."""
+        everything = self.up is not None and not self.starting and bool(self.processes)
+        return everything and all(process.healthy for process in self.processes)
+
+    def to_json(self) -> str:
+        """One document: `data`, `up` (a pid or null), `starting`, `healthy`, and `processes` with all
+        fields of each."""
+        document = {
+            "data": str(self.data),
+            "up": self.up.pid if self.up else None,
+            "starting": self.starting,
+            "healthy": self.healthy,
+            "processes": [asdict(each) for each in self.processes],
+        }
+        return json.dumps(document, indent=2)
+
+
+def status(data: Path) -> Status:
+    """Look at the stack in `data`: asks every process at the same time, and takes a few seconds at the most.
+
+    Raises:
+        StackError: its files cannot be read.
+    """
+    layout = Layout(data.expanduser().absolute())
+    up = states.holder(layout)
+    state = states.read(layout)
+    if state is None or not state.processes:
+        return Status(layout.data, up, up is not None, ())
+    with refusals():
+        probe = Probe.of(state)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        found = pool.map(lambda process: _look(state, probe, process), state.processes)
+        return Status(layout.data, up, up is not None and not state.started, tuple(found))
+
+
+def look(state: StackState, probe: Probe, process: ProcessState) -> str:
+    """The health of one process."""
+    if not state.current or not process.identity.alive:
+        return "dead"
+    if process.kind == "postgres":
+        return probe.postgres(process.endpoint)
+    if process.kind == "agent":
+        hubs = [each.endpoint for each in state.processes if each.kind == "hub" and each.identity.alive]
+        return probe.agent(hubs, process.name)
+    return probe.server(process.endpoint)
+
+
+def _look(state: StackState, probe: Probe, process: ProcessState) -> ProcessStatus:
+    return ProcessStatus(
+        name=process.name,
+        kind=process.kind,
+        pid=process.pid,
+        endpoint=process.endpoint,
+        health=look(state, probe, process),
+        restarts=process.restarts,
+    )

@@ -1,0 +1,181 @@
+"""`sis up`, `sis status`, `sis down` with the real processes: whatever is killed comes back."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import psycopg
+import pytest
+
+from sis.queue.v1.job_pb2 import JobStatus
+from sis.stack import processes
+from sis.stack.postgres import USER
+from tests.support.stack import Stack
+
+NAMES = ["postgres", "queue", "hub-1", "local-1"]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Stack]:
+    """A stack of the test's own that is not up."""
+    stack = Stack(tmp_path / "data")
+    yield stack
+    stack.close()
+
+
+def test_status_lists_every_process(stack: Stack) -> None:
+    done = stack.cli("status", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["processes"]
+    assert [process["name"] for process in found] == NAMES
+    assert {process["health"] for process in found} == {"healthy"}
+    assert all(process["pid"] > 0 for process in found)
+    assert found[0]["endpoint"].startswith("unix:/")
+    assert all(process["endpoint"].startswith("127.0.0.1:") for process in found[1:3])
+
+
+def test_the_shipped_packages_are_there(stack: Stack) -> None:
+    with stack.client() as client:
+        assert {package.name for package in client.packages.all()} >= {"core.shell", "linux.facts"}
+
+
+def test_secrets_are_the_owners_alone(stack: Stack) -> None:
+    files = [stack.data / "stack.json", stack.data / "admin.token", *(stack.data / "tls").rglob("*.key")]
+    files += (stack.data / "tls").rglob("*.pem")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert stat.S_IMODE(stack.data.stat().st_mode) == 0o700
+
+
+def test_nothing_is_served_without_tls(stack: Stack) -> None:
+    with grpc.insecure_channel(stack.state.queue_endpoint) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+        with pytest.raises(grpc.RpcError):
+            call(b"", timeout=5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_killed_comes_back_at_the_same_endpoint(stack: Stack, name: str) -> None:
+    before = stack.process(name)
+    stack.kill(name, signal.SIGKILL)
+    stack.wait_restarted(name, before.pid)
+    after = {process.name: process for process in stack.wait_healthy().processes}[name]
+    assert after.restarts == before.restarts + 1
+    assert after.endpoint == before.endpoint
+
+
+def test_everything_is_killed_at_once(stack: Stack) -> None:
+    pids = {name: stack.pid(name) for name in NAMES}
+    for name in NAMES:
+        stack.kill(name, signal.SIGKILL)
+    for name, pid in pids.items():
+        stack.wait_restarted(name, pid)
+    stack.wait_healthy()
+
+
+def test_a_second_up_is_content_in_the_background_and_refused_in_the_foreground(stack: Stack) -> None:
+    pid = stack.pid("up")
+    again = stack.cli("up", "--detach")
+    assert (again.returncode, again.stdout) == (0, f"the stack is up already, kept by PID {pid}\n")
+    foreground = stack.cli("up")
+    assert foreground.returncode == 1
+    assert foreground.stderr == f"error: the stack is up already, kept by PID {pid}\n"
+    other = stack.cli("up", "--detach", "--agents", "2")
+    assert other.returncode == 1
+    assert "other settings; run `sis down` first" in other.stderr
+    assert stack.pid("up") == pid
+
+
+def test_kill_9_of_up_takes_everything_along_and_the_next_up_works(stack: Stack) -> None:
+    with psycopg.connect(host=str(stack.state.runtime), user=USER, dbname="sis") as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS value")
+    before = stack.state
+    stack.kill("up", signal.SIGKILL)
+    assert processes.wait_gone([process.identity for process in before.processes], 15) == []
+    status = stack.cli("status")
+    assert status.returncode == 1
+    stack.up()
+    assert stack.state.queue_endpoint == before.queue_endpoint
+    assert not before.runtime.exists()
+    with psycopg.connect(host=str(stack.state.runtime), user=USER, dbname="sis") as connection:
+        assert connection.execute("SELECT value FROM kept").fetchone() == (42,)
+
+
+def test_up_and_postgres_are_killed_while_the_queue_is_frozen(stack: Stack) -> None:
+    before = stack.state
+    stack.kill("queue", signal.SIGSTOP)
+    stack.kill("up", signal.SIGKILL)
+    stack.kill("postgres", signal.SIGKILL)
+    stack.up()
+    assert processes.wait_gone([process.identity for process in before.processes], 0) == []
+
+
+def test_down_names_the_payloads_that_go_on_and_up_keeps_everything(stack: Stack) -> None:
+    token = (stack.data / "admin.token").read_text()
+    script = f"touch {stack.data}/begun; until [ -e {stack.data}/enough ]; do sleep 0.1; done"
+    what = ("--type", "package", "--package", "core.shell", "--operation", "run", "--param", f"script={script}")
+    created = stack.cli("jobs", "create", "--name", "long", *what, "--site", "group:local")
+    assert created.returncode == 0, created.stderr
+    deadline = time.monotonic() + 20
+    while not (stack.data / "begun").exists():
+        assert time.monotonic() < deadline, stack.logs()
+        time.sleep(0.05)
+    down = stack.down().splitlines()
+    assert down[0] == "the stack is down"
+    assert re.fullmatch(r"goes on: job \d+ \(attempt 1\) under its supervisor, PID \d+, of .*", down[1])
+    assert stack.down().splitlines() == [f"no stack is up in {stack.data}", down[1]]
+    (stack.data / "enough").touch()
+    stack.up()
+    assert (stack.data / "admin.token").read_text() == token
+    job = down[1].split()[3]
+    with stack.client() as client:
+        while client.jobs.get(int(job)).status != JobStatus.JOB_STATUS_SUCCEEDED:
+            assert time.monotonic() < deadline + 30, stack.logs()
+            time.sleep(0.1)
+
+
+def test_two_at_the_same_time_make_one_stack(fresh: Stack) -> None:
+    starts = [fresh.started_cli("up", "--detach") for _ in range(2)]
+    told = [start.communicate(timeout=90)[0] for start in starts]
+    assert [start.returncode for start in starts] == [0, 0], told
+    assert sorted("already" in text for text in told) == [False, True]
+    assert fresh.wait_healthy().up is not None
+    assert fresh.down() == "the stack is down\n"
+
+
+def test_a_foreground_up_stops_everything_on_sigterm(fresh: Stack) -> None:
+    with fresh.started_cli("up", "--hubs", "2", "--agents", "2") as up:
+        assert up.stdout is not None
+        lines = []
+        for line in up.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("the stack is up"):
+                break
+        names = [line.split()[0] for line in lines if " ready " in line]
+        assert names == ["postgres", "queue", "hub-1", "hub-2", "local-1", "local-2"], lines
+        running = fresh.state
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(30) == 0
+        assert up.stdout.read() == ""
+    assert processes.wait_gone([process.identity for process in running.processes], 0) == []
+    assert not running.runtime.exists()
+    assert not (fresh.data / "stack.json").exists()
+    assert "was killed" not in fresh.layout.log("up").read_text()
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(fresh: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        port = somebody.getsockname()[1]
+        done = fresh.cli("up", "--detach", "--queue-port", str(port))
+    assert done.returncode == 1
+    assert f"error: port {port} on 127.0.0.1 cannot be had" in done.stderr
+    assert str(fresh.layout.log("up")) in done.stderr
+    assert "Traceback" not in done.stderr + fresh.layout.log("up").read_text()
+    assert fresh.cli("down").stdout == f"no stack is up in {fresh.data}\n"

@@ -1,0 +1,179 @@
+"""What a supervisor does to a payload that somebody stops, and how it proves that nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from services.sis_agent.agent.handle import StopKind, SupervisorUnreachable
+from sis.queue.v1 import frame_pb2 as pb
+from sis.queue.v1 import job_pb2
+from tests.support.attempts import PYTHON, Attempt, Attempts, is_alive
+
+DEAF = "trap '' TERM; (trap '' TERM; while :; do sleep 60; done) & echo ready; while :; do sleep 60; done"
+
+
+def pids_of(attempt: Attempt) -> list[int]:
+    return [process.pid for process in attempt.finished().evidence.processes]
+
+
+def begun(attempt: Attempt) -> list[tuple[pb.StopKind.ValueType, str]]:
+    return [(n.stop_begun.kind, n.stop_begun.reason) for n in attempt.notices("stop_begun")]
+
+
+async def stop(attempt: Attempt, kind: StopKind, reason: str = "because") -> None:
+    with attempt.handle() as handle:
+        await handle.stop(kind, reason)
+
+
+async def test_a_cancel_ends_children_that_ignore_it(attempts: Attempts) -> None:
+    attempt = await attempts.start(DEAF)
+    await attempt.until_output(b"ready")
+    before = time.monotonic()
+    await stop(attempt, StopKind.CANCEL)
+    finished = await attempt.end()
+    assert 0.25 < time.monotonic() - before < 10
+    assert (finished.outcome, finished.failure_reason) == (pb.OUTCOME_STOPPED, "")
+    assert finished.evidence.tree_empty
+    assert not finished.evidence.survivors
+    payload = next(p for p in finished.evidence.processes if p.role == job_pb2.PROCESS_ROLE_PAYLOAD)
+    assert list(payload.signals) == ["TERM", "KILL"]
+    assert payload.end_signal == "KILL"
+    others = [p for p in finished.evidence.processes if p.role == job_pb2.PROCESS_ROLE_DESCENDANT]
+    assert len(others) >= 2  # the deaf shell, and the sleep of each
+    assert all("KILL" in p.signals and p.ended for p in others)
+    assert begun(attempt) == [(pb.STOP_KIND_CANCEL, "because")]
+    assert not any(is_alive(pid) for pid in pids_of(attempt))
+
+
+async def test_a_cancel_leaves_a_payload_its_grace(attempts: Attempts) -> None:
+    attempt = await attempts.start("trap 'sleep 0.2; echo tidied; exit 9' TERM; echo ready; sleep 60 & wait", grace=5)
+    await attempt.until_output(b"ready")
+    await stop(attempt, StopKind.CANCEL)
+    finished = await attempt.end()
+    assert attempt.output() == b"ready\ntidied\n"
+    assert (finished.outcome, finished.result_code) == (pb.OUTCOME_STOPPED, 9)
+    # What it left behind got its TERM, and needed no more.
+    left = [list(p.signals) for p in finished.evidence.processes if p.role == job_pb2.PROCESS_ROLE_DESCENDANT]
+    assert ["TERM"] in left
+
+
+async def test_an_abort_leaves_nothing_any_time(attempts: Attempts) -> None:
+    attempt = await attempts.start(DEAF, grace=60)
+    await attempt.until_output(b"ready")
+    await stop(attempt, StopKind.ABORT)
+    finished = await attempt.end()
+    assert finished.outcome == pb.OUTCOME_STOPPED
+    assert all(list(p.signals) in ([], ["KILL"]) for p in finished.evidence.processes)
+    assert not any(is_alive(pid) for pid in pids_of(attempt))
+
+
+async def test_an_abort_overtakes_a_cancel_and_not_the_other_way(attempts_anyhow: Attempts) -> None:
+    attempt = await attempts_anyhow.start(DEAF, grace=60)
+    await attempt.until_output(b"ready")
+    for kind, reason in (
+        (StopKind.CANCEL, "one"),
+        (StopKind.CANCEL, "two"),
+        (StopKind.ABORT, "three"),
+    ):
+        await stop(attempt, kind, reason)
+    finished = await attempt.end()
+    assert finished.outcome == pb.OUTCOME_STOPPED
+    assert begun(attempt) == [(pb.STOP_KIND_CANCEL, "one"), (pb.STOP_KIND_ABORT, "three")]
+
+
+async def test_a_stopped_payload_gets_its_term(attempts: Attempts) -> None:
+    attempt = await attempts.start("trap 'echo got it; exit 0' TERM; echo ready; kill -STOP $$; sleep 60", grace=20)
+    await attempt.until_output(b"ready")
+    await stop(attempt, StopKind.CANCEL)
+    finished = await attempt.end()
+    assert finished.outcome == pb.OUTCOME_STOPPED
+    assert attempt.output() == b"ready\ngot it\n"
+
+
+async def test_a_stop_after_the_payload_has_ended_changes_nothing(attempts: Attempts) -> None:
+    """The payload is reaped, and what it left behind still has its grace."""
+    attempt = await attempts.start("(trap '' TERM; sleep 60) & echo ready", grace=20)
+    await attempt.until(lambda a: a.notices("payload_ended"))
+    await stop(attempt, StopKind.ABORT)
+    finished = await attempt.end()
+    assert (finished.outcome, finished.result_code) == (pb.OUTCOME_SUCCEEDED, 0)
+    assert finished.evidence.tree_empty
+    assert begun(attempt) == [(pb.STOP_KIND_ABORT, "because")]
+    with pytest.raises(AssertionError):
+        attempt.handle()
+
+
+async def test_a_stop_during_a_flood_of_output(attempts: Attempts) -> None:
+    attempt = await attempts.start("yes & yes >&2 & yes", log_cap_bytes=1 << 20)
+    await attempt.until(lambda a: a.notices("log_truncated"))
+    await stop(attempt, StopKind.CANCEL)
+    finished = await attempt.end()
+    assert finished.outcome == pb.OUTCOME_STOPPED
+    assert finished.discarded_bytes > 0
+
+
+async def test_a_fork_bomb_is_ended(attempts: Attempts) -> None:
+    """Each process forks two and ends, ignoring all that can be ignored, up to a limit that spares this machine."""
+    code = """
+import os, resource, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+print("ready", flush=True)
+slots = open("slots", "ab+")
+def spread(depth):
+    while True:
+        if len(os.listdir("/proc")) < 400 and os.fork() == 0:
+            os.setsid()
+            if depth > 3:
+                depth = 0
+            depth += 1
+        else:
+            time.sleep(0.05)
+spread(0)
+"""
+    attempt = await attempts.start(code, command=PYTHON)
+    await attempt.until_output(b"ready")
+    await asyncio.sleep(0.5)  # for the bomb to grow; nothing depends on how far
+    await stop(attempt, StopKind.CANCEL)
+    finished = await attempt.end()
+    assert finished.outcome == pb.OUTCOME_STOPPED
+    assert finished.evidence.tree_empty
+    assert len(finished.evidence.processes) > 3
+    assert not any(is_alive(pid) for pid in pids_of(attempt))
+
+
+async def test_a_payload_that_signals_its_supervisor(attempts_anyhow: Attempts) -> None:
+    signals = "HUP INT QUIT TERM PIPE ALRM USR1 USR2 TSTP TTIN TTOU CHLD"
+    attempt = await attempts_anyhow.run(f"for s in {signals}; do kill -$s $PPID; done; sleep 0.1; echo on")
+    assert attempt.output() == b"on\n"
+    assert attempt.finished().outcome == pb.OUTCOME_SUCCEEDED
+
+
+async def test_commands_that_make_no_sense(attempts_anyhow: Attempts) -> None:
+    attempt = await attempts_anyhow.start("read line < /dev/zero; sleep 60")
+    with attempt.handle() as handle:
+        for line in (b"\n", b"[]\n", b'{"kind": 1}\n', b"[" * 15_000 + b"\n", b'{"kind": "DANCE"}\n', b"\xff\n"):
+            reader, writer = await handle._connect()
+            writer.write(line)
+            assert (await reader.readline()).startswith(b"error: ")
+            writer.close()
+        reader, writer = await handle._connect()
+        writer.write(b"x" * 20_000)
+        assert await reader.read() == b""
+        writer.close()
+        # More at once than are served: the last ones wait or are turned away, and the supervisor goes on.
+        crowd = [await handle._connect() for _ in range(30)]
+        for _, writer in crowd:
+            writer.close()
+        async with asyncio.timeout(5):
+            while handle.alive:
+                with contextlib.suppress(SupervisorUnreachable):
+                    await handle.stop(StopKind.ABORT, "\ud800\0" + "x" * 5000)
+                    await handle.wait_gone()
+        with pytest.raises(SupervisorUnreachable):
+            await handle.stop(StopKind.ABORT, "again")
+    assert (await attempt.end()).outcome == pb.OUTCOME_STOPPED

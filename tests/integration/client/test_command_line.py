@@ -1,0 +1,371 @@
+"""The command line against a scripted server: what is asked, what is printed, with which code it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.runtime import errors
+from services.runtime.settings import TlsFiles
+from sis.cli.main import run
+from sis.queue.v1 import frame_pb2, job_pb2
+from sis.queue.v1 import job_service_pb2 as pb
+from sis.queue.v1 import package_service_pb2 as package_pb
+from tests.fakes.job_service import Cut, Script
+
+
+class Ran:
+    """What a command did."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+Sis = Callable[..., Ran]
+
+
+@pytest.fixture
+def sis(
+    endpoint: str,
+    queue_tls: TlsFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Sis:
+    token = tmp_path / "token"
+    token.write_text("t")
+    monkeypatch.setenv("SIS_QUEUE_ENDPOINT", endpoint)
+    monkeypatch.setenv("SIS_TOKEN_FILE", str(token))
+    monkeypatch.setenv("SIS_CA", str(queue_tls.ca))
+    monkeypatch.delenv("SIS_HUB_ENDPOINT", raising=False)
+
+    def call(*arguments: str) -> Ran:
+        code = run(arguments)
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err
+        return Ran(code, captured.out, captured.err)
+
+    return call
+
+
+class JobNotFound(errors.NotFound):
+    reason = "JOB_NOT_FOUND"
+
+
+def job(job_id: int = 42, status: job_pb2.JobStatus.ValueType = job_pb2.JOB_STATUS_WAITING) -> job_pb2.Job:
+    return job_pb2.Job(
+        job_id=job_id,
+        display_name="Nightly \x1b]0;x\x07",
+        type=job_pb2.JOB_TYPE_PACKAGE,
+        status=status,
+        site_target=job_pb2.SiteTarget(group="local"),
+    )
+
+
+CREATE = (
+    "jobs", "create", "--name", "N", "--package", "core.shell@1.0.0", "--operation", "run", "--site", "agent:a",
+)  # fmt: skip
+
+
+def test_create(sis: Sis, script: Script) -> None:
+    script.answer("CreateJob", pb.CreateJobResponse(job=job()))
+    ran = sis(
+        *CREATE, "--type", "package", "--param", "script=echo", "--param", "l=1", "--param", "l=2",
+        "--timeout", "5m", "--heartbeat-timeout", "30s", "--not-before", "2026-12-31T18:00:00Z",
+        "--latest-start", "+2h", "--priority", "high", "--label", "team=ops", "--request-id", "mine",
+    )  # fmt: skip
+    assert (ran.code, ran.out) == (0, "Job 42 created: Waiting\n")
+    request = script.asked("CreateJob")[0]
+    assert request.type == job_pb2.JOB_TYPE_PACKAGE
+    assert request.package == job_pb2.PackageReference(name="core.shell", version="1.0.0")
+    assert request.parameters["script"].plain == "echo"
+    assert list(request.parameters["l"].list.items) == ["1", "2"]
+    assert request.site_target.agent == "a"
+    assert (request.run_timeout.seconds, request.heartbeat_timeout.seconds) == (300, 30)
+    assert request.not_before.ToJsonString() == "2026-12-31T18:00:00Z"
+    assert request.HasField("latest_start")
+    assert request.priority == job_pb2.PRIORITY_HIGH
+    assert dict(request.labels) == {"team": "ops"}
+    assert request.request_id == "mine"
+
+
+def test_what_is_not_given_is_not_sent(sis: Sis, script: Script) -> None:
+    script.answer("CreateJob", pb.CreateJobResponse(job=job()))
+    assert sis(*CREATE, "--defer").code == 0
+    request = script.asked("CreateJob")[0]
+    assert request.deferred
+    assert request.priority == job_pb2.PRIORITY_UNSPECIFIED
+    assert not request.HasField("run_timeout")
+    assert not request.HasField("not_before")
+
+
+def test_json_is_the_proto(sis: Sis, script: Script) -> None:
+    script.answer("GetJob", pb.GetJobResponse(job=job()))
+    found = json.loads(sis("jobs", "get", "42", "--json").out)
+    assert found["jobId"] == "42"
+    assert found["status"] == "JOB_STATUS_WAITING"
+    assert found["outputs"] == []
+    assert "resultCode" not in found
+
+
+def test_a_list(sis: Sis, script: Script) -> None:
+    script.answer("ListJobs", pb.ListJobsResponse(jobs=[job()], total_size=51, next_page_token="more"))
+    ran = sis(
+        "jobs", "list", "--type", "package", "--state", "timed-out", "--state", "ready",
+        "--status", "cancel-requested", "--text", "x", "--order", "create_time desc", "--page-size", "1",
+    )  # fmt: skip
+    header, row, total, more = ran.out.splitlines()
+    assert header.split("  ")[0] == "Job Id"
+    assert "Child Jobs" in header
+    assert "IT Automation" in row
+    assert "group:local" in row
+    assert r"Nightly \x1b]0;x\x07" in row
+    assert total == "Total Matching Jobs 51"
+    assert more == "More: --page-token more"
+    request = script.asked("ListJobs")[0]
+    assert list(request.filter.run_states) == [job_pb2.RUN_STATE_TIMED_OUT, job_pb2.RUN_STATE_READY]
+    assert list(request.filter.statuses) == [job_pb2.JOB_STATUS_CANCEL_REQUESTED]
+    assert (request.filter.text, request.order_by, request.page_size) == ("x", "create_time desc", 1)
+
+
+def test_all_pages_are_one_document(sis: Sis, script: Script) -> None:
+    script.answer(
+        "ListJobs",
+        pb.ListJobsResponse(jobs=[job(2)], total_size=2, next_page_token="more"),
+        pb.ListJobsResponse(jobs=[job(1)], total_size=2),
+    )
+    found = json.loads(sis("jobs", "list", "--all", "--json").out)
+    assert [each["jobId"] for each in found["jobs"]] == ["2", "1"]
+    assert found["nextPageToken"] == ""
+
+
+def test_one_bad_id_does_not_stop_the_rest(sis: Sis, script: Script) -> None:
+    script.answer(
+        "CancelJob",
+        JobNotFound("job 1 does not exist; `sis jobs list` shows those that do"),
+        pb.CancelJobResponse(job=job(2, job_pb2.JOB_STATUS_CANCELED)),
+    )
+    ran = sis("jobs", "cancel", "1", "2", "--reason", "too slow")
+    assert ran.code == 1
+    assert ran.out == "Job 2: Canceled\n"
+    assert ran.err == "error: job 1 does not exist; `sis jobs list` shows those that do\n"
+    assert script.asked("CancelJob")[0].reason == "too slow"
+
+
+@pytest.mark.parametrize("verb", ["activate", "abort"])
+def test_verbs(sis: Sis, script: Script, verb: str) -> None:
+    answer = {"activate": pb.ActivateJobResponse(job=job()), "abort": pb.AbortJobResponse(job=job())}[verb]
+    script.answer(f"{verb.capitalize()}Job", answer)
+    ran = sis("jobs", verb, "42", "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["jobId"] == "42"
+
+
+def test_delete(sis: Sis, script: Script) -> None:
+    script.answer("DeleteJob", pb.DeleteJobResponse(), JobNotFound("gone"))
+    ran = sis("jobs", "delete", "1", "2")
+    assert (ran.code, ran.out, ran.err) == (1, "Job 1: deleted\n", "error: job 2: gone\n")
+
+
+def frame(**content: frame_pb2.Chunk | frame_pb2.Notice) -> frame_pb2.Frame:
+    made = frame_pb2.Frame(**content)  # type: ignore[arg-type]
+    made.time.FromSeconds(1_000_000_000)
+    return made
+
+
+def monitor(status: job_pb2.JobStatus.ValueType) -> list[pb.MonitorJobResponse]:
+    stdout = frame(chunk=frame_pb2.Chunk(channel=job_pb2.CHANNEL_STDOUT, data=b"hello\n"))
+    return [
+        pb.MonitorJobResponse(resume_token="a", job=job()),
+        pb.MonitorJobResponse(resume_token="b", frames=pb.AttemptFrames(attempt=1, frames=[stdout])),
+        pb.MonitorJobResponse(resume_token="c", job=job(status=status)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [(job_pb2.JOB_STATUS_SUCCEEDED, 0, "Success"), (job_pb2.JOB_STATUS_FAILED, 1, "Failed")],
+)
+def test_follow_ends_as_the_job_does(
+    sis: Sis, script: Script, status: job_pb2.JobStatus.ValueType, code: int, said: str
+) -> None:
+    script.answer("CreateJob", pb.CreateJobResponse(job=job()))
+    script.answer("MonitorJob", monitor(status))
+    ran = sis(*CREATE, "--follow")
+    assert ran.code == code
+    assert ran.out == f"         | hello\nJob 42: {said}\n"
+
+
+def test_follow_survives_a_broken_connection(sis: Sis, script: Script) -> None:
+    script.answer("CreateJob", Cut(), pb.CreateJobResponse(job=job()))
+    first, *rest = monitor(job_pb2.JOB_STATUS_SUCCEEDED)
+    script.answer("MonitorJob", [first, Cut()], rest)
+    ran = sis(*CREATE, "--follow", "--json")
+    assert ran.code == 0
+    assert [json.loads(line)["resumeToken"] for line in ran.out.splitlines()] == ["a", "b", "c"]
+    assert script.asked("MonitorJob")[1].resume_token == "a"
+
+
+def output(*chunks: tuple[int, bytes]) -> list[pb.GetConsoleOutputResponse]:
+    log = job_pb2.LogSummary(verdict=job_pb2.LOG_VERDICT_TRUNCATED)
+    return [pb.GetConsoleOutputResponse(log=log)] + [
+        pb.GetConsoleOutputResponse(chunk=frame_pb2.Chunk(channel=job_pb2.Channel.ValueType(channel), data=data))
+        for channel, data in chunks
+    ]
+
+
+def test_output_is_harmless_unless_raw(sis: Sis, script: Script) -> None:
+    written = output((2, b"caf\xc3"), (2, b"\xa9 \x1b]0;x\x07\n"), (3, b"oops\n"), (2, b"end"))
+    script.answer("GetConsoleOutput", written, written)
+    ran = sis("jobs", "output", "42")
+    assert ran.out == "café \\x1b]0;x\\x07\noops\nend\n"
+    assert ran.err.startswith("note: the log is truncated")
+    assert sis("jobs", "output", "42", "--raw").out == "café \x1b]0;x\x07\noops\nend"
+
+
+def test_the_debug_log(sis: Sis, script: Script) -> None:
+    entry = job_pb2.HistoryEntry(
+        event="CANCEL",
+        actor="administrator",
+        attempt=1,
+        from_status=job_pb2.JOB_STATUS_RUNNING,
+        to_status=job_pb2.JOB_STATUS_CANCEL_REQUESTED,
+    )
+    entry.time.FromSeconds(1_000_000_000)
+    warning = frame(notice=frame_pb2.Notice(severity=frame_pb2.SEVERITY_WARNING, text="full disk"))
+    chunk = frame(chunk=frame_pb2.Chunk(channel=job_pb2.CHANNEL_STDERR, data=b"oops\nno end"))
+    script.answer(
+        "GetDebugLog",
+        [
+            pb.GetDebugLogResponse(history=entry),
+            pb.GetDebugLogResponse(frames=pb.AttemptFrames(attempt=1, frames=[warning, chunk])),
+        ],
+    )
+    ran = sis("jobs", "debug-log", "42", "--view", "problem")
+    assert [line.split(maxsplit=3)[1:] for line in ran.out.splitlines()[:3]] == [
+        ["1", "history", "Cancel requested by administrator [Running → Cancel Request]"],
+        ["1", "system", "warning full disk"],
+        ["1", "stderr", "oops"],
+    ]
+    assert ran.out.startswith("2001-09-09T01:46:40.000Z")
+    assert "no end" in ran.out
+    assert script.asked("GetDebugLog")[0].view == pb.DEBUG_LOG_VIEW_PROBLEM
+
+
+def test_history(sis: Sis, script: Script) -> None:
+    entries = [job_pb2.HistoryEntry(sequence=n, event="CREATE", actor="administrator") for n in (1, 2)]
+    script.answer(
+        "ListJobHistory",
+        pb.ListJobHistoryResponse(entries=entries[:1], next_page_token="more"),
+        pb.ListJobHistoryResponse(entries=entries[1:]),
+    )
+    found = json.loads(sis("jobs", "history", "42", "--json").out)
+    assert [each["sequence"] for each in found["entries"]] == ["1", "2"]
+
+
+def test_each_wrong_field_is_a_line_with_its_option(sis: Sis, script: Script) -> None:
+    script.answer(
+        "CreateJob",
+        errors.InvalidArgument.fields(
+            [
+                errors.FieldViolation("run_timeout", "must be 1 s to 30 days"),
+                errors.FieldViolation("parameters.script", "is required: give a value"),
+            ]
+        ),
+    )
+    ran = sis(*CREATE)
+    assert ran.code == 1
+    assert ran.err.splitlines() == [
+        "error: --timeout, run_timeout: must be 1 s to 30 days",
+        "error: --param, parameters.script: is required: give a value",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("jobs", "get", "x"), "JOB_ID"),
+        (("jobs", "get", "0"), "JOB_ID"),
+        (("jobs", "get", "9223372036854775808"), "JOB_ID"),
+        (("jobs", "create", "--name", "N"), "--package"),
+        (("jobs", "list", "--status", "unheard-of"), "--status"),
+        (("jobs", "list", "--page-size", "0"), "--page-size"),
+        ((*CREATE, "--timeout", "5"), "--timeout: '5' is not a duration; write it like 30s"),
+        ((*CREATE, "--site", "x"), "--site"),
+        ((*CREATE, "--name", "\udcff"), "not valid UTF-8"),
+        (("frobnicate",), "frobnicate"),
+    ],
+)
+def test_what_is_not_understood_ends_with_2(sis: Sis, script: Script, arguments: tuple[str, ...], problem: str) -> None:
+    ran = sis(*arguments)
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 1
+    assert ran.err.startswith("error: ")
+    assert problem in ran.err
+    assert script.requests == []
+
+
+def test_a_package_with_mistakes_is_not_sent(sis: Sis, script: Script, tmp_path: Path) -> None:
+    (tmp_path / "package.yaml").write_text("name: Bad Name\nversion: one\n")
+    ran = sis("packages", "push", str(tmp_path))
+    assert ran.code == 1
+    assert len(ran.err.splitlines()) >= 2
+    assert all(line.startswith(f"error: {tmp_path}/package.yaml: ") for line in ran.err.splitlines())
+    assert script.requests == []
+
+
+def test_packages(sis: Sis, script: Script) -> None:
+    shell = package_pb.Package(name="core.shell", version="1.0.0", digest="ab" * 32)
+    shell.operations.add(name="run").inputs.add(name="script", type="string", required=True)
+    script.answer("ListPackages", package_pb.ListPackagesResponse(packages=[shell]))
+    script.answer("GetPackage", package_pb.GetPackageResponse(package=shell))
+    assert "core.shell" in sis("packages", "list").out
+    page = sis("packages", "show", "core.shell@1.0.0").out
+    assert "Operation run" in page
+    assert "script" in page
+    assert script.asked("GetPackage")[0].version == "1.0.0"
+
+
+def test_no_stack_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SIS_QUEUE_ENDPOINT", raising=False)
+    assert run(["jobs", "list", "--data", str(tmp_path)]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error: no stack is up in")
+    assert "sis up" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_is_no_fault(endpoint: str, script: Script, queue_tls: TlsFiles, tmp_path: Path) -> None:
+    script.answer("GetConsoleOutput", output(*[(2, b"x" * 60_000 + b"\n")] * 50))
+    (tmp_path / "token").write_text("t")
+    ended = subprocess.run(
+        f"{sys.executable} -m sis.cli jobs output 1 | head -c 1",
+        shell=True,
+        env={
+            "SIS_QUEUE_ENDPOINT": endpoint,
+            "SIS_TOKEN_FILE": str(tmp_path / "token"),
+            "SIS_CA": str(queue_tls.ca),
+        },
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.stdout == b"x"
+    assert ended.stderr == b""
+
+
+def test_help_needs_neither_grpc_nor_rich() -> None:
+    program = (
+        "import sys; from sis.cli.main import run; run(['--help']);"
+        "sys.exit(', '.join({'grpc', 'rich', 'google.protobuf'} & set(sys.modules)) or 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=False)
+    assert ended.stderr == b""
+    assert ended.returncode == 0

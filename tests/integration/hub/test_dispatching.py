@@ -1,0 +1,233 @@
+"""Claims, assignments, stops, and the watch that brings wake-ups."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.runtime.channels import grpc_error
+from services.runtime.errors import Unavailable
+from sis.agent.v1 import agent_service_pb2 as pb
+from sis.queue.v1 import dispatch_service_pb2 as queue
+from sis.queue.v1 import frame_pb2
+from tests.integration.hub.agent_client import AgentClient, accepted, assignment, declined, finished, output
+from tests.integration.hub.conftest import Bench
+
+
+def jobs(agent: AgentClient) -> list[int]:
+    return sorted(a.attempt.job_id for a in agent.assignments)
+
+
+async def test_waiting_jobs_go_to_free_slots_and_no_further(bench: Bench) -> None:
+    one, two = await bench.agent("one"), await bench.agent("two")
+    await one.hello(slots=2)
+    await two.hello(slots=3)
+    await bench.queue.watched()
+    bench.queue.put(*map(assignment, range(1, 9)))
+    await one.until(lambda: len(one.assignments) == 2)
+    await two.until(lambda: len(two.assignments) == 3)
+    assert sorted(jobs(one) + jobs(two)) == [1, 2, 3, 4, 5]
+    assert len(bench.queue.waiting) == 3
+
+
+async def test_several_assignments_come_in_one_message(bench: Bench) -> None:
+    await bench.queue.watched()
+    agent = await bench.agent()
+    bench.queue.waiting.extend(map(assignment, range(1, 5)))
+    await agent.hello(slots=4)
+    await agent.until(lambda: len(agent.assignments) == 4)
+    assert [m.WhichOneof("content") for m in agent.messages] == ["welcome", "assignments"]
+
+
+async def test_a_sealed_attempt_frees_its_slot_at_once(bench: Bench) -> None:
+    agent = await bench.agent()
+    await agent.hello(slots=1)
+    await bench.queue.watched()
+    bench.queue.put(assignment(1), assignment(2))
+    await agent.until(lambda: jobs(agent) == [1])
+    await agent.report(accepted(1), output(1, 1), finished(1, 2))
+    await agent.until(lambda: jobs(agent) == [1, 2])
+    # The agent had the acknowledgement, and so a slot, before it had the assignment.
+    kinds = [m.WhichOneof("content") for m in agent.messages]
+    assert kinds == ["welcome", "assignments", "acknowledgements", "assignments"]
+
+
+async def test_a_declined_attempt_frees_its_slot(bench: Bench) -> None:
+    agent = await bench.agent()
+    await agent.hello(slots=1)
+    await bench.queue.watched()
+    bench.queue.put(assignment(1), assignment(2))
+    await agent.until(lambda: jobs(agent) == [1])
+    await agent.report(declined(1))
+    await agent.until(lambda: jobs(agent) == [1, 2])
+
+
+async def test_a_beat_frees_the_slot_of_what_it_does_not_name(bench: Bench) -> None:
+    agent = await bench.agent()
+    await agent.hello(slots=1, attempts=[(9, 1)])
+    await bench.queue.watched()
+    bench.queue.put(assignment(1))
+    await agent.beat([(9, 1)], 0)
+    await agent.beat([], 1)
+    await agent.until(lambda: jobs(agent) == [1])
+    assert all(c.free_slots == 1 for claim in bench.queue.claims for c in claim.capacities)
+
+
+async def test_a_draining_agent_gets_nothing(bench: Bench) -> None:
+    draining, ready = await bench.agent("draining"), await bench.agent("ready")
+    await draining.hello(draining=True)
+    await ready.hello()
+    await bench.queue.watched()
+    bench.queue.put(assignment(1))
+    await ready.until(lambda: ready.assignments)
+    await ready.beat([(1, 1)], 0, draining=True)
+    await draining.beat([], 4)
+    await draining.until(lambda: not draining.assignments)
+    bench.queue.put(assignment(2))
+    await draining.until(lambda: jobs(draining) == [2])
+
+
+async def test_one_claim_at_a_time(bench: Bench) -> None:
+    agents = [await bench.agent(f"a{n}") for n in range(4)]
+    await asyncio.gather(*(agent.hello(slots=100) for agent in agents))
+    await bench.queue.watched()
+    for first in range(1, 400, 10):
+        bench.queue.put(*map(assignment, range(first, first + 10)))
+    for agent in agents:
+        if bench.queue.waiting:
+            await agent.until(lambda agent=agent: len(agent.assignments) == 100 or not bench.queue.waiting)
+    await bench.queue.until(lambda: not bench.queue.waiting)
+    assert len(bench.queue.claims) < 80  # wakes that come during a claim make one more, not one each
+
+
+async def test_what_a_lost_claim_took_comes_with_a_heartbeat(bench: Bench) -> None:
+    agent = await bench.agent()
+    await agent.hello()
+    await bench.queue.watched()
+    bench.queue.failures["Claim"].append(Unavailable("the answer is lost"))
+    bench.queue.put(assignment(1))
+    await bench.hub.logged("answers no claim")
+    assert not agent.assignments
+    bench.queue.undelivered = [queue.AgentAssignment(agent="a1", assignment=assignment(1))]
+    await agent.beat([], 4)
+    await agent.until(lambda: jobs(agent) == [1])
+
+
+async def test_an_assignment_is_not_repeated_on_the_same_stream(bench: Bench) -> None:
+    agent = await bench.agent()
+    await agent.hello()
+    await bench.queue.watched()
+    bench.queue.put(assignment(1))
+    await agent.until(lambda: jobs(agent) == [1])
+    bench.queue.undelivered = [queue.AgentAssignment(agent="a1", assignment=assignment(1))]
+    await agent.beat([], 4)
+    await bench.queue.until(lambda: not bench.queue.undelivered)
+    bench.queue.put(assignment(2))
+    await agent.until(lambda: len(agent.assignments) > 1)
+    assert jobs(agent) == [1, 2]
+
+
+def stop(job: int, agent: str, epoch: int = 1) -> queue.AgentStop:
+    command = queue.StopCommand(
+        attempt=queue.Attempt(job_id=job, number=1), kind=frame_pb2.STOP_KIND_CANCEL, reason="asked for"
+    )
+    return queue.AgentStop(session=queue.Session(agent=agent, epoch=epoch), stop=command)
+
+
+async def test_stops_go_to_their_session(bench: Bench) -> None:
+    one, two = await bench.agent("one"), await bench.agent("two")
+    await one.hello()
+    await two.hello()
+    await bench.queue.watched()
+    stops = [stop(1, "nobody"), stop(2, "two"), stop(3, "one", epoch=9), stop(4, "one")]
+    bench.queue.push(queue.WatchResponse(stops=stops))
+    await two.until(lambda: two.stops)
+    await one.until(lambda: one.stops)
+    assert [s.attempt.job_id for s in two.stops] == [2]
+    assert [(s.attempt.job_id, s.kind, s.reason) for s in one.stops] == [(4, frame_pb2.STOP_KIND_CANCEL, "asked for")]
+
+
+async def test_a_stop_that_overtakes_the_welcome_is_not_lost(bench: Bench) -> None:
+    await bench.queue.watched()
+    bench.queue.before_open = lambda agent: bench.queue.push(queue.WatchResponse(stops=[stop(1, agent)]))
+    agent = await bench.agent()
+    await agent.hello(attempts=[(1, 1)])
+    await agent.until(lambda: agent.stops)
+
+
+async def test_a_watch_that_ends_is_opened_again_and_wakes(bench: Bench) -> None:
+    agent = await bench.agent()
+    await agent.hello()
+    await bench.queue.watched()
+    bench.queue.failures["Watch"].append(Unavailable("not yet"))
+    bench.queue.end_watches()
+    await bench.queue.until(lambda: not bench.queue._watchers)
+    bench.queue.waiting.append(assignment(1))
+    await agent.until(lambda: agent.assignments)
+    await bench.queue.watched()
+
+
+async def test_the_queue_may_be_away_for_a_while(bench: Bench) -> None:
+    """Its connections are cut off; the agent's stream stays, and what it said meanwhile is committed later."""
+    agent = await bench.agent()
+    await agent.hello()
+    await bench.queue.watched()
+    await bench.stop_queue()
+    await agent.report(accepted(1), output(1, 1))
+    await bench.hub.logged("takes no reports")
+    await agent.beat([], 4)
+    await bench.start_queue()
+    bench.queue.put(assignment(2))
+    await agent.until(lambda: len(agent.acknowledgements) == 2)
+    assert not agent.ended
+    assert bench.queue.sequences[1, 1] == 1
+    await bench.queue.watched()
+    await agent.until(lambda: jobs(agent) == [2])
+
+
+async def test_health_follows_the_queue(bench: Bench) -> None:
+    channel = grpc.aio.secure_channel(bench.hub.endpoint, grpc.ssl_channel_credentials(bench.authority.ca.read_bytes()))
+    async with channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        response = await stub.Check(health_pb2.HealthCheckRequest())
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
+        for service in ("sis.agent.v1.AgentService", "sis.agent.v1.AgentAdminService"):
+            response = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+            assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_package_is_streamed_through(bench: Bench) -> None:
+    digest = "ab" * 32
+    bench.queue.archives[digest] = [b"one", b"two", b"three"]
+    agent = await bench.agent()
+    request = pb.FetchPackageRequest(digest=digest, offset=4)
+    responses = [response async for response in agent.stub.FetchPackage(request, timeout=10)]
+    assert b"".join(r.chunk for r in responses) == b"wothree"
+    assert {r.size_bytes for r in responses} == {11}
+
+
+@pytest.mark.parametrize(("digest", "reason"), [("cd" * 32, "PACKAGE_NOT_FOUND"), ("x", "INVALID_FIELD")])
+async def test_a_package_that_is_not_there_is_refused(bench: Bench, digest: str, reason: str) -> None:
+    agent = await bench.agent()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in agent.stub.FetchPackage(pb.FetchPackageRequest(digest=digest), timeout=10):
+            pass
+    assert grpc_error(caught.value).reason == reason
+
+
+async def test_a_package_is_read_no_faster_than_it_is_taken(bench: Bench) -> None:
+    digest = "ab" * 32
+    bench.queue.archives[digest] = [bytes(256 * 1024)] * 200
+    agent = await bench.agent()
+    call = agent.stub.FetchPackage(pb.FetchPackageRequest(digest=digest), timeout=30)
+    await call.read()
+    # While the agent does not read, its stream stays usable and the queue is not drained into the hub.
+    await agent.hello()
+    assert bench.queue.chunks_sent < 150
+    size = 256 * 1024
+    while (response := await call.read()) is not grpc.aio.EOF:
+        size += len(response.chunk)
+    assert size == 200 * 256 * 1024

@@ -1,0 +1,99 @@
+"""Databases of the queue, and what fills them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.queue import packages
+from services.queue.lifecycle import Actor
+from services.runtime.database import Database
+from sis.packages import archive, shipped
+from sis.stack import postgres as embedded
+from tests.integration.queue.rig import Rig
+from tests.support.certificates import CertificateAuthority
+from tests.support.queue_server import QueueServer
+
+_numbers = itertools.count(1)
+
+
+async def _stock(url: str) -> None:
+    database = Database(url, application_name="test")
+    for name in ("core.shell", "linux.facts"):
+        content = archive.pack(shipped() / name)
+        upload = packages.Upload(archive.digest(content), len(content))
+        upload.add(content)
+        await packages.push(database, upload, Actor("alice", "10.0.0.1"))
+    await database.dispose()
+
+
+def _clone(postgres: embedded.Postgres, template: str) -> Iterator[str]:
+    name = f"queue_{next(_numbers)}"
+    postgres.create_database(name, template=template)
+    try:
+        yield postgres.url(name)
+    finally:
+        postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def stocked_template(postgres: embedded.Postgres, queue_template: str) -> str:
+    """A database with the shipped packages in it; for cloning, so nobody stays connected to it."""
+    name = "queue_stocked"
+    postgres.create_database(name, template=queue_template)
+    asyncio.run(_stock(postgres.url(name)))
+    return name
+
+
+@pytest.fixture
+def own_url(postgres: embedded.Postgres, stocked_template: str) -> Iterator[str]:
+    yield from _clone(postgres, stocked_template)
+
+
+@pytest.fixture(scope="module")
+def shared_url(postgres: embedded.Postgres, stocked_template: str) -> Iterator[str]:
+    yield from _clone(postgres, stocked_template)
+
+
+@pytest.fixture
+async def database(own_url: str) -> AsyncIterator[Database]:
+    """A database of the test's own, with the shipped packages in it."""
+    found = Database(own_url, application_name="test", pool_size=10)
+    yield found
+    await found.dispose()
+
+
+@pytest.fixture
+async def shared_database(shared_url: str) -> AsyncIterator[Database]:
+    """A database that the tests of a module share, each with agents and jobs of its own."""
+    found = Database(shared_url, application_name="test", pool_size=10)
+    yield found
+    await found.dispose()
+
+
+@pytest.fixture
+def rig(shared_database: Database) -> Rig:
+    """People and agents of the test's own, in a group of its own, in the module's database."""
+    return Rig(shared_database, f"g{next(_numbers)}")
+
+
+@pytest.fixture
+def own_rig(database: Database) -> Rig:
+    """As `rig`, with the database to itself."""
+    return Rig(database, f"g{next(_numbers)}")
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def server(shared_url: str, authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QueueServer]:
+    """A queue that serves the module's database."""
+    with QueueServer(shared_url, authority, Path(tmp_path_factory.mktemp("queue"))) as found:
+        yield found

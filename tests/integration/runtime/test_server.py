@@ -1,0 +1,218 @@
+"""A server's life: health, reflection, draining, and what stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+from services.runtime import errors
+from services.runtime.channels import grpc_error, secure_channel
+from services.runtime.server import Listener, Server, run
+from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
+from sis.queue.v1 import job_service_pb2 as job_pb
+from sis.queue.v1.dispatch_service_pb2_grpc import DispatchServiceStub
+from sis.queue.v1.job_service_pb2_grpc import JobServiceStub
+from tests.integration.runtime.conftest import BEARER, JobServicer, Site, build
+from tests.support.certificates import CertificateAuthority
+from tests.support.tcp_proxy import TcpProxy
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def healthy() -> bool:
+    return True
+
+
+class Running:
+    """A server under `run`, in a task of this test."""
+
+    def __init__(self, authority: CertificateAuthority) -> None:
+        self.jobs = JobServicer()
+        self.site = Site(authority, self.jobs, build(authority, self.jobs))
+        self.healthy = True
+        self.drained = False
+        self.background_ended = False
+        self.task = asyncio.create_task(
+            run(self.site.server, self.background, healthy=self.is_healthy, on_drain=self.drain)
+        )
+
+    async def is_healthy(self) -> bool:
+        return self.healthy
+
+    async def drain(self) -> None:
+        self.drained = True
+
+    async def background(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.background_ended = True
+
+    async def until(self, status: int) -> None:
+        """Wait until the health service says so."""
+        while not self.site.server.ports:
+            await asyncio.sleep(0.01)
+        stub = HealthStub(self.site.public())
+        request = health_pb2.HealthCheckRequest(service="sis.queue.v1.JobService")
+        call = stub.Watch(request)
+        async for response in call:
+            if response.status == status:
+                break
+        call.cancel()
+
+
+@pytest.fixture
+async def running(authority: CertificateAuthority) -> AsyncIterator[Running]:
+    running = Running(authority)
+    try:
+        yield running
+    finally:
+        for channel in running.site.channels:
+            await channel.close()
+        running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+
+
+async def test_health_follows_what_the_process_can_do(running: Running) -> None:
+    await running.until(SERVING)
+    running.healthy = False
+    await running.until(NOT_SERVING)
+    running.healthy = True
+    await running.until(SERVING)
+
+
+async def test_health_and_reflection_need_no_proof(site: Site) -> None:
+    channel = site.public()
+    response = await HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert response.status == NOT_SERVING  # nobody has said otherwise yet
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    found: set[str] = set()
+    async for answer in ServerReflectionStub(channel).ServerReflectionInfo(iter([request])):
+        found |= {service.name for service in answer.list_services_response.service}
+    assert found >= {"sis.queue.v1.JobService", "sis.agent.v1.AgentService", "grpc.health.v1.Health"}
+
+
+async def test_a_signal_lets_calls_in_flight_finish(running: Running) -> None:
+    await running.until(SERVING)
+    stub = JobServiceStub(running.site.public())
+    call = asyncio.ensure_future(stub.GetJob(job_pb.GetJobRequest(job_id=1000), metadata=BEARER))
+    await running.jobs.reached.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not running.drained:
+        await asyncio.sleep(0.01)
+    running.jobs.release.set()
+    assert (await call).job.job_id == 1000
+    await running.task
+    assert running.background_ended
+
+
+async def test_a_broken_background_function_stops_the_process(
+    authority: CertificateAuthority, caplog: pytest.LogCaptureFixture
+) -> None:
+    drained = asyncio.Event()
+    bystander_ended = asyncio.Event()
+
+    async def bystander() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            bystander_ended.set()
+
+    async def broken() -> None:
+        raise ValueError("the background broke")
+
+    async def on_drain() -> None:
+        drained.set()
+
+    with pytest.raises(SystemExit) as caught:
+        await run(build(authority, JobServicer()), bystander, broken, healthy=healthy, on_drain=on_drain)
+    assert caught.value.code == 1
+    assert drained.is_set()
+    assert bystander_ended.is_set()
+    assert "the background broke" in caplog.text
+
+
+async def test_a_background_function_that_ends_is_a_failure(
+    authority: CertificateAuthority, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def done_already() -> None:
+        return
+
+    with pytest.raises(SystemExit) as caught:
+        await run(build(authority, JobServicer()), done_already, healthy=healthy)
+    assert caught.value.code == 1
+    assert "done_already" in caplog.text
+
+
+async def test_an_address_in_use_is_one_line(
+    site: Site, authority: CertificateAuthority, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = f"127.0.0.1:{site.server.ports[0]}"
+    second = Server("second", [], [Listener(address, authority.service("queue"))])
+    with pytest.raises(SystemExit) as caught:
+        await run(second, healthy=healthy)
+    assert caught.value.code == 1
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert address in record.getMessage()
+    assert record.exc_info is None
+
+
+# --- the client's side: channels through a network that misbehaves ---
+
+
+async def test_named_methods_are_retried_while_the_server_is_away(site: Site) -> None:
+    hub = site.authority.service("hub")
+    async with TcpProxy("127.0.0.1", site.server.ports[1]) as proxy:
+        async with secure_channel(
+            proxy.endpoint, hub, retried=["sis.queue.v1.DispatchService/CloseSession"]
+        ) as channel:
+            stub = DispatchServiceStub(channel)
+            await stub.CloseSession(dispatch_pb.CloseSessionRequest())
+            for _ in range(3):
+                proxy.cut()
+                await stub.CloseSession(dispatch_pb.CloseSessionRequest())
+        assert proxy.accepted >= 2
+
+
+async def test_a_server_that_is_away_is_unavailable(site: Site) -> None:
+    async with TcpProxy("127.0.0.1", site.server.ports[1]) as proxy:
+        await proxy.refuse()
+        async with secure_channel(proxy.endpoint, site.authority.service("hub")) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await DispatchServiceStub(channel).CloseSession(dispatch_pb.CloseSessionRequest())
+            assert isinstance(grpc_error(caught.value), errors.Unavailable)
+
+
+async def test_a_black_hole_is_noticed_by_keepalive(site: Site) -> None:
+    async with TcpProxy("127.0.0.1", site.server.ports[1]) as proxy:
+        async with secure_channel(proxy.endpoint, site.authority.service("hub")) as channel:
+            stub = DispatchServiceStub(channel)
+            await stub.CloseSession(dispatch_pb.CloseSessionRequest())
+            proxy.black_hole()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.CloseSession(dispatch_pb.CloseSessionRequest(), timeout=25)
+            assert isinstance(grpc_error(caught.value), errors.Unavailable)
+
+
+async def test_a_name_that_the_certificate_does_not_have_is_refused(site: Site) -> None:
+    async with secure_channel(
+        f"127.0.0.1:{site.server.ports[1]}", site.authority.service("hub"), server_name="inventory"
+    ) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await DispatchServiceStub(channel).CloseSession(dispatch_pb.CloseSessionRequest())
+        assert isinstance(grpc_error(caught.value), errors.Unavailable)
+    async with secure_channel(
+        f"127.0.0.1:{site.server.ports[1]}", site.authority.service("hub"), server_name="queue"
+    ) as channel:
+        await DispatchServiceStub(channel).CloseSession(dispatch_pb.CloseSessionRequest())

@@ -1,0 +1,87 @@
+"""A certificate authority for tests, with the identities that the suite's processes have."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from services.runtime.settings import TlsFiles
+
+_DAY = timedelta(days=1)
+
+
+class CertificateAuthority:
+    """Issues certificates that are valid for a day, as files below `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name("sis test CA")
+        certificate = (
+            _builder(self._name, self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        self.ca = directory / "ca.pem"
+        self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def service(self, name: str) -> TlsFiles:
+        """A server's certificate, which it shows as a client too: `spiffe://sis/service/<name>`."""
+        return self.issue(f"spiffe://sis/service/{name}", dns_names=("localhost", name))
+
+    def agent(self, group: str, name: str) -> TlsFiles:
+        return self.issue(f"spiffe://sis/agent/{group}/{name}")
+
+    def issue(self, spiffe_id: str, dns_names: tuple[str, ...] = ()) -> TlsFiles:
+        """A certificate with this identity; with names, it is a server's, good on the loopback addresses as well."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id)]
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        if dns_names:
+            alternatives += [x509.DNSName(name) for name in dns_names]
+            alternatives += [x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "::1")]
+            usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        certificate = (
+            _builder(_name(spiffe_id.rpartition("/")[2]), self._name, key.public_key())
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        folder = self._directory / spiffe_id.removeprefix("spiffe://").replace("/", "-")
+        folder.mkdir(exist_ok=True)
+        files = TlsFiles(ca=self.ca, certificate=folder / "certificate.pem", key=folder / "key.pem")
+        files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return files
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _DAY)
+        .not_valid_after(now + _DAY)
+    )

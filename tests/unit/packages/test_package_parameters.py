@@ -1,0 +1,201 @@
+"""Which values an operation takes, and what its payload is started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sis.packages import arguments, parameters, templates, values
+from sis.packages.manifest import Input, Operation
+from sis.packages.values import InputType
+
+PACKAGE = Path("/cache/abc")
+WORK = Path("/attempt/work")
+
+
+def operation(*command: str, **inputs: Input) -> Operation:
+    return Operation(command=["go", *command], inputs=inputs)
+
+
+def an_input(type_: str = "string", **fields: object) -> Input:
+    return Input.model_validate({"type": type_, **fields})
+
+
+def problems_of(declared: Operation, **given_values: str | list[str]) -> dict[str, str]:
+    _, problems = parameters.check(declared, given_values)
+    return {problem.path: problem.message for problem in problems}
+
+
+def line(declared: Operation, **given_values: str | list[str]) -> list[str]:
+    resolved, problems = parameters.check(declared, given_values)
+    assert problems == []
+    return arguments.command_line(declared, resolved, PACKAGE, WORK)
+
+
+def test_defaults_are_applied_and_absent_inputs_stay_absent() -> None:
+    declared = operation(a=an_input(default="x"), b=an_input(), c=an_input("list", default=["1", "2"]))
+    assert parameters.check(declared, {}) == ({"a": "x", "c": ["1", "2"]}, [])
+    assert parameters.check(declared, {"a": ""}) == ({"a": "", "c": ["1", "2"]}, [])
+
+
+def test_each_mistake_is_named() -> None:
+    declared = operation(
+        count=an_input("integer"),
+        flag=an_input("boolean"),
+        mode=an_input("enum", choices=["fast", "slow"]),
+        name=an_input(required=True),
+        path=an_input(pattern="/[a-z]+"),
+        items=an_input("list", pattern="[0-9]+"),
+        secret=an_input(sensitive=True),
+    )
+    assert problems_of(
+        declared,
+        count="many",
+        flag="yes",
+        mode="medium",
+        path="/x/../y",
+        items=["1", "b"],
+        secret="hunter22",
+        surplus="1",
+    ) == {
+        "count": "must be a whole number of at most 64 bits, such as 42",
+        "flag": "must be true or false",
+        "mode": "must be one of fast, slow",
+        "name": "is required: give a value",
+        "path": "must match the pattern /[a-z]+",
+        "items": "item 2 must match the pattern [0-9]+",
+        "secret": "is sensitive: it takes a credential, never a plain value",
+        "surplus": ("is not an input of this operation; its inputs: count, flag, mode, name, path, items, secret"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "message"),
+    [
+        (an_input(), ["a"], "must be one string value, not a list"),
+        (an_input(), "a\0b", "has a NUL character, which no process can be given"),
+        (an_input(), "\ud800", "is not valid Unicode"),
+        (an_input(), "é" * 32_769, "is longer than 64 KiB"),
+        (an_input(required=True), "", "is required: give a value that is not empty"),
+        (an_input("list", required=True), [], "is required: give a value that is not empty"),
+        (an_input("list"), ["a\nb"], "item 1 has a line break: an item is one line"),
+        (an_input("list"), ["a"] * 1_001, "has more than 1,000 items"),
+        (an_input("list"), ["a" * 40_000, "b" * 40_000], "is longer than 64 KiB"),
+        (an_input("integer"), "9223372036854775808", "must be a whole number of at most 64 bits, such as 42"),
+        (an_input("integer"), "1_000", "must be a whole number of at most 64 bits, such as 42"),
+        (an_input("integer"), "٣", "must be a whole number of at most 64 bits, such as 42"),
+        (an_input("integer"), "9" * 60_000, "must be a whole number of at most 64 bits, such as 42"),
+        (an_input("boolean"), "True", "must be true or false"),
+        (an_input(pattern="a|b"), "ab", "must match the pattern a|b"),
+        (an_input(pattern="a"), "a\n", "must match the pattern a"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(declared: Input, value: str | list[str], message: str) -> None:
+    assert problems_of(operation(x=declared), x=value) == {"x": message}
+
+
+def test_values_are_made_canonical() -> None:
+    declared = operation(count=an_input("integer"), items=an_input("list"))
+    resolved, problems = parameters.check(declared, {"count": "+007", "items": "a\nb"})
+    assert (resolved, problems) == ({"count": "7", "items": ["a", "b"]}, [])
+    assert parameters.check(declared, resolved) == (resolved, [])
+
+
+def test_all_values_together_are_bounded() -> None:
+    declared = operation(**{f"x{number}": an_input() for number in range(9)})
+    big = {f"x{number}": "a" * 65_536 for number in range(9)}
+    assert problems_of(declared, **big) == {
+        "x0": "all values together are longer than 512 KiB: shorten this one or others"
+    }
+
+
+def test_an_endless_list_of_mistakes_is_cut() -> None:
+    _, problems = parameters.check(operation(), {f"x{number}": "" for number in range(10_000)})
+    assert len(problems) == 50
+
+
+def test_a_hostile_pattern_takes_no_time() -> None:
+    assert problems_of(operation(x=an_input(pattern="(a+)+b")), x="a" * 65_536)
+
+
+def test_templates_are_filled_in() -> None:
+    declared = operation(
+        "{package}/data",
+        "--name={param.name}",
+        "{param.items}",
+        "{work}",
+        "{{param.name}}",
+        name=an_input(),
+        items=an_input("list"),
+    )
+    assert line(declared, name="a b; $(c)", items=["1", "", "{work}"]) == [
+        "go", "/cache/abc/data", "--name=a b; $(c)", "1", "", "{work}", "/attempt/work", "{param.name}",
+    ]  # fmt: skip
+
+
+def test_an_argument_vanishes_with_its_value() -> None:
+    declared = operation(
+        "--name={param.name}", "{param.name}", "{param.items}", "end", name=an_input(), items=an_input("list")
+    )
+    assert line(declared) == ["go", "end"]
+    assert line(declared, name="", items=[]) == ["go", "end"]
+
+
+def test_the_interpreter_comes_first() -> None:
+    declared = Operation(interpreter="python3", command=["{package}/go.py", "a"])
+    assert line(declared) == ["python3", "/cache/abc/go.py", "a"]
+
+
+def test_the_environment_has_every_value() -> None:
+    assert arguments.environment({"free_space": "1", "items": ["a", "b"], "empty": ""}) == {
+        "SIS_PARAM_FREE_SPACE": "1",
+        "SIS_PARAM_ITEMS": "a\nb",
+        "SIS_PARAM_EMPTY": "",
+    }
+
+
+@given(st.text(max_size=40))
+def test_an_escaped_text_is_that_text(text: str) -> None:
+    assert templates.split(templates.escape(text)) == ((text,) if text else ())
+
+
+@given(st.text(alphabet="{}ab.param", max_size=20), st.text(max_size=20))
+def test_what_is_filled_in_is_never_read_again(literal: str, value: str) -> None:
+    parts = templates.split(f"{templates.escape(literal)}{{param.x}}")
+    assert parts == ((literal, templates.Reference("param", "x")) if literal else (templates.Reference("param", "x"),))
+    declared = Operation(command=["go", f"{templates.escape(literal)}{{param.x}}"], inputs={"x": an_input()})
+    expected = [literal + value] if value else []
+    assert arguments.command_line(declared, {"x": value}, PACKAGE, WORK) == ["go", *expected]
+
+
+@given(st.text(alphabet="{}ab.param_", max_size=20))
+def test_a_template_is_read_or_refused(text: str) -> None:
+    try:
+        parts = templates.split(text)
+    except templates.InvalidTemplate:
+        return
+    written = "".join(
+        templates.escape(part) if isinstance(part, str) else f"{{{part.kind}.{part.name}}}".replace(".}", "}")
+        for part in parts
+    )
+    assert templates.split(written) == parts
+
+
+SCALARS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+
+
+@given(
+    st.sampled_from(list(InputType)),
+    SCALARS | st.lists(SCALARS, max_size=4) | st.integers().map(str) | st.sampled_from(["true", "false", "a"]),
+)
+def test_what_is_accepted_is_canonical_and_survives_its_text_form(type_: InputType, value: str | list[str]) -> None:
+    try:
+        canonical = values.check(type_, value, choices=["a", "b"])
+    except values.InvalidValue:
+        return
+    assert values.check(type_, canonical, choices=["a", "b"]) == canonical
+    if canonical != [""]:  # A list of one empty item reads as the empty list.
+        assert values.check(type_, values.text(canonical), choices=["a", "b"]) == canonical

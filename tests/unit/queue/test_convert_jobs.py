@@ -1,0 +1,232 @@
+"""Requests of people: every wrong field is named, all of them at once, and nothing else gets through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.queue.convert import jobs as convert
+from services.queue.convert import packages as convert_packages
+from services.queue.jobs import ORDERS, CreateJob, Priority
+from services.queue.logs import DebugLogView
+from services.runtime.errors import InvalidArgument
+from sis.queue.v1 import job_service_pb2 as pb
+from sis.queue.v1 import package_service_pb2
+
+
+def request(**changes: Any) -> pb.CreateJobRequest:
+    found = pb.CreateJobRequest(display_name="hello", type="JOB_TYPE_PACKAGE", operation="run")
+    found.package.name = "core.shell"
+    found.site_target.group = "local"
+    found.MergeFrom(pb.CreateJobRequest(**changes))
+    return found
+
+
+def refused(call: Callable[[], object]) -> dict[str, str]:
+    """The violations, by field."""
+    with pytest.raises(InvalidArgument) as caught:
+        call()
+    assert caught.value.reason == "INVALID_FIELD"
+    assert all(v.description for v in caught.value.violations)
+    return {v.field: v.description for v in caught.value.violations}
+
+
+def test_a_plain_request_has_the_documented_defaults() -> None:
+    command = convert.create_job(request())
+    assert isinstance(command, CreateJob)
+    assert (command.priority, command.deferred, command.run_timeout) == (Priority.NORMAL, False, None)
+    assert command.heartbeat_timeout == timedelta(seconds=120)
+    assert (command.site_kind, command.site_name, command.package_version) == ("group", "local", "")
+
+
+def test_an_empty_request_names_everything_that_is_required() -> None:
+    fields = refused(lambda: convert.create_job(pb.CreateJobRequest()))
+    assert set(fields) == {"display_name", "type", "package.name", "operation", "site_target"}
+    assert all("is required" in description for description in fields.values())
+
+
+Change = Callable[[pb.CreateJobRequest], object]
+
+BAD: dict[str, tuple[str, Change]] = {
+    "a blank name": ("display_name", lambda r: setattr(r, "display_name", " \u3000")),
+    "a long name": ("display_name", lambda r: setattr(r, "display_name", "é" * 201)),
+    "a name of two lines": ("display_name", lambda r: setattr(r, "display_name", "a\nb")),
+    "a name with an escape sequence": ("display_name", lambda r: setattr(r, "display_name", "\x1b[2Jx")),
+    "a name with a NUL": ("display_name", lambda r: setattr(r, "display_name", "a\0b")),
+    "a type that is not offered": ("type", lambda r: setattr(r, "type", 1)),
+    "a type that is not known": ("type", lambda r: setattr(r, "type", 99)),
+    "a negative type": ("type", lambda r: setattr(r, "type", -1)),
+    "a package with a NUL": ("package.name", lambda r: setattr(r.package, "name", "a\0")),
+    "a long version": ("package.version", lambda r: setattr(r.package, "version", "1" * 101)),
+    "a long operation": ("operation", lambda r: setattr(r, "operation", "x" * 101)),
+    "a parameter without a value": ("parameters.x", lambda r: r.parameters["x"]),
+    "a parameter over 64 KiB": ("parameters.x", lambda r: setattr(r.parameters["x"], "plain", "é" * 33_000)),
+    "a list over 64 KiB": ("parameters.x", lambda r: r.parameters["x"].list.items.extend(["y" * 1_000] * 66)),
+    "a NUL in a parameter": ("parameters.x", lambda r: setattr(r.parameters["x"], "plain", "a\0")),
+    "a NUL in an item": ("parameters.x", lambda r: r.parameters["x"].list.items.append("\0")),
+    "an agent with a slash": ("site_target.agent", lambda r: setattr(r.site_target, "agent", "a/b")),
+    "an empty group": ("site_target.group", lambda r: setattr(r.site_target, "group", "")),
+    "a long agent": ("site_target.agent", lambda r: setattr(r.site_target, "agent", "a" * 64)),
+    "a priority that is not known": ("priority", lambda r: setattr(r, "priority", 5)),
+    "a time before 1970": ("not_before", lambda r: setattr(r.not_before, "seconds", -1)),
+    "a time after 9000": ("latest_start", lambda r: setattr(r.latest_start, "seconds", 2**62)),
+    "a time with odd nanoseconds": ("latest_start", lambda r: setattr(r.latest_start, "nanos", -1)),
+    "deferred, and an earliest start": (
+        "not_before", lambda r: (setattr(r, "deferred", True), setattr(r.not_before, "seconds", 1)),
+    ),
+    "a run timeout of nothing": ("run_timeout", lambda r: r.run_timeout.SetInParent()),
+    "a run timeout of 31 days": ("run_timeout", lambda r: setattr(r.run_timeout, "seconds", 31 * 86_400)),
+    "a run timeout beyond all": ("run_timeout", lambda r: setattr(r.run_timeout, "seconds", 2**63 - 1)),
+    "a negative run timeout": ("run_timeout", lambda r: setattr(r.run_timeout, "seconds", -5)),
+    "a heartbeat timeout under 15 s": ("heartbeat_timeout", lambda r: setattr(r.heartbeat_timeout, "seconds", 14)),
+    "a heartbeat timeout over a day": ("heartbeat_timeout", lambda r: setattr(r.heartbeat_timeout, "seconds", 86_401)),
+    "33 labels": ("labels", lambda r: r.labels.update({f"k{n}": "v" for n in range(33)})),
+    "a label without a key": ("labels", lambda r: r.labels.update({"": "v"})),
+    "a long value of a label": ("labels.k", lambda r: r.labels.update({"k": "v" * 201})),
+    "a long request id": ("request_id", lambda r: setattr(r, "request_id", "x" * 65)),
+    "a request id with a NUL": ("request_id", lambda r: setattr(r, "request_id", "\0")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_wrong_field_is_named(case: str) -> None:
+    field, change = BAD[case]
+    found = request()
+    change(found)
+    assert set(refused(lambda: convert.create_job(found))) == {field}
+
+
+def test_all_wrong_fields_are_named_at_once() -> None:
+    found = request(request_id="x" * 65, priority=9)
+    found.display_name = ""
+    found.run_timeout.seconds = -1
+    assert set(refused(lambda: convert.create_job(found))) == {"display_name", "priority", "run_timeout", "request_id"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: setattr(r, "display_name", "é" * 200),
+        lambda r: setattr(r.parameters["x"], "plain", "y" * 65_536),
+        lambda r: setattr(r, "request_id", "x" * 64),
+        lambda r: setattr(r.site_target, "agent", "a" * 63),
+        lambda r: setattr(r.run_timeout, "seconds", 30 * 86_400),
+        lambda r: setattr(r.run_timeout, "seconds", 1),
+        lambda r: setattr(r.heartbeat_timeout, "seconds", 15),
+        lambda r: r.labels.update({f"k{n}": "v" for n in range(32)}),
+    ],
+)
+def test_what_is_just_within_the_limits_is_taken(change: Change) -> None:
+    found = request()
+    change(found)
+    convert.create_job(found)
+
+
+def test_the_fingerprint_is_of_the_request_and_not_of_the_order_of_its_maps() -> None:
+    one, other, third = request(), request(), request(priority=4)
+    for name in ("a", "b", "c"):
+        one.labels[name] = name
+    for name in ("c", "b", "a"):
+        other.labels[name] = name
+    assert convert.create_job(one).fingerprint == convert.create_job(other).fingerprint
+    assert convert.create_job(request()).fingerprint != convert.create_job(third).fingerprint
+
+
+any_text = st.text(max_size=20)
+
+
+@given(
+    st.builds(
+        pb.CreateJobRequest,
+        display_name=any_text,
+        type=st.integers(-5, 10),
+        operation=any_text,
+        priority=st.integers(-5, 10),
+        labels=st.dictionaries(any_text, any_text, max_size=3),
+        request_id=any_text,
+        deferred=st.booleans(),
+    )
+)
+def test_no_request_raises_anything_else(found: pb.CreateJobRequest) -> None:
+    try:
+        convert.create_job(found)
+    except InvalidArgument as error:
+        assert error.violations
+
+
+# Lists.
+
+
+@pytest.mark.parametrize("order", [*ORDERS, *(f"{name} desc" for name in ORDERS), *(f" {name}  asc " for name in ORDERS), ""])
+def test_every_documented_order_is_taken(order: str) -> None:
+    query = convert.list_jobs(pb.ListJobsRequest(order_by=order))
+    assert query.order_by in ORDERS
+    assert query.descending == ("desc" in order or not order)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("order_by", {"order_by": "creator"}),
+        ("order_by", {"order_by": "job_id DESC"}),
+        ("order_by", {"order_by": "job_id desc, status"}),
+        ("order_by", {"order_by": "desc"}),
+        ("page_size", {"page_size": -1}),
+        ("filter.types[1]", {"filter": pb.JobFilter(types=[2, 77])}),
+        ("filter.statuses[0]", {"filter": pb.JobFilter(statuses=[0])}),
+        ("filter.run_states[0]", {"filter": pb.JobFilter(run_states=[8])}),
+        ("filter.statuses", {"filter": pb.JobFilter(statuses=[1] * 101)}),
+        ("filter.text", {"filter": pb.JobFilter(text="x" * 201)}),
+        ("filter.text", {"filter": pb.JobFilter(text="a\0")}),
+    ],
+)
+def test_a_wrong_field_of_a_list_is_named(field: str, change: dict[str, Any]) -> None:
+    assert set(refused(lambda: convert.list_jobs(pb.ListJobsRequest(**change)))) == {field}
+
+
+def test_page_sizes_are_cut_and_tokens_bound_to_the_rest_of_the_request() -> None:
+    assert convert.list_jobs(pb.ListJobsRequest()).page_size == 50
+    assert convert.list_jobs(pb.ListJobsRequest(page_size=5_000)).page_size == 1_000
+    one = convert.list_jobs(pb.ListJobsRequest(page_size=1, page_token="x", order_by="status")).request
+    assert one == convert.list_jobs(pb.ListJobsRequest(page_size=2, order_by="status")).request
+    assert one != convert.list_jobs(pb.ListJobsRequest(order_by="type")).request
+
+
+def test_the_other_requests_name_their_fields() -> None:
+    assert set(refused(lambda: convert.job_id(0))) == {"job_id"}
+    assert set(refused(lambda: convert.job_id(-7))) == {"job_id"}
+    assert set(refused(lambda: convert.reason("x" * 501))) == {"reason"}
+    assert set(refused(lambda: convert.reason("a\nb"))) == {"reason"}
+    assert set(refused(lambda: convert.debug_log_view(9))) == {"view"}
+    assert convert.debug_log_view(0) is DebugLogView.STANDARD
+    assert set(refused(lambda: convert.history_size(pb.ListJobHistoryRequest(page_size=-1)))) == {"page_size"}
+    assert convert.history_size(pb.ListJobHistoryRequest()) == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("upload", lambda: convert_packages.upload(package_service_pb2.PushPackageRequest(chunk=b"x"))),
+        ("upload.size_bytes", lambda: _upload(digest="0" * 64, size_bytes=0)),
+        ("upload.size_bytes", lambda: _upload(digest="0" * 64, size_bytes=2**40)),
+        ("upload.digest", lambda: _upload(digest="0" * 63, size_bytes=1)),
+        ("upload.digest", lambda: _upload(digest="A" * 64, size_bytes=1)),
+        ("chunk", lambda: convert_packages.chunk(package_service_pb2.PushPackageRequest())),
+        ("chunk", lambda: convert_packages.chunk(package_service_pb2.PushPackageRequest(chunk=bytes(2**20 + 1)))),
+        ("page_size", lambda: convert_packages.page_size(-1)),
+        ("name", lambda: convert_packages.package_name(package_service_pb2.GetPackageRequest())),
+        ("version", lambda: convert_packages.package_name(package_service_pb2.GetPackageRequest(name="a", version="\0"))),
+    ],
+)
+def test_a_wrong_field_of_the_library_is_named(field: str, call: Callable[[], object]) -> None:
+    assert set(refused(call)) == {field}
+
+
+def _upload(**fields: Any) -> object:
+    upload = package_service_pb2.PackageUpload(**fields)
+    return convert_packages.upload(package_service_pb2.PushPackageRequest(upload=upload))

@@ -1,0 +1,285 @@
+"""What people, the clock and a settled claim do to a job."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from services.queue import lifecycle
+from services.queue.errors import IllegalTransition, StaleAttempt
+from services.queue.frames import StopKind
+from services.queue.lifecycle import Actor, LogVerdict
+from services.queue.states import HELD_BY_AGENT, TERMINAL, Status, StopState
+from tests.unit.queue.samples import AGENT, ALICE, NOW, attempt, events, job, running, starting
+
+SECOND = timedelta(seconds=1)
+
+
+def test_a_move_is_recorded_with_who_when_why_and_from_where() -> None:
+    found = job(Status.WAITING)
+    lifecycle.cancel(found, NOW, ALICE, "not needed")
+    (entry,) = found.new_history
+    assert (entry.sequence, entry.at, entry.event) == (1, NOW, "CANCEL")
+    assert (entry.from_status, entry.to_status) == ("WAITING", "CANCELED")
+    assert (entry.actor, entry.origin, entry.message, entry.attempt) == ("alice", "10.0.0.1", "not needed", 0)
+    assert found.completed_at == NOW and found.cancel_requested_at == NOW
+
+
+def test_a_refused_event_changes_nothing_and_names_the_job() -> None:
+    found = job(Status.SUCCEEDED)
+    with pytest.raises(IllegalTransition, match="job 7 is succeeded"):
+        lifecycle.abort(found, NOW, ALICE, "")
+    assert found == job(Status.SUCCEEDED)
+
+
+def test_a_client_in_a_loop_cannot_fill_the_history() -> None:
+    found = job(Status.CANCELED, history_sequence=lifecycle.NO_OP_ROWS - 1)
+    for _ in range(3):
+        lifecycle.cancel(found, NOW, ALICE, "")
+    assert found.history_sequence == lifecycle.NO_OP_ROWS
+    crowded = running()
+    crowded.history_sequence = lifecycle.NO_OP_ROWS + 5
+    lifecycle.abort(crowded, NOW, ALICE, "")  # a move is recorded however long the history is
+    assert events(crowded) == [("ABORT", "RUNNING", "ABORTED")]
+
+
+def test_activate_releases_and_forgets_the_earliest_start() -> None:
+    found = job(Status.DEFERRED, queued_at=None, not_before=NOW + timedelta(days=1))
+    assert lifecycle.activate(found, NOW, ALICE)
+    assert (found.status, found.queued_at, found.not_before) == (Status.WAITING, NOW, None)
+    assert not lifecycle.activate(found, NOW + SECOND, ALICE)
+    assert found.queued_at == NOW
+
+
+def test_cancel_of_a_claimed_job_is_a_wish_that_its_agent_fulfils() -> None:
+    found = running()
+    lifecycle.cancel(found, NOW, ALICE, "")
+    assert found.status is Status.CANCEL_REQUESTED and found.attempt is not None
+    assert (found.attempt.stop_wish, found.attempt.stop_reason) == (StopKind.CANCEL, "canceled by alice")
+    lifecycle.cancel(found, NOW + SECOND, Actor("bob"), "again")
+    assert found.attempt.stop_wished_at == NOW == found.cancel_requested_at
+    assert found.attempt.stop_reason == "canceled by alice"
+
+
+def test_cancel_of_an_awol_job_is_remembered_for_its_homecoming() -> None:
+    found = job(Status.AWOL, attempt(accepted_at=NOW, first_process_at=NOW))
+    lifecycle.cancel(found, NOW, ALICE, "")
+    assert found.status is Status.AWOL and found.attempt is not None
+    assert found.attempt.stop_wish is StopKind.CANCEL
+    lifecycle.come_back(found, NOW, AGENT)
+    assert found.status is Status.CANCEL_REQUESTED
+
+
+@pytest.mark.parametrize("status", sorted(HELD_BY_AGENT))
+def test_abort_is_at_once_and_its_stop_pending(status: Status) -> None:
+    found = job(status, attempt(accepted_at=NOW))
+    lifecycle.abort(found, NOW, ALICE, "it hangs")
+    assert (found.status, found.stop_state) == (Status.ABORTED, StopState.PENDING)
+    assert found.attempt is not None and found.attempt.stop_wish is StopKind.ABORT
+    assert found.status_message == "it hangs"
+
+
+def test_abort_overtakes_cancel_and_is_never_weakened() -> None:
+    found = running()
+    lifecycle.cancel(found, NOW, ALICE, "")
+    lifecycle.abort(found, NOW + SECOND, ALICE, "")
+    assert found.attempt is not None and found.attempt.stop_wish is StopKind.ABORT
+    assert found.attempt.stop_wished_at == NOW + SECOND
+
+
+@pytest.mark.parametrize("status", [Status.DEFERRED, Status.WAITING])
+def test_what_no_agent_has_needs_no_stop(status: Status) -> None:
+    found = job(status)
+    lifecycle.abort(found, NOW, ALICE, "")
+    assert (found.status, found.stop_state) == (Status.ABORTED, StopState.NONE)
+
+
+def test_a_job_that_was_given_back_needs_no_stop_either() -> None:
+    found = starting()
+    lifecycle.never_started(found, NOW, AGENT, "declined: full")
+    lifecycle.abort(found, NOW, ALICE, "")
+    assert (found.status, found.stop_state) == (Status.ABORTED, StopState.NONE)
+
+
+@pytest.mark.parametrize("verb", ["abort", "delete"])
+def test_ending_an_awol_job_confirms_nothing(verb: str) -> None:
+    found = job(Status.AWOL, attempt(accepted_at=NOW))
+    if verb == "abort":
+        lifecycle.abort(found, NOW, ALICE, "")
+    else:
+        lifecycle.delete(found, NOW, ALICE)
+    assert (found.status, found.stop_state) == (Status.ABORTED, StopState.UNCONFIRMED)
+    assert (found.hidden_at == NOW) == (verb == "delete")
+    # A returning agent is told to kill.
+    assert found.attempt is not None and found.attempt.stop_wish is StopKind.ABORT
+
+
+@pytest.mark.parametrize("status", [Status.STARTING, Status.RUNNING, Status.PROCESSING_OUTPUT])
+def test_delete_is_refused_while_a_job_is_active(status: Status) -> None:
+    found = job(status, attempt(accepted_at=NOW))
+    with pytest.raises(IllegalTransition, match="cancel or abort it first"):
+        lifecycle.delete(found, NOW, ALICE)
+    assert found.hidden_at is None
+
+
+@pytest.mark.parametrize("status", [*sorted(TERMINAL), Status.CANCEL_REQUESTED])
+def test_delete_hides_and_leaves_the_status(status: Status) -> None:
+    found = job(status, attempt(accepted_at=NOW))
+    lifecycle.delete(found, NOW, ALICE)
+    assert (found.status, found.hidden_at) == (status, NOW)
+
+
+def test_a_deleted_job_that_nobody_hears_of_any_more_is_ended() -> None:
+    """Nobody could end it: to people it is gone already. It would stay, hidden, for ever."""
+    for lose in (lifecycle.silence, lambda j, now: lifecycle.journal_lost(j, now, AGENT)):
+        found = job(Status.CANCEL_REQUESTED, attempt(accepted_at=NOW))
+        lifecycle.delete(found, NOW, ALICE)
+        lose(found, NOW)
+        assert (found.status, found.stop_state) == (Status.ABORTED, StopState.UNCONFIRMED)
+
+
+# Between claim and acceptance.
+
+
+def test_an_acceptance_is_noted_once() -> None:
+    found = starting()
+    lifecycle.accept(found, NOW, AGENT)
+    lifecycle.accept(found, NOW + SECOND, AGENT)
+    assert found.attempt is not None and found.attempt.accepted_at == NOW
+    assert events(found) == [("ACCEPT", "STARTING", "STARTING")]
+
+
+def test_an_acceptance_that_comes_after_the_cancel_settles_it() -> None:
+    found = starting()
+    lifecycle.cancel(found, NOW, ALICE, "")
+    with pytest.raises(StaleAttempt, match="forget it"):
+        lifecycle.accept(found, NOW, AGENT)
+    assert found.status is Status.CANCELED
+    assert found.attempt is not None and found.attempt.sealed_at == NOW and found.attempt.accepted_at is None
+
+
+def test_an_acceptance_that_comes_after_the_abort_confirms_the_stop() -> None:
+    found = starting()
+    lifecycle.abort(found, NOW, ALICE, "")
+    assert found.stop_state is StopState.PENDING
+    with pytest.raises(StaleAttempt):
+        lifecycle.accept(found, NOW, AGENT)
+    assert (found.status, found.stop_state) == (Status.ABORTED, StopState.CONFIRMED)
+
+
+def test_a_job_that_was_given_back_waits_again_under_its_old_rank() -> None:
+    found = starting()
+    lifecycle.never_started(found, NOW + SECOND, AGENT, "declined: full")
+    assert (found.status, found.agent, found.queued_at) == (Status.WAITING, "", NOW)
+    assert found.retry_at is None  # the first time costs nothing
+    assert found.attempt is not None and found.attempt.verdict is LogVerdict.COMPLETE
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(2, 2), (3, 4), (6, 32), (7, 60), (40, 60)])
+def test_declines_in_a_row_come_slower_and_slower(number: int, seconds: int) -> None:
+    found = starting(number=number)
+    lifecycle.never_started(found, NOW, AGENT, "")
+    assert found.retry_at == NOW + timedelta(seconds=seconds)
+
+
+def test_what_was_accepted_is_never_given_back() -> None:
+    found = running()
+    found.status = Status.STARTING
+    with pytest.raises(IllegalTransition):
+        lifecycle.never_started(found, NOW, AGENT, "")
+
+
+@pytest.mark.parametrize("canceled", [False, True])
+def test_an_awol_job_that_never_started_waits_again_or_is_canceled(canceled: bool) -> None:
+    found = job(Status.AWOL, attempt())
+    if canceled:
+        lifecycle.cancel(found, NOW, ALICE, "")
+    lifecycle.never_started(found, NOW, AGENT, "")
+    assert found.status is (Status.CANCELED if canceled else Status.WAITING)
+
+
+# Silence and return.
+
+
+def test_a_lost_journal_is_final_for_its_attempt() -> None:
+    found = running()
+    lifecycle.journal_lost(found, NOW, AGENT)
+    assert found.status is Status.AWOL and found.attempt is not None and found.attempt.lost
+    with pytest.raises(StaleAttempt):
+        lifecycle.come_back(found, NOW, AGENT)
+    assert found.status is Status.AWOL
+
+
+def test_a_lost_journal_is_recorded_once_however_often_its_agent_returns() -> None:
+    found = running()
+    for _ in range(3):
+        lifecycle.journal_lost(found, NOW, AGENT)
+    assert events(found) == [("JOURNAL_LOST", "RUNNING", "AWOL")]
+
+
+def test_a_pending_stop_stays_unconfirmed_when_the_journal_is_lost() -> None:
+    found = running()
+    lifecycle.abort(found, NOW, ALICE, "")
+    lifecycle.journal_lost(found, NOW, AGENT)
+    assert (found.status, found.stop_state) == (Status.ABORTED, StopState.UNCONFIRMED)
+
+
+@pytest.mark.parametrize(
+    ("proven", "expected"),
+    [
+        ({}, Status.STARTING),
+        ({"accepted_at": NOW}, Status.STARTING),
+        ({"accepted_at": NOW, "first_process_at": NOW}, Status.RUNNING),
+        ({"accepted_at": NOW, "first_process_at": NOW, "payload_ended_at": NOW}, Status.PROCESSING_OUTPUT),
+    ],
+)
+def test_a_job_comes_back_to_what_its_journal_has_proven(proven: dict[str, object], expected: Status) -> None:
+    found = job(Status.AWOL, attempt(**proven))
+    lifecycle.come_back(found, NOW, AGENT)
+    assert found.status is expected
+    canceled = job(Status.AWOL, attempt(**proven), cancel_requested_at=NOW)
+    lifecycle.come_back(canceled, NOW, AGENT)
+    assert canceled.status is Status.CANCEL_REQUESTED
+
+
+def test_a_job_that_was_never_claimed_has_nothing_to_report() -> None:
+    for act in (lifecycle.accept, lifecycle.come_back):
+        with pytest.raises(StaleAttempt):
+            act(job(Status.WAITING), NOW, AGENT)
+
+
+# The limits that the sweeper keeps for an agent that is heard but does not act.
+
+MARGIN = lifecycle.SWEEPER_MARGIN
+
+
+@pytest.mark.parametrize(
+    ("status", "proven", "limit", "to", "reason"),
+    [
+        (Status.STARTING, {"claimed_at": NOW}, timedelta(minutes=5), Status.FAILED, "START_TIMEOUT"),
+        (Status.PROCESSING_OUTPUT, {"payload_ended_at": NOW}, timedelta(seconds=60), Status.FAILED, "OUTPUT_TIMEOUT"),
+        (Status.RUNNING, {"first_process_at": NOW}, timedelta(minutes=10), Status.TIMED_OUT, "RUN_TIMEOUT"),
+        (Status.CANCEL_REQUESTED, {"first_process_at": NOW}, timedelta(minutes=10), Status.TIMED_OUT, "RUN_TIMEOUT"),
+        (Status.CANCEL_REQUESTED, {"stop_wished_at": NOW}, timedelta(seconds=40), Status.FAILED, "STOP_UNCONFIRMED"),
+    ],
+)
+def test_a_limit_ends_a_job_half_a_minute_late_and_not_before(
+    status: Status, proven: dict[str, object], limit: timedelta, to: Status, reason: str
+) -> None:
+    found = job(status, attempt(accepted_at=NOW, **proven), run_timeout=timedelta(minutes=10))
+    assert not lifecycle.overrun(found, NOW + limit + MARGIN)
+    assert found.status is status and not found.new_history
+    assert lifecycle.overrun(found, NOW + limit + MARGIN + SECOND)
+    assert (found.status, found.failure_reason, found.stop_state) == (to, reason, StopState.PENDING)
+    assert found.attempt is not None and found.attempt.stop_wish is StopKind.ABORT
+
+
+def test_a_job_without_a_run_timeout_runs_as_long_as_it_likes() -> None:
+    assert not lifecycle.overrun(running(), NOW + timedelta(days=365))
+
+
+def test_expiry_says_why() -> None:
+    found = job(Status.WAITING)
+    lifecycle.expire(found, NOW)
+    assert (found.status, found.failure_reason) == (Status.EXPIRED, "LATEST_START")

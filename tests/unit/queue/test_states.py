@@ -1,0 +1,186 @@
+"""The rulebook says what DESIGN section 4 says. `AGREED` is that table again, written from its words, not from
+`states.TRANSITIONS`."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from services.queue import states
+from services.queue.errors import IllegalTransition
+from services.queue.frames import Channel, Outcome, Severity, StopKind
+from services.queue.jobs import Priority
+from services.queue.lifecycle import LogVerdict
+from services.queue.logs import DebugLogView
+from services.queue.sessions import Verdict
+from services.queue.states import RUN_STATES, TERMINAL, Event, RunState, Status, StopState, next_status
+from services.queue.tables import JobType
+from sis.queue.v1 import dispatch_service_pb2, frame_pb2, job_pb2, job_service_pb2
+
+UNACCEPTED = "never accepted"
+
+# from (several joined by a comma) | event | to ("=" stays: a recorded no-op) | condition
+AGREED = f"""
+DEFERRED                                              | ACTIVATE                 | WAITING
+DEFERRED                                              | RELEASE                  | WAITING
+DEFERRED,WAITING                                      | EXPIRE                   | EXPIRED
+DEFERRED,WAITING                                      | CANCEL                   | CANCELED
+DEFERRED,WAITING                                      | ABORT                    | ABORTED
+DEFERRED,WAITING                                      | DELETE                   | CANCELED
+WAITING                                               | UNRUNNABLE               | FAILED
+WAITING                                               | CLAIM                    | STARTING
+STARTING                                              | ACCEPT                   | =
+STARTING                                              | GIVE_BACK                | WAITING          | {UNACCEPTED}
+STARTING                                              | LEASE_REFUSED            | WAITING          | {UNACCEPTED}
+STARTING                                              | FIRST_PROCESS            | RUNNING
+STARTING,RUNNING,PROCESSING_OUTPUT                    | FINISH_FAILED            | FAILED
+STARTING                                              | START_LIMIT              | FAILED
+PROCESSING_OUTPUT                                     | OUTPUT_LIMIT             | FAILED
+RUNNING                                               | PAYLOAD_ENDED            | PROCESSING_OUTPUT
+PROCESSING_OUTPUT                                     | FINISH_SUCCEEDED         | SUCCEEDED
+STARTING,RUNNING                                      | CANCEL                   | CANCEL_REQUESTED
+CANCEL_REQUESTED                                      | FINISH_STOPPED           | CANCELED
+CANCEL_REQUESTED                                      | GIVE_BACK                | CANCELED         | {UNACCEPTED}
+CANCEL_REQUESTED                                      | LEASE_REFUSED            | CANCELED         | {UNACCEPTED}
+CANCEL_REQUESTED                                      | FINISH_SUCCEEDED         | SUCCEEDED
+CANCEL_REQUESTED                                      | FINISH_FAILED            | FAILED
+CANCEL_REQUESTED                                      | STOP_LIMIT               | FAILED
+STARTING,RUNNING,PROCESSING_OUTPUT,CANCEL_REQUESTED   | ABORT                    | ABORTED
+RUNNING,CANCEL_REQUESTED                              | RUN_TIMEOUT              | TIMED_OUT
+STARTING,RUNNING,PROCESSING_OUTPUT,CANCEL_REQUESTED   | SILENCE                  | AWOL
+STARTING,RUNNING,PROCESSING_OUTPUT,CANCEL_REQUESTED   | JOURNAL_LOST             | AWOL
+AWOL                                                  | RETURN_STARTING          | STARTING
+AWOL                                                  | RETURN_RUNNING           | RUNNING
+AWOL                                                  | RETURN_PROCESSING_OUTPUT | PROCESSING_OUTPUT
+AWOL                                                  | RETURN_CANCEL_REQUESTED  | CANCEL_REQUESTED
+AWOL                                                  | GIVE_BACK                | WAITING/CANCELED | {UNACCEPTED}
+AWOL                                                  | ABORT                    | ABORTED
+AWOL                                                  | DELETE                   | ABORTED
+"""
+
+# The recorded no-ops: what the text below the table calls so, what is final, and the verbs that may be repeated.
+NO_OPS = """
+CANCEL_REQUESTED                          | FIRST_PROCESS,PAYLOAD_ENDED,CANCEL,DELETE
+CANCEL_REQUESTED                          | ACCEPT                                       | accepted
+RUNNING                                   | FIRST_PROCESS
+WAITING                                   | ACTIVATE
+AWOL                                      | CANCEL,SILENCE,JOURNAL_LOST
+CANCELED                                  | CANCEL
+ABORTED                                   | ABORT
+CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT,EXPIRED | DELETE
+CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FIRST_PROCESS,PAYLOAD_ENDED,RUN_TIMEOUT
+CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FINISH_SUCCEEDED,FINISH_FAILED,FINISH_STOPPED
+"""
+
+# Where DESIGN is silent: a stop at the site that nobody here asked for is an error outside the payload.
+SILENT = """
+STARTING,RUNNING,PROCESSING_OUTPUT | FINISH_STOPPED | FAILED
+"""
+
+Facts = tuple[Status, Event, bool, bool]
+
+
+def _agreed() -> dict[Facts, Status]:
+    found: dict[Facts, Status] = {}
+    rows = [row.split("|") for row in (AGREED + SILENT).strip().splitlines() if row]
+    for row in NO_OPS.strip().splitlines():
+        statuses, events, *condition = row.split("|")
+        rows.append([statuses, events, "=", *condition])
+    for statuses, events, to, *condition in rows:
+        for status, event in itertools.product(statuses.strip().split(","), events.strip().split(",")):
+            for accepted, canceled in itertools.product((False, True), repeat=2):
+                if (condition[0].strip() if condition else "") == (UNACCEPTED if accepted else "accepted"):
+                    continue
+                word = to.strip().split("/")[-1 if canceled else 0]
+                key = (Status(status), Event(event), accepted, canceled)
+                assert key not in found, f"{key} is agreed twice"
+                found[key] = Status(status) if word == "=" else Status(word)
+    return found
+
+
+AGREED_MOVES = _agreed()
+
+
+@pytest.mark.parametrize("status", Status)
+def test_every_event_has_the_outcome_that_was_agreed(status: Status) -> None:
+    for event, accepted, canceled in itertools.product(Event, (False, True), (False, True)):
+        expected = AGREED_MOVES.get((status, event, accepted, canceled))
+        if expected is None:
+            with pytest.raises(IllegalTransition):
+                next_status(status, event, accepted=accepted, cancel_recorded=canceled)
+        else:
+            found = next_status(status, event, accepted=accepted, cancel_recorded=canceled)
+            assert found is expected, (event, accepted, canceled)
+
+
+def test_terminal_is_final() -> None:
+    ended = {"CANCELED", "SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT", "EXPIRED"}
+    assert ended == TERMINAL
+    for status, event, accepted, canceled in itertools.product(TERMINAL, Event, (False, True), (False, True)):
+        try:
+            assert next_status(status, event, accepted=accepted, cancel_recorded=canceled) is status
+        except IllegalTransition:
+            pass
+
+
+def test_every_status_but_the_first_two_is_reached_and_every_event_acts() -> None:
+    moves = {to for (status, *_), to in AGREED_MOVES.items() if to is not status}
+    assert moves == set(Status) - {Status.DEFERRED}
+    assert {event for _, event, *_ in AGREED_MOVES} == set(Event)
+
+
+def test_no_two_rows_of_the_rulebook_contradict_each_other() -> None:
+    """The first row that holds wins, so of two without a guard for one pair the second would be dead."""
+    rows = [(rule.status, rule.event, rule.guard) for rule in states.TRANSITIONS]
+    assert len(rows) == len(set(rows))
+
+
+def test_the_run_states_are_the_user_guides() -> None:
+    assert {group.name: {status.name for status in found} for group, found in RUN_STATES.items()} == {
+        "READY": {"DEFERRED", "WAITING"},
+        "ACTIVE": {"PROCESSING_OUTPUT", "STARTING", "RUNNING"},
+        "CANCELING": {"CANCEL_REQUESTED", "CANCELED"},
+        "SUCCEEDED": {"SUCCEEDED"},
+        "FAILED": {"AWOL", "FAILED"},
+        "TIMED_OUT": {"TIMED_OUT", "EXPIRED"},
+        "HALTED": {"ABORTED", "CANCELED"},
+    }
+    assert set().union(*RUN_STATES.values()) == set(Status)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "prefix", "kind"),
+    [
+        (job_pb2.JobStatus, "JOB_STATUS_", Status),
+        (job_pb2.RunState, "RUN_STATE_", RunState),
+        (job_pb2.JobType, "JOB_TYPE_", JobType),
+        (job_pb2.Priority, "PRIORITY_", Priority),
+        (job_pb2.StopState, "STOP_STATE_", StopState),
+        (job_pb2.LogVerdict, "LOG_VERDICT_", LogVerdict),
+        (job_pb2.Channel, "CHANNEL_", Channel),
+        (frame_pb2.StopKind, "STOP_KIND_", StopKind),
+        (frame_pb2.Outcome, "OUTCOME_", Outcome),
+        (dispatch_service_pb2.Verdict, "VERDICT_", Verdict),
+        (job_service_pb2.DebugLogView, "DEBUG_LOG_VIEW_", DebugLogView),
+    ],
+)
+def test_contract_and_domain_have_the_same_words(wrapper, prefix, kind) -> None:  # type: ignore[no-untyped-def]
+    names = {name.removeprefix(prefix): number for name, number in wrapper.items()}
+    assert names.pop("UNSPECIFIED") == 0
+    assert set(names) == {member.name for member in kind}
+    if isinstance(next(iter(kind)).value, int):
+        assert names == {member.name: member.value for member in kind}
+
+
+def test_severities_have_the_numbers_of_the_contract() -> None:
+    names = {name.removeprefix("SEVERITY_"): number for name, number in frame_pb2.Severity.items()}
+    assert names.pop("UNSPECIFIED") == Severity.NONE
+    assert names == {member.name: member.value for member in Severity if member is not Severity.NONE}
+
+
+def test_a_refusal_says_what_stands_in_the_way() -> None:
+    with pytest.raises(IllegalTransition) as caught:
+        next_status(Status.PROCESSING_OUTPUT, Event.CANCEL)
+    assert "processing output" in caught.value.message and "abort" in caught.value.message
+    assert caught.value.condition == "STATUS_PROCESSING_OUTPUT"

@@ -1,0 +1,59 @@
+"""The fan-out of one process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.queue.wakes import Wakes
+from services.runtime.errors import Unavailable
+
+
+async def test_who_waits_for_a_topic_hears_of_it_and_nobody_else() -> None:
+    wakes = Wakes()
+    with wakes.subscribe("work", "stop") as both, wakes.subscribe("job:4") as four, wakes.subscribe("job:42") as other:
+        wakes.heard("job:4 stop")
+        assert both.is_set() and four.is_set() and not other.is_set()
+
+
+async def test_a_wake_up_between_two_waits_is_not_lost() -> None:
+    wakes = Wakes()
+    with wakes.subscribe("work") as event:
+        wakes.heard("work")
+        async with asyncio.timeout(1):
+            await wakes.wait(event, 30)
+        assert not event.is_set()
+
+
+async def test_a_wait_without_news_ends_by_itself() -> None:
+    wakes = Wakes()
+    with wakes.subscribe("work") as event:
+        await wakes.wait(event, 0.01)
+
+
+async def test_after_a_reconnection_everybody_looks() -> None:
+    wakes = Wakes()
+    with wakes.subscribe("job:1") as one, wakes.subscribe("job:2") as two:
+        wakes.heard_all()
+        assert one.is_set() and two.is_set()
+
+
+async def test_nobody_is_kept_who_no_longer_waits() -> None:
+    wakes = Wakes()
+    for number in range(100):
+        with wakes.subscribe(f"job:{number}"):
+            pass
+    assert not wakes._waiting
+
+
+async def test_draining_ends_every_wait_now_and_later() -> None:
+    wakes = Wakes()
+    with wakes.subscribe("work") as event:
+        waiting = asyncio.create_task(wakes.wait(event, 30))
+        await asyncio.sleep(0)
+        await wakes.drain()
+        with pytest.raises(Unavailable):
+            await waiting
+        with pytest.raises(Unavailable):
+            await wakes.wait(event, 30)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic_settings import SettingsConfigDict
+
+from services.runtime.settings import Endpoint, Settings, Sha256Hex, TlsFiles
+
+
+class ThingSettings(Settings):
+    model_config = SettingsConfigDict(env_prefix="SIS_THING_")
+
+    listen: Endpoint
+    admin_token_sha256: Sha256Hex
+    slots: int = 8
+
+
+COMPLETE = {
+    "SIS_THING_TLS_CA": "/tls/ca.pem",
+    "SIS_THING_TLS_CERTIFICATE": "/tls/certificate.pem",
+    "SIS_THING_TLS_KEY": "/tls/key.pem",
+    "SIS_THING_LISTEN": "[::1]:0",
+    "SIS_THING_ADMIN_TOKEN_SHA256": "ab" * 32,
+}
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **changes: str) -> ThingSettings:
+    for name, value in {**COMPLETE, **changes}.items():
+        monkeypatch.setenv(name, value)
+    return ThingSettings.load()
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, SIS_THING_SLOTS="3")
+    assert settings.listen == "[::1]:0"
+    assert settings.slots == 3
+    assert settings.tls == TlsFiles(Path("/tls/ca.pem"), Path("/tls/certificate.pem"), Path("/tls/key.pem"))
+
+
+def test_every_problem_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load(monkeypatch, SIS_THING_LISTEN="nowhere", SIS_THING_SLOTS="many")
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "error: SIS_THING_LISTEN: give host:port, with a port from 0 to 65535" in lines
+    assert len(lines) == 2
+    assert lines[1].startswith("error: SIS_THING_SLOTS: ")
+
+
+def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ThingSettings.load()
+    assert "error: SIS_THING_TLS_CA is not set" in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("value", ["host", ":1", "host:", "host:65536", "host:-1", "host:x", "host:²"])
+def test_a_wrong_endpoint_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    with pytest.raises(SystemExit):
+        load(monkeypatch, SIS_THING_LISTEN=value)
+    assert "SIS_THING_LISTEN" in capsys.readouterr().err

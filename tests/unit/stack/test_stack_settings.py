@@ -1,0 +1,51 @@
+"""What a stack consists of: the first choice is kept, a later one changes it, a wrong one is refused."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from sis.stack import settings
+from sis.stack.errors import StackError
+from sis.stack.layout import Layout
+from sis.stack.settings import Options, Settings
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "data")
+    layout.create()
+    return layout
+
+
+def test_without_a_choice_it_is_one_of_each(layout: Layout) -> None:
+    assert settings.load(layout, Options(layout.data)) == Settings(hubs=1, agents=1, slots=8)
+
+
+def test_a_choice_is_kept_and_a_later_one_changes_it(layout: Layout) -> None:
+    settings.save(layout, settings.load(layout, Options(layout.data, hubs=2, agents=4)))
+    kept = settings.load(layout, Options(layout.data, agents=0, queue_port=7001))
+    assert (kept.hubs, kept.agents, kept.queue_port) == (2, 0, 7001)
+
+
+def test_every_wrong_option_is_named(layout: Layout) -> None:
+    with pytest.raises(StackError) as refused:
+        settings.load(layout, Options(layout.data, hubs=0, queue_port=70000))
+    assert str(refused.value) == (
+        "--hubs: input should be greater than or equal to 1; --queue-port: input should be less than or equal to 65535"
+    )
+
+
+def test_a_damaged_file_is_refused(layout: Layout) -> None:
+    layout.settings.write_text("{")
+    with pytest.raises(StackError, match=r"settings\.json is damaged; correct or remove it"):
+        settings.load(layout, Options(layout.data))
+
+
+def test_everything_is_the_owners_alone(layout: Layout) -> None:
+    settings.save(layout, Settings())
+    assert stat.S_IMODE(layout.settings.stat().st_mode) == 0o600
+    directories = [layout.data, *(path for path in layout.data.rglob("*") if path.is_dir())]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o700}
