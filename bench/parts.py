@@ -66,7 +66,9 @@ def skip_locked(postgres: Postgres) -> list[Figure]:
             while _claim(connection, batch):
                 pass
             seconds = time.perf_counter() - before
-        figures.append(Figure(f"SKIP LOCKED drain, claim then complete, batches of {batch}", rate(rows, seconds, "jobs")))
+        figures.append(
+            Figure(f"SKIP LOCKED drain, claim then complete, batches of {batch}", rate(rows, seconds, "jobs"))
+        )
     return figures
 
 

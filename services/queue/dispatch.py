@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import wakes
 from services.queue.frames import DIGEST_START
 from services.queue.states import Event, Status, next_status
-from services.queue.tables import attempts, jobs
 
 LOG_CAP_BYTES = 1 << 30
 """Output of one job beyond this is discarded at the site, and its log says so."""
 
 CLAIMS = 1_000
 """Jobs claimed in one transaction at the most."""
+
+ANSWER_BYTES = 8 << 20
+"""Parameters in one answer at the most, and one job's more: a message is limited to twice that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,15 @@ async def claim(
     if not chosen:
         return [], stale
     claimed = sorted(chosen)
+    topics = [wakes.job(j) for j in claimed]
+    # Another hub passed over the jobs that were locked here and not taken: wake it for them.
+    if len(candidates) > len(chosen):
+        topics.append(wakes.WORK)
     await connection.execute(
         _CLAIM,
         {
+            "channel": wakes.CHANNEL,
+            "payloads": wakes.payloads(topics),
             "job_ids": claimed,
             "agents": [chosen[j] for j in claimed],
             "epochs": [session[chosen[j]].epoch for j in claimed],
@@ -109,9 +117,6 @@ async def claim(
             "digest": DIGEST_START,
         },
     )
-    topics = [wakes.job(j) for j in claimed]
-    # Another hub passed over the jobs that were locked here and not taken: wake it for them.
-    await wakes.notify(connection, [wakes.WORK, *topics] if len(candidates) > len(chosen) else topics)
     return await assignments(connection, claimed), stale
 
 
@@ -131,6 +136,7 @@ _CANDIDATES = text("""
         LIMIT s.slots
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS j
+    ORDER BY j.claim_key, j.job_id
     LIMIT :total
 """)
 
@@ -147,27 +153,46 @@ _CLAIM = text("""
         FROM chosen c WHERE j.job_id = c.job_id
         RETURNING j.job_id, j.attempt, j.history_sequence, c.agent, c.epoch, c.journal_id, c.hub, c.at
     ), attempted AS (
-        INSERT INTO queue.attempts (job_id, number, agent, epoch, journal_id, claimed_at, last_heard_at, digest)
-        SELECT job_id, attempt, agent, epoch, journal_id, at, at, :digest FROM claimed
+        INSERT INTO queue.attempts
+            (job_id, number, agent, epoch, journal_id, claimed_at, last_heard_at, active_at, digest)
+        SELECT job_id, attempt, agent, epoch, journal_id, at, at, at, :digest FROM claimed
+    ), recorded AS (
+        INSERT INTO queue.history
+            (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
+        SELECT job_id, history_sequence, at, :waiting, :starting, :event, 'agent ' || agent, hub, '', attempt
+        FROM claimed
     )
-    INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
-    SELECT job_id, history_sequence, at, :waiting, :starting, :event, 'agent ' || agent, hub, '', attempt
-    FROM claimed
+    SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload
 """)
 
 
 async def assignments(connection: AsyncConnection, job_ids: Collection[int]) -> list[tuple[str, Assignment]]:
-    """The current attempts of these jobs as their agents get them, by agent."""
+    """The current attempts of these jobs as their agents get them, by agent.
+
+    Once their parameters pass ANSWER_BYTES the rest is left out, so that the answer fits in a message: attempts that
+    do not arrive are delivered with the heartbeats.
+    """
     if not job_ids:
         return []
-    query = select(
-        jobs.c.job_id, jobs.c.attempt, jobs.c.display_name, jobs.c.package_name, jobs.c.package_version,
-        jobs.c.package_digest, jobs.c.operation, jobs.c.parameters, jobs.c.run_timeout, attempts.c.claimed_at,
-        attempts.c.agent,
-    ).join(attempts, (attempts.c.job_id == jobs.c.job_id) & (attempts.c.number == jobs.c.attempt))  # fmt: skip
+    rows = await connection.execute(_ASSIGNMENTS, {"job_ids": list(job_ids), "limit": ANSWER_BYTES})
     found = []
-    for row in await connection.execute(query.where(jobs.c.job_id.in_(list(job_ids))).order_by(jobs.c.job_id)):
+    for row in rows:
         values = dict(row._mapping)
         agent = values.pop("agent")
         found.append((agent, Assignment(**values)))
     return found
+
+
+_ASSIGNMENTS = text("""
+    SELECT j.job_id, j.attempt, j.display_name, j.package_name, j.package_version, j.package_digest, j.operation,
+        j.parameters, j.run_timeout, a.claimed_at, a.agent
+    FROM (
+        SELECT job_id, sum(octet_length(CAST(parameters AS text))) OVER (ORDER BY job_id)
+            - octet_length(CAST(parameters AS text)) AS before
+        FROM queue.jobs WHERE job_id = ANY(:job_ids)
+    ) AS sized
+    JOIN queue.jobs j USING (job_id)
+    JOIN queue.attempts a ON a.job_id = j.job_id AND a.number = j.attempt
+    WHERE sized.before < :limit
+    ORDER BY j.job_id
+""")

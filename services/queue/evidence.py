@@ -23,11 +23,16 @@ from services.queue.frames import (
     StopKind,
     extend_digest,
 )
-from services.queue.lifecycle import NO_OP_ROWS, Actor, Attempt, HistoryEntry, Job, LogVerdict, apply
+from services.queue.lifecycle import NO_OP_ROWS, SWEEPER_MARGIN, Actor, Attempt, HistoryEntry, Job, LogVerdict, apply
 from services.queue.states import TERMINAL, Event, Status, StopState
 
 PROCESSES = 1_000
 """More processes than this are counted by the supervisor, not named."""
+
+SIGNALS = 10
+"""So many are kept for each process; a supervisor sends two."""
+
+_EXECUTOR = "PROCESS_ROLE_PACKAGE_EXECUTOR"
 
 _FINISH = {
     Outcome.SUCCEEDED: Event.FINISH_SUCCEEDED,
@@ -57,6 +62,8 @@ def append(job: Job, frame: Frame, now: datetime, by: Actor) -> None:
     attempt.digest = extend_digest(digest_before, frame.body)
     attempt.output_bytes += frame.output_bytes
     attempt.last_heard_at = now
+    if frame.at < now - SWEEPER_MARGIN:
+        attempt.active_at = now  # it is still handing in what was written while it could not be heard
     if frame.fact is not None:
         _learn(job, attempt, frame.fact, digest_before, now, by)
 
@@ -66,6 +73,7 @@ def _learn(job: Job, attempt: Attempt, fact: Fact, digest_before: bytes, now: da
         case ProcessStarted():
             if len(attempt.processes) < PROCESSES:
                 attempt.processes.append(fact.process)
+                attempt.processes_changed = True
             if fact.payload and attempt.first_process_at is None:
                 attempt.first_process_at = now
                 job.started_at = job.started_at or now
@@ -73,11 +81,12 @@ def _learn(job: Job, attempt: Attempt, fact: Fact, digest_before: bytes, now: da
         case ProcessSignalled():
             for process in _running(attempt, fact.pid):
                 signals = process.setdefault("signals", [])
-                if isinstance(signals, list):
+                if isinstance(signals, list) and len(signals) < SIGNALS:
                     signals.append(fact.signal)
+                    attempt.processes_changed = True
         case ProcessExited():
             for process in _running(attempt, fact.pid):
-                process["ended"] = True
+                process["ended"] = attempt.processes_changed = True
                 if fact.exit_code is not None:
                     process["exitCode"] = fact.exit_code
                 if fact.signal:
@@ -116,6 +125,10 @@ def _finish(job: Job, attempt: Attempt, fact: Finished, digest_before: bytes, no
     if not ended_before:
         job.result_code = fact.result_code if fact.result_code is not None else job.result_code
         job.outputs = fact.outputs
+    for process in attempt.processes:
+        if process.get("role") == _EXECUTOR:
+            # The supervisor ends with its last frame, and nobody is left to say so.
+            process["ended"] = attempt.processes_changed = True
     attempt.evidence = fact.evidence
     attempt.discarded_bytes = fact.discarded_bytes
     job.stop_state = StopState.CONFIRMED if fact.tree_empty else StopState.UNCONFIRMED

@@ -10,7 +10,21 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, String, and_, bindparam, func, literal, or_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    String,
+    Text,
+    and_,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -317,8 +331,9 @@ def matching(wanted: JobFilter) -> list[ColumnElement[bool]]:
     if wanted.statuses:
         conditions.append(jobs.c.status.in_([s.value for s in wanted.statuses]))
     if wanted.text:
-        # The very expression of the trigram index.
-        searched = jobs.c.display_name + " " + jobs.c.operation + " " + jobs.c.target
+        # The very expression of the trigram index. No text holds a line break, so none is found across two columns.
+        line_break: ColumnElement[str] = literal_column(r"E'\n'", Text)
+        searched = jobs.c.display_name + line_break + jobs.c.operation + line_break + jobs.c.target
         conditions.append(searched.icontains(wanted.text, autoescape=True))
     return conditions
 
@@ -331,8 +346,7 @@ async def activate(connection: AsyncConnection, job_id: int, by: Actor) -> JobVi
     """
     job = await store.lock_visible(connection, job_id)
     released = lifecycle.activate(job, await store.now(connection), by)
-    await store.save(connection, [job])
-    await wakes.notify(connection, [wakes.job(job_id), *([wakes.WORK] if released else [])])
+    await store.save(connection, [job], [wakes.WORK] if released else [])
     return await _view(connection, job_id)
 
 
@@ -345,8 +359,7 @@ async def cancel(connection: AsyncConnection, job_id: int, by: Actor, reason: st
     """
     job = await store.lock_visible(connection, job_id)
     lifecycle.cancel(job, await store.now(connection), by, reason)
-    await store.save(connection, [job])
-    await wakes.notify(connection, [wakes.job(job_id), wakes.STOP])
+    await store.save(connection, [job], [wakes.STOP])
     return await _view(connection, job_id)
 
 
@@ -359,8 +372,7 @@ async def abort(connection: AsyncConnection, job_id: int, by: Actor, reason: str
     """
     job = await store.lock_visible(connection, job_id)
     lifecycle.abort(job, await store.now(connection), by, reason)
-    await store.save(connection, [job])
-    await wakes.notify(connection, [wakes.job(job_id), wakes.STOP])
+    await store.save(connection, [job], [wakes.STOP])
     return await _view(connection, job_id)
 
 
@@ -373,8 +385,7 @@ async def delete(connection: AsyncConnection, job_id: int, by: Actor) -> None:
     """
     job = await store.lock_visible(connection, job_id)
     lifecycle.delete(job, await store.now(connection), by)
-    await store.save(connection, [job])
-    await wakes.notify(connection, [wakes.job(job_id), wakes.STOP])
+    await store.save(connection, [job], [wakes.STOP])
 
 
 async def history_page(connection: AsyncConnection, job_id: int, after: int, limit: int) -> list[HistoryEntry]:

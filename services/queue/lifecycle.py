@@ -70,6 +70,8 @@ class Attempt:
     journal_id: str
     claimed_at: datetime
     last_heard_at: datetime
+    # When its agent last began a session with it, or handed in something old: right after, it is still catching up.
+    active_at: datetime
     accepted_at: datetime | None = None
     first_process_at: datetime | None = None
     payload_ended_at: datetime | None = None
@@ -86,6 +88,8 @@ class Attempt:
     verdict: LogVerdict = LogVerdict.OPEN
     processes: list[dict[str, object]] = field(default_factory=list)
     evidence: dict[str, object] | None = None
+    # Whether `processes` is to be saved.
+    processes_changed: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,6 +120,8 @@ class Job:
     history_sequence: int
     attempt: Attempt | None
     new_history: list[HistoryEntry] = field(default_factory=list)
+    # The row as it was loaded, for `store` to tell what changed.
+    stored: dict[str, object] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:
@@ -244,37 +250,42 @@ def unheard_stop(job: Job) -> None:
     job.stop_state = StopState.UNCONFIRMED
 
 
-def overrun(job: Job, now: datetime) -> bool:
-    """End a job whose agent is heard but keeps a limit no longer; True when one had passed."""
+def give_up_log(job: Job, now: datetime) -> None:
+    """Nobody waits for the end of the log any longer: seal it as it is."""
+    attempt = _current(job)
+    attempt.sealed_at, attempt.verdict = now, LogVerdict.GAPPED
+    if job.stop_state is StopState.PENDING:
+        unheard_stop(job)
+
+
+def overrun(job: Job, now: datetime, watching_since: datetime) -> bool:
+    """End a job whose agent is heard but keeps a limit no longer; True when one had passed.
+
+    An agent that has just come back, or that is still handing in what it has, may be about to report an end that came
+    in time; nor does a sweeper know what it would have been told before it began to watch.
+    """
     attempt = job.attempt
     if attempt is None:
         return False
-    if job.status is Status.STARTING and now > attempt.claimed_at + START_LIMIT + SWEEPER_MARGIN:
-        event, reason, text = Event.START_LIMIT, "START_TIMEOUT", "it was not started in time"
-    elif (
-        job.status is Status.PROCESSING_OUTPUT
-        and attempt.payload_ended_at is not None
-        and now > attempt.payload_ended_at + OUTPUT_LIMIT + SWEEPER_MARGIN
-    ):
-        event, reason, text = Event.OUTPUT_LIMIT, "OUTPUT_TIMEOUT", "its output was not processed in time"
-    elif (
-        job.run_timeout is not None
-        and job.status in (Status.RUNNING, Status.CANCEL_REQUESTED)
-        and attempt.first_process_at is not None
-        and now > attempt.first_process_at + job.run_timeout + SWEEPER_MARGIN
-    ):
-        event, reason, text = Event.RUN_TIMEOUT, "RUN_TIMEOUT", "it ran past its run timeout"
-    elif (
-        job.status is Status.CANCEL_REQUESTED
-        and attempt.stop_wished_at is not None
-        and now > attempt.stop_wished_at + CANCEL_GRACE + KILL_LIMIT + SWEEPER_MARGIN
-    ):
-        event, reason, text = (
-            Event.STOP_LIMIT,
-            "STOP_UNCONFIRMED",
-            "its agent did not confirm the stop in time",
-        )
-    else:
+    caught_up = max(attempt.active_at, watching_since)
+    due: datetime | None = None
+    match job.status:
+        case Status.STARTING:
+            due = attempt.claimed_at + START_LIMIT
+            event, reason, text = Event.START_LIMIT, "START_TIMEOUT", "it was not started in time"
+        case Status.PROCESSING_OUTPUT if attempt.payload_ended_at is not None:
+            due = attempt.payload_ended_at + OUTPUT_LIMIT
+            event, reason, text = Event.OUTPUT_LIMIT, "OUTPUT_TIMEOUT", "its output was not processed in time"
+        case Status.CANCEL_REQUESTED if attempt.stop_wished_at is not None:
+            due = max(attempt.stop_wished_at, caught_up) + CANCEL_GRACE + KILL_LIMIT
+            text = "its agent did not confirm the stop in time"
+            event, reason = Event.STOP_LIMIT, "STOP_UNCONFIRMED"
+    running = job.status in (Status.RUNNING, Status.CANCEL_REQUESTED)
+    if running and job.run_timeout is not None and attempt.first_process_at is not None:
+        ends = attempt.first_process_at + job.run_timeout
+        if due is None or ends < due:
+            due, event, reason, text = ends, Event.RUN_TIMEOUT, "RUN_TIMEOUT", "it ran past its run timeout"
+    if due is None or now <= max(due, caught_up) + SWEEPER_MARGIN:
         return False
     apply(job, event, now, SWEEPER, text)
     job.failure_reason, job.status_message = reason, text
@@ -350,6 +361,7 @@ def come_back(job: Job, now: datetime, by: Actor) -> None:
     else:
         event = Event.RETURN_STARTING
     apply(job, event, now, by, f"agent {job.agent} is back")
+    attempt.active_at = now
 
 
 def _current(job: Job) -> Attempt:

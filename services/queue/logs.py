@@ -6,11 +6,13 @@ others nothing.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,6 +30,8 @@ READ_BYTES = 1 << 20
 """A read ends with the frame that passes this many bytes."""
 POLL_SECONDS = 2.0
 """A wake-up may be lost; this long, at most, a monitor does not look."""
+VIEW_SECONDS = 1.0
+"""Between two views of a job whose status stays the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,10 @@ async def monitor(database: Database, waker: Wakes, job_id: int, start: Position
     Raises:
         JobNotFound: also when it is deleted meanwhile.
     """
+    clock = asyncio.get_running_loop().time
     position = start
-    revision: int | None = None
+    shown: Any = None
+    shown_at = 0.0
     with waker.subscribe(wakes.job(job_id)) as news:
         while True:
             async with database.begin() as connection:
@@ -97,19 +103,24 @@ async def monitor(database: Database, waker: Wakes, job_id: int, start: Position
                 view = await jobs.get(connection, job_id)
                 entries = await jobs.history_after(connection, job_id, position.history, READ_ROWS)
                 rows = await _read(connection, job_id, position)
-            if revision is None:
+            if shown is None:
                 yield News(position, view)
+                shown, shown_at = view.job, clock()
             for content in _merged(entries, rows):
                 position = _behind(position, content)
                 yield News(position, content)
-            if revision not in (None, view.job.revision):
+            # What moves it is shown at once, what merely goes on in it (processes, progress) now and then.
+            if view.job.status != shown.status or (
+                view.job.revision != shown.revision and (_over(view) or clock() >= shown_at + VIEW_SECONDS)
+            ):
                 yield News(position, view)
-            revision = view.job.revision
+                shown, shown_at = view.job, clock()
             if len(entries) == READ_ROWS or rows:
                 continue
             if _over(view):
                 return
-            await waker.wait(news, POLL_SECONDS)
+            behind = view.job.revision != shown.revision
+            await waker.wait(news, max(0.0, shown_at + VIEW_SECONDS - clock()) if behind else POLL_SECONDS)
 
 
 def _over(view: JobView) -> bool:

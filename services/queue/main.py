@@ -14,7 +14,7 @@ from services.queue.servicers.package import PackageServicer
 from services.queue.sweeper import Sweeper
 from services.queue.tables import SCHEMA
 from services.queue.wakes import CHANNEL, Wakes
-from services.runtime.database import Database, migrate
+from services.runtime.database import Database
 from services.runtime.errors import SisError
 from services.runtime.server import Listener, Server, run
 from services.runtime.settings import Endpoint, Settings, Sha256Hex
@@ -78,6 +78,8 @@ def main() -> None:
     configure_logging("queue")
     settings = QueueSettings.load()
     if sys.argv[1:] == ["migrate"]:
+        from services.runtime.migrations import migrate  # Alembic is slow to import, and this alone needs it
+
         try:
             migrate(settings.database_direct_url or settings.database_url, MIGRATIONS, SCHEMA)
         except SisError as error:

@@ -76,9 +76,9 @@ async def commit(database: Database, reports: Sequence[Report]) -> list[Result]:
 
 
 async def _apply(connection: AsyncConnection, reports: Sequence[Report]) -> list[Result]:
-    current = await sessions.share(connection, {r.session for r in reports})
+    current, now = await sessions.share(connection, {r.session for r in reports})
     jobs = await store.lock(connection, {r.attempt.job_id for r in reports if r.session in current})
-    batch = _Batch(connection, jobs)
+    batch = _Batch(connection, jobs, now)
     results = [
         await batch.take(r) if r.session in current else Result(error=StaleEpoch(r.session.agent)) for r in reports
     ]
@@ -89,12 +89,13 @@ async def _apply(connection: AsyncConnection, reports: Sequence[Report]) -> list
 class _Batch:
     """The reports of one transaction, applied to locked jobs in memory."""
 
-    def __init__(self, connection: AsyncConnection, jobs: dict[int, Job]) -> None:
+    def __init__(self, connection: AsyncConnection, jobs: dict[int, Job], now: datetime) -> None:
         self._connection = connection
         self._jobs = jobs
         self._changed: dict[int, Job] = {}
         self._frames: list[tuple[int, int, Frame]] = []
-        self._now: datetime | None = None
+        # One for the batch: what is committed together happens at one time.
+        self._now = now
         self._work = False
 
     async def take(self, report: Report) -> Result:
@@ -113,7 +114,7 @@ class _Batch:
         if job.attempt is None or job.attempt.number != key.number or job.attempt.agent != report.session.agent:
             # Kept aside for whoever looks into it: what a superseded attempt, or another agent, had to say.
             _log.warning(
-                "stale report: job %d attempt %d from agent %s: %r",
+                "stale report: job %d attempt %d from agent %s: %.2000r",
                 key.job_id, key.number, report.session.agent, report.content,
             )  # fmt: skip
             raise StaleAttempt(key.job_id, key.number, "it is not this agent's current attempt; forget it")
@@ -122,8 +123,7 @@ class _Batch:
         return job
 
     async def _act(self, job: Job, report: Report) -> None:
-        # Read once for the batch: what is committed together happens at one time.
-        now = self._now = self._now or await store.now(self._connection)
+        now = self._now
         by = Actor(f"agent {report.session.agent}")
         attempt = job.attempt
         assert attempt is not None
@@ -146,7 +146,7 @@ class _Batch:
 
     async def _append(self, job: Job, frames: Sequence[Frame], by: Actor) -> None:
         attempt = job.attempt
-        assert attempt is not None and self._now is not None
+        assert attempt is not None
         again = [f for f in frames if f.sequence <= attempt.sequence]
         if again:
             await self._compare(job.job_id, attempt.number, again)
@@ -175,6 +175,4 @@ class _Batch:
     async def flush(self) -> None:
         """Write what changed and wake whoever waits for it."""
         await store.insert_frames(self._connection, self._frames)
-        await store.save(self._connection, self._changed.values())
-        topics = [wakes.job(job_id) for job_id in self._changed]
-        await wakes.notify(self._connection, [wakes.WORK, *topics] if self._work else topics)
+        await store.save(self._connection, self._changed.values(), [wakes.WORK] if self._work else [])

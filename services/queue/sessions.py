@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import text
@@ -108,11 +108,13 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
         if attempt is None:
             continue
         held = key in hello.in_hand
-        attempt.last_heard_at = now if held else attempt.last_heard_at
+        if held:
+            attempt.last_heard_at = attempt.active_at = now
         if attempt.lost or (attempt.accepted_at is not None and not (held and trusted)):
             lifecycle.journal_lost(job, now, by)
         elif not held and trusted:
-            if job.status is Status.STARTING and free > 0:
+            # Delivered after its start limit, it would only fail for it.
+            if job.status is Status.STARTING and free > 0 and now < attempt.claimed_at + lifecycle.START_LIMIT:
                 free -= 1
                 again.append(job.job_id)
                 attempt.last_heard_at = now
@@ -120,6 +122,8 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
                 lifecycle.never_started(job, now, by, "the agent came back without having accepted it")
         elif not held:
             lifecycle.journal_lost(job, now, by)
+        elif attempt.accepted_at is None and job.status in TERMINAL and job.live:
+            lifecycle.never_started(job, now, by, "the job ended before the agent's acceptance came")
         elif job.status is Status.AWOL:
             lifecycle.come_back(job, now, by)
         if held:
@@ -129,13 +133,12 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
             welcome.stops.append(Stop(session, key, attempt.stop_wish, attempt.stop_reason))
     for key in sorted(hello.in_hand - known.keys(), key=lambda k: (k.job_id, k.number)):
         welcome.verdicts.append((key, Verdict.FORGET, 0))
-    await store.save(connection, known.values())
+    await store.save(connection, known.values(), [wakes.WORK])
     await connection.execute(
         _ADOPT,
         {"agent": hello.agent, "epoch": welcome.epoch, "job_ids": again, "journal_id": hello.journal_id},
     )
     welcome.redelivered = [a for _, a in await dispatch.assignments(connection, again)]
-    await wakes.notify(connection, [wakes.WORK, *(wakes.job(key.job_id) for key in known)])
     return welcome
 
 
@@ -187,14 +190,19 @@ async def close_session(connection: AsyncConnection, session: Session) -> None:
     )
 
 
-async def share(connection: AsyncConnection, sessions: Collection[Session]) -> frozenset[Session]:
-    """Those of the sessions that are the newest of their agents; they stay so until the transaction ends."""
-    rows = await connection.execute(_SHARE, {"agents": sorted({s.agent for s in sessions})})
+async def share(connection: AsyncConnection, sessions: Collection[Session]) -> tuple[frozenset[Session], datetime]:
+    """Those of the sessions that are the newest of their agents, and the time; they stay so until the transaction
+    ends."""
+    rows = (await connection.execute(_SHARE, {"agents": sorted({s.agent for s in sessions})})).all()
     current = {row.agent: row.epoch for row in rows}
-    return frozenset(s for s in sessions if current.get(s.agent) == s.epoch)
+    now = max((row.now for row in rows), default=None) or await store.now(connection)
+    return frozenset(s for s in sessions if current.get(s.agent) == s.epoch), now
 
 
-_SHARE = text("SELECT agent, epoch FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR SHARE")
+_SHARE = text("""
+    SELECT agent, epoch, queue.now() AS now
+    FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR SHARE
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +217,8 @@ async def heartbeat(
     connection: AsyncConnection, heartbeats: Sequence[Heartbeat]
 ) -> tuple[list[Session], list[tuple[str, dispatch.Assignment]]]:
     """Note who was heard; return the stale sessions, and what was claimed for a session but never reached it."""
-    current = await share(connection, [h.session for h in heartbeats])
+    current, now = await share(connection, [h.session for h in heartbeats])
     heard = {h.session.agent: h for h in heartbeats if h.session in current}
-    now = await store.now(connection)
     # last_heard_at alone is written here, so FOR SHARE (which others hold too) is kept and the row is updated only
     # where nobody else is at it: a session that reports is heard by that.
     await connection.execute(_HEARD, {"agents": sorted(heard), "now": now})
@@ -240,7 +247,9 @@ async def heartbeat(
 async def _come_back(connection: AsyncConnection, heard: Mapping[str, Heartbeat], job_ids: set[int]) -> None:
     if not job_ids:
         return
-    locked = await store.lock(connection, job_ids)
+    # The attempts are locked already, against the order of locks, so nothing may be waited for: whoever has the job in
+    # hand is a report, which brings it home itself, or else the next beat does.
+    locked = await store.lock(connection, job_ids, skip_locked=True)
     now = await store.now(connection)
     returned = []
     for job in locked.values():
@@ -250,8 +259,7 @@ async def _come_back(connection: AsyncConnection, heard: Mapping[str, Heartbeat]
             job.attempt.last_heard_at = now
             lifecycle.come_back(job, now, Actor(f"agent {job.agent}"))
             returned.append(job)
-    await store.save(connection, returned)
-    await wakes.notify(connection, [wakes.STOP, *(wakes.job(job.job_id) for job in returned)])
+    await store.save(connection, returned, [wakes.STOP])
 
 
 _HEARD = text("""
@@ -276,8 +284,8 @@ _UNDELIVERED = text("""
     FROM queue.attempts a
     JOIN unnest(CAST(:agents AS text[]), CAST(:epochs AS bigint[])) AS s(agent, epoch)
         ON a.agent = s.agent AND a.epoch = s.epoch
-    JOIN queue.jobs j ON j.job_id = a.job_id AND j.attempt = a.number AND j.status = 'STARTING'
-    WHERE a.sealed_at IS NULL AND a.accepted_at IS NULL AND a.claimed_at < :before
+    JOIN queue.jobs j ON j.job_id = a.job_id AND j.attempt = a.number
+    WHERE a.sealed_at IS NULL AND a.accepted_at IS NULL AND NOT a.lost AND a.claimed_at < :before
     LIMIT 1000
 """)
 
@@ -299,8 +307,10 @@ async def stops(connection: AsyncConnection, hub: str) -> list[Stop]:
 _STOPS = text("""
     SELECT a.job_id, a.number, a.agent, s.epoch, a.stop_wish, a.stop_reason
     FROM queue.attempts a JOIN queue.agent_sessions s ON s.agent = a.agent
-    WHERE s.hub = :hub AND s.open AND a.sealed_at IS NULL AND NOT a.lost
+    WHERE s.hub = :hub AND s.open AND a.sealed_at IS NULL
         AND a.stop_wish IS NOT NULL
+        -- What is lost cannot report any more that its stop has begun, so it is told for a while only.
+        AND (NOT a.lost OR a.stop_wished_at > queue.now() - interval '10 minutes')
         AND (a.stop_begun IS NULL OR (a.stop_wish = 'ABORT' AND a.stop_begun <> 'ABORT'))
     ORDER BY a.job_id LIMIT 1000
 """)

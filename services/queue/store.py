@@ -14,6 +14,7 @@ from psycopg import AsyncConnection as DriverConnection
 from sqlalchemy import Row, Select, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.queue import wakes
 from services.queue.errors import JobNotFound
 from services.queue.frames import Frame, StopKind
 from services.queue.lifecycle import Attempt, HistoryEntry, Job, LogVerdict
@@ -35,9 +36,10 @@ async def now(connection: AsyncConnection) -> datetime:
     return (await connection.execute(select(func.queue.now()))).scalar_one()
 
 
-async def lock(connection: AsyncConnection, job_ids: Collection[int]) -> dict[int, Job]:
+async def lock(connection: AsyncConnection, job_ids: Collection[int], *, skip_locked: bool = False) -> dict[int, Job]:
     """The jobs with these ids that exist, hidden ones too, each locked until the transaction ends."""
-    return await lock_selected(connection, select(*_LOCKED).where(jobs.c.job_id == func.any(list(job_ids))))
+    selection = select(*_LOCKED).where(jobs.c.job_id == func.any(list(job_ids)))
+    return await lock_selected(connection, selection, skip_locked=skip_locked)
 
 
 async def lock_visible(connection: AsyncConnection, job_id: int) -> Job:
@@ -84,7 +86,9 @@ def _job(row: Row[Any], attempt: Row[Any] | None) -> Job:
     values["status"] = Status(row.status)
     values["stop_state"] = StopState(row.stop_state)
     values["attempt_number"] = values.pop("attempt")
-    return Job(**values, attempt=None if attempt is None else to_attempt(attempt))
+    job = Job(**values, attempt=None if attempt is None else to_attempt(attempt))
+    job.stored = _job_row(job)
+    return job
 
 
 def to_attempt(row: Row[Any]) -> Attempt:
@@ -97,63 +101,78 @@ def to_attempt(row: Row[Any]) -> Attempt:
     return Attempt(**values)
 
 
-_SAVE_JOBS = text("""
-    UPDATE queue.jobs AS j SET
-        status = r.status, agent = r.agent, queued_at = r.queued_at, not_before = r.not_before,
-        retry_at = r.retry_at, started_at = r.started_at, completed_at = r.completed_at,
-        cancel_requested_at = r.cancel_requested_at, stop_state = r.stop_state, hidden_at = r.hidden_at,
-        result_code = r.result_code, failure_reason = r.failure_reason, status_message = r.status_message,
-        outputs = r.outputs, progress_percent = r.progress_percent, progress_text = r.progress_text,
-        history_sequence = r.history_sequence, revision = j.revision + 1,
-        claim_key = queue.claim_key(r.queued_at, j.priority)
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-        job_id bigint, status text, agent text, queued_at timestamptz, not_before timestamptz,
-        retry_at timestamptz, started_at timestamptz, completed_at timestamptz,
-        cancel_requested_at timestamptz, stop_state text, hidden_at timestamptz,
-        result_code integer, failure_reason text, status_message text,
-        outputs jsonb, progress_percent smallint, progress_text text, history_sequence integer)
-    WHERE j.job_id = r.job_id
+_SAVE = text("""
+    WITH saved_jobs AS (
+        UPDATE queue.jobs AS j SET
+            status = r.status, agent = r.agent, queued_at = r.queued_at, not_before = r.not_before,
+            retry_at = r.retry_at, started_at = r.started_at, completed_at = r.completed_at,
+            cancel_requested_at = r.cancel_requested_at, stop_state = r.stop_state, hidden_at = r.hidden_at,
+            result_code = r.result_code, failure_reason = r.failure_reason, status_message = r.status_message,
+            outputs = r.outputs, progress_percent = r.progress_percent, progress_text = r.progress_text,
+            history_sequence = r.history_sequence, revision = j.revision + 1,
+            claim_key = queue.claim_key(r.queued_at, j.priority)
+        FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS r(
+            job_id bigint, status text, agent text, queued_at timestamptz, not_before timestamptz,
+            retry_at timestamptz, started_at timestamptz, completed_at timestamptz,
+            cancel_requested_at timestamptz, stop_state text, hidden_at timestamptz,
+            result_code integer, failure_reason text, status_message text,
+            outputs jsonb, progress_percent smallint, progress_text text, history_sequence integer)
+        WHERE j.job_id = r.job_id
+    ), saved_attempts AS (
+        UPDATE queue.attempts AS a SET
+            last_heard_at = greatest(a.last_heard_at, r.last_heard_at), accepted_at = r.accepted_at,
+            first_process_at = r.first_process_at, payload_ended_at = r.payload_ended_at,
+            sequence = r.sequence, digest = decode(r.digest, 'hex'), output_bytes = r.output_bytes,
+            discarded_bytes = r.discarded_bytes, stop_wish = r.stop_wish, stop_reason = r.stop_reason,
+            stop_wished_at = r.stop_wished_at, stop_begun = r.stop_begun, lost = r.lost, sealed_at = r.sealed_at,
+            verdict = r.verdict, processes = coalesce(r.processes, a.processes), evidence = r.evidence,
+            active_at = r.active_at
+        FROM jsonb_to_recordset(CAST(:attempts AS jsonb)) AS r(
+            job_id bigint, number integer, last_heard_at timestamptz, accepted_at timestamptz,
+            first_process_at timestamptz, payload_ended_at timestamptz, sequence bigint, digest text,
+            output_bytes bigint, discarded_bytes bigint, stop_wish text, stop_reason text,
+            stop_wished_at timestamptz, stop_begun text, lost boolean, sealed_at timestamptz,
+            verdict text, processes jsonb, evidence jsonb, active_at timestamptz)
+        WHERE a.job_id = r.job_id AND a.number = r.number
+    ), saved_history AS (
+        INSERT INTO queue.history
+            (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
+        SELECT * FROM jsonb_to_recordset(CAST(:history AS jsonb)) AS r(
+            job_id bigint, sequence integer, at timestamptz, from_status text, to_status text, event text,
+            actor text, origin text, message text, attempt integer)
+    )
+    SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload
 """)
 
-_SAVE_ATTEMPTS = text("""
-    UPDATE queue.attempts AS a SET
-        last_heard_at = greatest(a.last_heard_at, r.last_heard_at), accepted_at = r.accepted_at,
-        first_process_at = r.first_process_at, payload_ended_at = r.payload_ended_at,
-        sequence = r.sequence, digest = decode(r.digest, 'hex'), output_bytes = r.output_bytes,
-        discarded_bytes = r.discarded_bytes, stop_wish = r.stop_wish, stop_reason = r.stop_reason,
-        stop_wished_at = r.stop_wished_at, stop_begun = r.stop_begun, lost = r.lost, sealed_at = r.sealed_at,
-        verdict = r.verdict, processes = r.processes, evidence = r.evidence
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-        job_id bigint, number integer, last_heard_at timestamptz, accepted_at timestamptz,
-        first_process_at timestamptz, payload_ended_at timestamptz, sequence bigint, digest text,
-        output_bytes bigint, discarded_bytes bigint, stop_wish text, stop_reason text,
-        stop_wished_at timestamptz, stop_begun text, lost boolean, sealed_at timestamptz,
-        verdict text, processes jsonb, evidence jsonb)
-    WHERE a.job_id = r.job_id AND a.number = r.number
-""")
 
-_SAVE_HISTORY = text("""
-    INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
-    SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-        job_id bigint, sequence integer, at timestamptz, from_status text, to_status text, event text,
-        actor text, origin text, message text, attempt integer)
-""")
+async def save(connection: AsyncConnection, changed: Iterable[Job], topics: Iterable[str] = ()) -> None:
+    """Write jobs that `lock` gave, their attempts and their new history, and wake whoever waits for them or for one
+    of the topics once the transaction commits: one statement for any number.
 
-
-async def save(connection: AsyncConnection, changed: Iterable[Job]) -> None:
-    """Write jobs that `lock` gave, their attempts and their new history: three statements for any number."""
+    A job whose log alone went on keeps its row, and so its revision: that is what most reports are.
+    """
     touched = list(changed)
     if not touched:
         return
-    await connection.execute(_SAVE_JOBS, {"rows": _json([_job_row(job) for job in touched])})
-    claimed = [_attempt_row(job.job_id, job.attempt) for job in touched if job.attempt is not None]
-    if claimed:
-        await connection.execute(_SAVE_ATTEMPTS, {"rows": _json(claimed)})
-    entries = [_history_row(job.job_id, entry) for job in touched for entry in job.new_history]
-    if entries:
-        await connection.execute(_SAVE_HISTORY, {"rows": _json(entries)})
+    await connection.execute(
+        _SAVE,
+        {
+            "jobs": _json([_job_row(job) for job in touched if _differs(job)]),
+            "attempts": _json([_attempt_row(job.job_id, job.attempt) for job in touched if job.attempt is not None]),
+            "history": _json([_history_row(job.job_id, entry) for job in touched for entry in job.new_history]),
+            "channel": wakes.CHANNEL,
+            "payloads": wakes.payloads([*topics, *(wakes.job(job.job_id) for job in touched)]),
+        },
+    )
     for job in touched:
         job.new_history.clear()
+        job.stored = _job_row(job)
+        if job.attempt is not None:
+            job.attempt.processes_changed = False
+
+
+def _differs(job: Job) -> bool:
+    return _job_row(job) != job.stored or (job.attempt is not None and job.attempt.processes_changed)
 
 
 def _json(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -176,7 +195,13 @@ _FIXED = frozenset({"run_timeout", "heartbeat_timeout", "latest_start"})
 
 
 def _attempt_row(job_id: int, attempt: Attempt) -> dict[str, Any]:
-    return {"job_id": job_id} | {name: getattr(attempt, name) for name in Attempt.__slots__}
+    row = {"job_id": job_id} | {name: getattr(attempt, name) for name in _ATTEMPT_FIELDS}
+    if not attempt.processes_changed:
+        row["processes"] = None  # there may be a thousand of them
+    return row
+
+
+_ATTEMPT_FIELDS = tuple(name for name in Attempt.__slots__ if name != "processes_changed")
 
 
 def _history_row(job_id: int, entry: HistoryEntry) -> dict[str, Any]:

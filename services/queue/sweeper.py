@@ -16,10 +16,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, and_, exists, or_, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import lifecycle, store, wakes
-from services.queue.lifecycle import Job, LogVerdict
+from services.queue.lifecycle import Job
 from services.queue.states import HELD_BY_AGENT, TERMINAL, Status, StopState
 from services.queue.tables import attempts, jobs
 from services.runtime.database import Database
@@ -28,7 +29,10 @@ from services.runtime.errors import SisError
 INTERVAL_SECONDS = 1.0
 BATCH = 500
 GAP = timedelta(seconds=30)
-"""A sweeper that has not seen the database for this long begins to watch anew."""
+"""A sweeper that has not seen the database for this long begins to watch anew. The shortest heartbeat timeout is longer
+by more than a beat, so that a shorter gap makes nobody AWOL."""
+PURGE_ROWS = 2_000
+"""Frames, of some 64 KiB at the most, that one purge removes, so that a log of any length goes in time."""
 REQUEST_IDS_KEPT = timedelta(days=7)
 SEAL_AFTER = timedelta(days=1)
 """This long after its end the log of a job whose agent never came back is sealed as it is."""
@@ -62,13 +66,18 @@ class Sweeper:
         if self._last is None or now - self._last > GAP or now < self._last:
             self._watching_since = now
         self._last = now
-        done = [await self._apply(rule) for rule in (self._release, self._expire, self._silence, self._overrun)]
-        done += [await self._apply(rule) for rule in (self._settle, self._seal, _purge, _forget_request_ids)]
+        rules = (self._release, self._expire, self._silence, self._overrun, self._settle, _seal, _purge)
+        done = [await self._apply(rule) for rule in (*rules, _forget_request_ids)]
         return any(count >= BATCH for count in done)
 
     async def _apply(self, rule: Callable[[AsyncConnection, datetime], Awaitable[int]]) -> int:
-        async with self._database.begin() as connection:
-            return await rule(connection, await store.now(connection))
+        """Apply a rule; one that fails is tried again with the next sweep, and keeps none of the others."""
+        try:
+            async with self._database.begin() as connection:
+                return await rule(connection, await store.now(connection))
+        except (SisError, DBAPIError):
+            _log.exception("the rule %s failed", rule.__name__)
+            return 0
 
     async def _release(self, connection: AsyncConnection, now: datetime) -> int:
         due = store.jobs_to_lock().where(jobs.c.status == "DEFERRED", jobs.c.not_before <= now).limit(BATCH)
@@ -99,23 +108,29 @@ class Sweeper:
         return await _save(connection, silent)
 
     async def _overrun(self, connection: AsyncConnection, now: datetime) -> int:
+        # As in `lifecycle.overrun`, which decides under the lock.
+        late = now - lifecycle.SWEEPER_MARGIN
+        watching_since = self._watching_since or now
+        if watching_since > late:
+            return 0
         limits = or_(
-            and_(jobs.c.status == Status.STARTING, attempts.c.claimed_at < now - lifecycle.START_LIMIT),
+            and_(jobs.c.status == Status.STARTING, attempts.c.claimed_at < late - lifecycle.START_LIMIT),
             and_(
                 jobs.c.status == Status.PROCESSING_OUTPUT,
-                attempts.c.payload_ended_at < now - lifecycle.OUTPUT_LIMIT,
+                attempts.c.payload_ended_at < late - lifecycle.OUTPUT_LIMIT,
             ),
             and_(
                 jobs.c.status.in_([Status.RUNNING, Status.CANCEL_REQUESTED]),
-                attempts.c.first_process_at < now - jobs.c.run_timeout,
+                attempts.c.first_process_at < late - jobs.c.run_timeout,
             ),
             and_(
                 jobs.c.status == Status.CANCEL_REQUESTED,
-                attempts.c.stop_wished_at < now - lifecycle.CANCEL_GRACE - lifecycle.KILL_LIMIT,
+                attempts.c.stop_wished_at < late - lifecycle.CANCEL_GRACE - lifecycle.KILL_LIMIT,
             ),
         )
-        found = await store.lock_selected(connection, _live().where(limits).limit(BATCH), skip_locked=True)
-        ended = [j for j in found.values() if not _unheard(j, now) and lifecycle.overrun(j, now)]
+        due = _live().where(limits, attempts.c.active_at < late).limit(BATCH)
+        found = await store.lock_selected(connection, due, skip_locked=True)
+        ended = [j for j in found.values() if not _unheard(j, now) and lifecycle.overrun(j, now, watching_since)]
         return await _save(connection, ended, wakes.STOP)
 
     async def _settle(self, connection: AsyncConnection, now: datetime) -> int:
@@ -131,15 +146,20 @@ class Sweeper:
             lifecycle.unheard_stop(job)
         return await _save(connection, unheard)
 
-    async def _seal(self, connection: AsyncConnection, now: datetime) -> int:
-        due = _live().where(jobs.c.status.in_(sorted(TERMINAL)), jobs.c.completed_at < now - SEAL_AFTER)
-        found = await store.lock_selected(connection, due.limit(BATCH), skip_locked=True)
-        for job in found.values():
-            if job.attempt is not None:
-                job.attempt.sealed_at, job.attempt.verdict = now, LogVerdict.GAPPED
-            if job.stop_state is StopState.PENDING:
-                lifecycle.unheard_stop(job)
-        return await _save(connection, list(found.values()))
+
+async def _seal(connection: AsyncConnection, now: datetime) -> int:
+    """Seal the logs of jobs that ended long ago and whose agents never came back."""
+    due = _live().where(
+        jobs.c.status.in_(sorted(TERMINAL)),
+        jobs.c.completed_at < now - SEAL_AFTER,
+        attempts.c.last_heard_at < now - jobs.c.heartbeat_timeout,
+    )
+    found = await store.lock_selected(connection, due.limit(BATCH), skip_locked=True)
+    # Looked at again under the lock: a report may have come between.
+    gone = [job for job in found.values() if job.live and _unheard(job, now)]
+    for job in gone:
+        lifecycle.give_up_log(job, now)
+    return await _save(connection, gone)
 
 
 def _live() -> Select[Any]:
@@ -158,9 +178,7 @@ def _unheard(job: Job, now: datetime) -> bool:
 
 
 async def _save(connection: AsyncConnection, changed: list[Job], *topics: str) -> int:
-    await store.save(connection, changed)
-    if changed:
-        await wakes.notify(connection, [*topics, *(wakes.job(job.job_id) for job in changed)])
+    await store.save(connection, changed, topics)
     return len(changed)
 
 
@@ -179,11 +197,20 @@ async def _purge(connection: AsyncConnection, now: datetime) -> int:
         ~running,
     )
     locked = await connection.execute(due.limit(BATCH).with_for_update(skip_locked=True))
-    gone = {"job_ids": [row.job_id for row in locked]}
-    if gone["job_ids"]:
-        await connection.execute(text("DELETE FROM queue.log WHERE job_id = ANY(:job_ids)"), gone)
-        await connection.execute(text("DELETE FROM queue.jobs WHERE job_id = ANY(:job_ids)"), gone)
-    return len(gone["job_ids"])
+    gone = [row.job_id for row in locked]
+    if not gone:
+        return 0
+    frames = await connection.execute(
+        text("""
+            DELETE FROM queue.log WHERE (job_id, attempt, sequence) IN (
+                SELECT job_id, attempt, sequence FROM queue.log WHERE job_id = ANY(:job_ids) LIMIT :rows)
+        """),
+        {"job_ids": gone, "rows": PURGE_ROWS},
+    )
+    if frames.rowcount == PURGE_ROWS:
+        return BATCH  # the jobs go with the last of their frames
+    await connection.execute(text("DELETE FROM queue.jobs WHERE job_id = ANY(:job_ids)"), {"job_ids": gone})
+    return len(gone)
 
 
 async def _forget_request_ids(connection: AsyncConnection, now: datetime) -> int:

@@ -123,7 +123,7 @@ jobs = Table(
     Index("jobs_purge", "hidden_at", postgresql_where=text("hidden_at IS NOT NULL")),
     Index(
         "jobs_text",
-        text("(display_name || ' ' || operation || ' ' || target) public.gin_trgm_ops"),
+        text(r"(display_name || E'\n' || operation || E'\n' || target) public.gin_trgm_ops"),
         postgresql_using="gin",
     ),
 )
@@ -138,6 +138,7 @@ attempts = Table(
     Column("journal_id", Text, nullable=False),
     Column("claimed_at", Time, nullable=False),
     Column("last_heard_at", Time, nullable=False),
+    Column("active_at", Time, nullable=False),
     Column("accepted_at", Time),
     Column("first_process_at", Time),
     Column("payload_ended_at", Time),

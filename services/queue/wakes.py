@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from sqlalchemy import text
@@ -22,7 +22,7 @@ WORK = "work"
 STOP = "stop"
 _PAYLOAD_BYTES = 7_900  # PostgreSQL takes fewer than 8,000
 
-_NOTIFY = text("SELECT pg_notify(:channel, :payload)")
+_NOTIFY = text("SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload")
 
 
 def job(job_id: int) -> str:
@@ -30,65 +30,90 @@ def job(job_id: int) -> str:
     return f"job:{job_id}"
 
 
-async def notify(connection: AsyncConnection, topics: Collection[str]) -> None:
-    """Wake whoever waits for one of the topics, once the transaction commits."""
-    payload = ""
+def payloads(topics: Iterable[str]) -> list[str]:
+    """The topics, each once, in as few payloads as PostgreSQL takes."""
+    found: list[str] = []
     for topic in dict.fromkeys(topics):
-        if payload and len(payload) + 1 + len(topic) > _PAYLOAD_BYTES:
-            await connection.execute(_NOTIFY, {"channel": CHANNEL, "payload": payload})
-            payload = topic
+        if found and len(found[-1]) + 1 + len(topic) <= _PAYLOAD_BYTES:
+            found[-1] += f" {topic}"
         else:
-            payload = f"{payload} {topic}" if payload else topic
-    if payload:
-        await connection.execute(_NOTIFY, {"channel": CHANNEL, "payload": payload})
+            found.append(topic)
+    return found
+
+
+async def notify(connection: AsyncConnection, topics: Iterable[str]) -> None:
+    """Wake whoever waits for one of the topics, once the transaction commits."""
+    if found := payloads(topics):
+        await connection.execute(_NOTIFY, {"channel": CHANNEL, "payloads": found})
+
+
+class Subscription:
+    """What one waiter has heard of its topics since it last looked."""
+
+    def __init__(self, topics: Iterable[str]) -> None:
+        self.topics = frozenset(topics)
+        self._heard: set[str] = set()
+        self._event = asyncio.Event()
+
+    def hear(self, topic: str) -> None:
+        """Note a topic, and wake the waiter."""
+        self._heard.add(topic)
+        self._event.set()
+
+    async def wait(self, seconds: float) -> set[str]:
+        """The topics heard since the last wait, as soon as there is one, or none after `seconds`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        self._event.clear()
+        heard, self._heard = self._heard, set()
+        return heard
 
 
 class Wakes:
-    """The fan-out of one process: events by topic, set by the listener."""
+    """The fan-out of one process: from the listener to the subscriptions by topic."""
 
     def __init__(self) -> None:
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[Subscription]] = defaultdict(set)
         self._draining = False
 
     @contextmanager
-    def subscribe(self, *topics: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever one of the topics is heard; the waiter clears it before it looks."""
-        event = asyncio.Event()
+    def subscribe(self, *topics: str) -> Iterator[Subscription]:
+        """A subscription for the block; nothing that is heard from its beginning on is missed."""
+        subscription = Subscription(topics)
         for topic in topics:
-            self._waiting[topic].add(event)
+            self._waiting[topic].add(subscription)
         try:
-            yield event
+            yield subscription
         finally:
             for topic in topics:
-                self._waiting[topic].discard(event)
+                self._waiting[topic].discard(subscription)
                 if not self._waiting[topic]:
                     del self._waiting[topic]
 
     def heard(self, payload: str) -> None:
-        """Set the events of the topics in a payload."""
+        """Tell the subscriptions of the topics in a payload."""
         for topic in payload.split(" "):
-            for event in self._waiting.get(topic, ()):
-                event.set()
+            for subscription in self._waiting.get(topic, ()):
+                subscription.hear(topic)
 
     def heard_all(self) -> None:
-        """Set every event: after the listener's connection was made anew, anything may have been missed."""
-        for events in self._waiting.values():
-            for event in events:
-                event.set()
+        """Tell every subscription all of its topics: after the listener's connection was made anew, or at the end,
+        anything may have been missed."""
+        for topic, subscriptions in self._waiting.items():
+            for subscription in subscriptions:
+                subscription.hear(topic)
 
-    async def wait(self, event: asyncio.Event, seconds: float) -> None:
-        """Wait until the event is set, at most `seconds`, and clear it.
+    async def wait(self, subscription: Subscription, seconds: float) -> set[str]:
+        """As `Subscription.wait`.
 
         Raises:
             Unavailable: the server drains; whoever waits is to go on with another replica.
         """
-        if not self._draining:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await event.wait()
+        heard = set() if self._draining else await subscription.wait(seconds)
         if self._draining:
             raise Unavailable("the server shuts down; call again", retry_after=0.2)
-        event.clear()
+        return heard
 
     async def drain(self) -> None:
         """End whatever waits, now and from now on."""

@@ -103,9 +103,7 @@ def acting_as(caller: Caller) -> Iterator[None]:
 
 # A name in an identity; it is shown to people and part of paths, so nothing exotic.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-_IDENTITY = re.compile(
-    rf"spiffe://sis/(?:service/(?P<service>{_NAME})|agent/(?P<group>{_NAME})/(?P<agent>{_NAME}))"
-)
+_IDENTITY = re.compile(rf"spiffe://sis/(?:service/(?P<service>{_NAME})|agent/(?P<group>{_NAME})/(?P<agent>{_NAME}))")
 
 
 def authenticate(
@@ -131,9 +129,7 @@ def authenticate(
         return Caller("anyone", "", origin=origin)
     found = _IDENTITY.fullmatch(spiffe_id)
     if found is None:
-        raise Unauthenticated(
-            "the client certificate names no identity of this suite: use one that it issued"
-        )
+        raise Unauthenticated("the client certificate names no identity of this suite: use one that it issued")
     if found["service"]:
         return Caller("service", found["service"], origin=origin)
     return Caller("agent", found["agent"], group=found["group"], origin=origin)
@@ -182,11 +178,7 @@ _DESCRIBED = {
 
 def _permitted(audience: Audience, caller: Caller) -> bool:
     if audience in _ROLES:
-        return (
-            caller.kind == "person"
-            and caller.role in _ROLES
-            and _ROLES.index(caller.role) >= _ROLES.index(audience)
-        )
+        return caller.kind == "person" and caller.role in _ROLES and _ROLES.index(caller.role) >= _ROLES.index(audience)
     if audience is Audience.HUB:
         return caller.kind == "service" and caller.name == "hub"
     return audience is Audience.AGENT and caller.kind == "agent"

@@ -100,9 +100,7 @@ def grpc_error(error: grpc.aio.AioRpcError) -> SisError:
         return from_status(status)
     code = int(error.code().value[0])
     if code in (code_pb2.UNAVAILABLE, code_pb2.CANCELLED):
-        return errors.Unavailable(
-            f"the server does not answer: {error.details()}; try again", retry_after=1.0
-        )
+        return errors.Unavailable(f"the server does not answer: {error.details()}; try again", retry_after=1.0)
     kind = _BY_CODE.get(code)
     if kind is None:
         return errors.Internal(f"the server answered {error.code().name}: {error.details()}")

@@ -45,9 +45,7 @@ _MESSAGE_CHARACTERS = 600
 _STATUS_BYTES = 3_072
 
 # A context says its code as a number if it was aborted, else as it was set.
-_CODES: dict[object, grpc.StatusCode] = {
-    form: code for code in grpc.StatusCode for form in (code, code.value[0])
-}
+_CODES: dict[object, grpc.StatusCode] = {form: code for code in grpc.StatusCode for form in (code, code.value[0])}
 
 _log = logging.getLogger("rpc")
 
@@ -97,15 +95,9 @@ async def telemetry(call: Call) -> AsyncIterator[None]:
         cancelled = True
         raise
     finally:
-        status = (
-            grpc.StatusCode.CANCELLED if cancelled else _CODES.get(call.context.code(), grpc.StatusCode.OK)
-        )
+        status = grpc.StatusCode.CANCELLED if cancelled else _CODES.get(call.context.code(), grpc.StatusCode.OK)
         quiet = call.audience in (Audience.ANYONE, Audience.HUB)
-        level = (
-            logging.DEBUG
-            if quiet and status in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
-            else logging.INFO
-        )
+        level = logging.DEBUG if quiet and status in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED) else logging.INFO
         if status in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
             level = logging.WARNING
         _log.log(
@@ -130,9 +122,7 @@ async def errors(call: Call) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise
     except NotImplementedError:
-        await call.context.abort(
-            grpc.StatusCode.UNIMPLEMENTED, f"{call.method}: this server does not offer it"
-        )
+        await call.context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{call.method}: this server does not offer it")
     except Exception as error:
         await _abort(call, _only_sis_error(error) or _fault(call, error))
 
@@ -280,9 +270,7 @@ class Chain(grpc.aio.ServerInterceptor):
     def _wrap(self, method: str, handler: Handler) -> Handler:
         read = _read_stream if handler.request_streaming else _read_one
         # Typed for grpc's threads; here it is the coroutine or generator function of an asyncio servicer.
-        behaviour: Any = (
-            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        )
+        behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
         async def respond(raw: Any, context: Context) -> Any:
             async with self._around(method, handler, context):

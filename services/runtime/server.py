@@ -146,9 +146,7 @@ async def run(
     except OSError as error:
         _log.error("%s cannot start: %s", server.name, error)
         raise SystemExit(1) from None
-    tasks = [
-        asyncio.create_task(_forever(each)) for each in (*background, lambda: _watch_health(server, healthy))
-    ]
+    tasks = [asyncio.create_task(_forever(each)) for each in (*background, lambda: _watch_health(server, healthy))]
     stopped = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -59,8 +59,7 @@ class Settings(BaseSettings):
             settings = cls()
         except ValidationError as error:
             problems = [
-                _problem(cls.model_config.get("env_prefix", ""), e["loc"], e["type"], e["msg"])
-                for e in error.errors()
+                _problem(cls.model_config.get("env_prefix", ""), e["loc"], e["type"], e["msg"]) for e in error.errors()
             ]
             sys.stderr.write("".join(f"error: {problem}\n" for problem in problems))
             raise SystemExit(2) from None

@@ -39,9 +39,7 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [
-                {"service": service, "method": method}
-                for service, methods in _RETRIED.items()
-                for method in methods
+                {"service": service, "method": method} for service, methods in _RETRIED.items() for method in methods
             ],
             "retryPolicy": {
                 "maxAttempts": 5,
@@ -75,9 +73,7 @@ class Connection:
         self._seconds = seconds
         self._metadata = (("authorization", f"Bearer {token}"),)
 
-    def call(
-        self, method: Callable[..., _Response], request: object, seconds: float | None = None
-    ) -> _Response:
+    def call(self, method: Callable[..., _Response], request: object, seconds: float | None = None) -> _Response:
         """Make a call that is answered once.
 
         Raises:

@@ -43,9 +43,7 @@ class Jobs:
         page_token: str = "",
     ) -> pb.ListJobsResponse:
         """One page of the jobs that match."""
-        request = pb.ListJobsRequest(
-            filter=filter, order_by=order_by, page_size=page_size, page_token=page_token
-        )
+        request = pb.ListJobsRequest(filter=filter, order_by=order_by, page_size=page_size, page_token=page_token)
         return self._connection.call(self._stub.ListJobs, request)
 
     def pages(
@@ -88,9 +86,7 @@ class Jobs:
         self, job_id: int, view: pb.DebugLogView.ValueType = pb.DEBUG_LOG_VIEW_STANDARD
     ) -> Iterator[pb.GetDebugLogResponse]:
         """The log of all attempts and the history, merged by time."""
-        return self._connection.stream(
-            self._stub.GetDebugLog, pb.GetDebugLogRequest(job_id=job_id, view=view)
-        )
+        return self._connection.stream(self._stub.GetDebugLog, pb.GetDebugLogRequest(job_id=job_id, view=view))
 
     def history(self, job_id: int) -> Iterator[job_pb2.HistoryEntry]:
         """Who did what to the job, oldest first."""
@@ -109,15 +105,11 @@ class Jobs:
 
     def cancel(self, job_id: int, reason: str = "") -> job_pb2.Job:
         """End a job gracefully. Safe to retry."""
-        return self._connection.call(
-            self._stub.CancelJob, pb.CancelJobRequest(job_id=job_id, reason=reason)
-        ).job
+        return self._connection.call(self._stub.CancelJob, pb.CancelJobRequest(job_id=job_id, reason=reason)).job
 
     def abort(self, job_id: int, reason: str = "") -> job_pb2.Job:
         """End a job by force. Safe to retry."""
-        return self._connection.call(
-            self._stub.AbortJob, pb.AbortJobRequest(job_id=job_id, reason=reason)
-        ).job
+        return self._connection.call(self._stub.AbortJob, pb.AbortJobRequest(job_id=job_id, reason=reason)).job
 
     def delete(self, job_id: int) -> None:
         """Hide a job for good. The second time it is JOB_NOT_FOUND."""

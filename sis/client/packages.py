@@ -48,6 +48,4 @@ class Packages:
 
     def get(self, name: str, version: str = "") -> pb.Package:
         """One version of a package (the highest without one), with its operations."""
-        return self._connection.call(
-            self._stub.GetPackage, pb.GetPackageRequest(name=name, version=version)
-        ).package
+        return self._connection.call(self._stub.GetPackage, pb.GetPackageRequest(name=name, version=version)).package

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sis.stack.errors import StackError
 from sis.stack.layout import Layout, write_private
 
-START_SECONDS = 50.0
+START_SECONDS = 55.0
 """Within this time everything is healthy, or `sis up` gives up; stopping what had started takes a little
 more."""
 STOP_SECONDS = 7.0

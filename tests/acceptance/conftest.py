@@ -1,4 +1,4 @@
-"""A stack that is up, for the tests of a module."""
+"""A stack that is up, for all acceptance tests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from tests.support.stack import Stack
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack with one hub and one agent. Tests of a module share it: leave it healthy."""
+    """A stack with one hub and one agent. The tests share it: leave it healthy."""
     stack = Stack(tmp_path_factory.mktemp("stack") / "data")
     try:
         stack.up()

@@ -125,9 +125,7 @@ def test_an_abort_needs_no_grace(stack: Stack, tmp_path: Path) -> None:
         until((tmp_path / "up").exists, "the payload")
         aborted = client.jobs.abort(number, reason="now")
         assert aborted.status == job_pb2.JOB_STATUS_ABORTED
-        until(
-            lambda: client.jobs.get(number).stop_state == job_pb2.STOP_STATE_CONFIRMED, "the evidence of the stop"
-        )
+        until(lambda: client.jobs.get(number).stop_state == job_pb2.STOP_STATE_CONFIRMED, "the evidence of the stop")
         job = client.jobs.get(number)
     assert job.status == job_pb2.JOB_STATUS_ABORTED
     assert job.stop_evidence.tree_empty

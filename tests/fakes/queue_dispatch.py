@@ -85,6 +85,10 @@ class FakeQueue(rpc.DispatchServiceServicer):
         """Wait until so many hubs watch."""
         await self.until(lambda: len(self._watchers) >= watchers)
 
+    async def unwatched(self) -> None:
+        """Wait until no hub watches."""
+        await self.until(lambda: not self._watchers)
+
     def push(self, response: pb.WatchResponse) -> None:
         """Send a message on every watch."""
         for watcher in self._watchers:
@@ -195,6 +199,7 @@ class FakeQueue(rpc.DispatchServiceServicer):
                 yield response
         finally:
             self._watchers.discard(watcher)
+            await self._notify()
 
     async def GetPackageArchive(
         self, request: pb.GetPackageArchiveRequest, context: Context

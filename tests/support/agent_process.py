@@ -21,7 +21,7 @@ class AgentProcess:
 
     def __init__(self, state: Path, endpoints: str, tls: TlsFiles, slots: int = 4) -> None:
         self.state = state
-        self._environment = {
+        self.environment = {
             "SIS_AGENT_STATE": str(state),
             "SIS_AGENT_HUB_ENDPOINTS": endpoints,
             "SIS_AGENT_TLS_CA": str(tls.ca),
@@ -42,7 +42,7 @@ class AgentProcess:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "services.sis_agent.agent.main"],
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self.environment},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

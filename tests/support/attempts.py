@@ -155,6 +155,13 @@ class Attempts:
         return attempt
 
 
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait until something is so that nobody tells of."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 def duration(seconds: float) -> Duration:
     value = Duration()
     value.FromMilliseconds(int(seconds * 1000))

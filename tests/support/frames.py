@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,8 @@ class Spool:
     """Cuts frames one after the other, with the running digest. Each method returns the frame that it cut, as the
     queue reads it; `bodies` holds the bytes of all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._now = now
         self.sequence = 0
         self.digest = DIGEST_START
         self.bodies: list[bytes] = []
@@ -24,7 +26,7 @@ class Spool:
         self.sequence += 1
         message.sequence = self.sequence
         if not message.HasField("time"):
-            message.time.FromDatetime(datetime.now(UTC))
+            message.time.FromDatetime(self._now())
         body = message.SerializeToString()
         self.digest = extend_digest(self.digest, body)
         self.bodies.append(body)

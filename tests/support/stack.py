@@ -29,11 +29,17 @@ class Stack:
         self.layout = Layout(data)
         self._up: subprocess.Popen[str] | None = None
 
-    def cli(self, *arguments: str | Path, timeout: float = 90.0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def cli(
+        self,
+        *arguments: str | Path,
+        timeout: float = 90.0,
+        stdin: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
         """Run `sis` with these arguments on this stack, whatever its exit code."""
         return subprocess.run(
             self.command(*arguments),
-            env=self.environment(),
+            env=self.environment() if environment is None else environment,
             input=stdin,
             capture_output=True,
             text=True,

@@ -104,9 +104,7 @@ class TcpProxy:
             writer.transport.abort()
             self._tasks.discard(task)
 
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: asyncio.Event
-    ) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: asyncio.Event) -> None:
         while piece := await reader.read(_CHUNK_BYTES):
             if self.delay:
                 await asyncio.sleep(self.delay)

@@ -53,6 +53,14 @@ def session(message: dispatch_service_pb2.Session) -> Session:
     return Session(message.agent, message.epoch)
 
 
+def hub(request: dispatch_service_pb2.WatchRequest) -> str:
+    """The name of the hub that watches. Raises InvalidArgument."""
+    wrong = Violations()
+    wrong.line("hub", request.hub, 63, required=True)
+    wrong.refuse()
+    return request.hub
+
+
 def _key(message: dispatch_service_pb2.Attempt) -> AttemptKey:
     return AttemptKey(message.job_id, message.number)
 
@@ -116,7 +124,6 @@ def _stop(stop: Stop) -> dispatch_service_pb2.StopCommand:
 
 def to_watch(stops: Iterable[Stop]) -> dispatch_service_pb2.WatchResponse:
     return dispatch_service_pb2.WatchResponse(
-        wake=True,
         stops=[dispatch_service_pb2.AgentStop(session=_session(s.session), stop=_stop(s)) for s in stops],
     )
 

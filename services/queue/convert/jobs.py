@@ -6,10 +6,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
-from sqlalchemy import Row
 
 from services.queue import logs
 from services.queue.convert.fields import Violations, members, numbers, to_duration, to_timestamp
@@ -20,6 +19,9 @@ from services.queue.states import TERMINAL, RunState, Status, StopState
 from services.queue.tables import JobType
 from services.runtime.errors import InvalidArgument
 from sis.queue.v1 import frame_pb2, job_pb2, job_service_pb2
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
 
 JOB_TYPES = members(job_pb2.JobType, "JOB_TYPE_", JobType)
 STATUSES = members(job_pb2.JobStatus, "JOB_STATUS_", Status)
@@ -62,7 +64,7 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
     heartbeat: timedelta | None = _HEARTBEAT
     if request.HasField("heartbeat_timeout"):
         heartbeat = wrong.duration(
-            "heartbeat_timeout", request.heartbeat_timeout, timedelta(seconds=15), timedelta(days=1)
+            "heartbeat_timeout", request.heartbeat_timeout, timedelta(seconds=60), timedelta(days=1)
         )
     if len(request.labels) > 32:
         wrong.add("labels", f"has {len(request.labels)} labels; at most 32 are taken")

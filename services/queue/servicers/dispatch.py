@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -78,15 +79,21 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
     async def Watch(
         self, request: dispatch_service_pb2.WatchRequest, context: Context
     ) -> AsyncIterator[dispatch_service_pb2.WatchResponse]:
-        if not request.hub:
-            raise InvalidArgument.field("hub", "is required: the name of the hub")
+        hub = convert.hub(request)
         with self._waker.subscribe(wakes.WORK, wakes.STOP) as news:
+            clock = asyncio.get_running_loop().time
+            heard, stops_due = {wakes.WORK}, clock()
             while True:
-                # Both at every wake-up: the hub coalesces its claims, and a command that is repeated does no harm.
-                async with self._database.begin() as connection:
-                    found = await sessions.stops(connection, request.hub)
-                yield convert.to_watch(found)
-                await self._waker.wait(news, WATCH_POLL_SECONDS)
+                if wakes.WORK in heard:
+                    yield dispatch_service_pb2.WatchResponse(wake=True)
+                # Now and then without being woken: a wake-up may have been lost, and what is not begun is said again.
+                if wakes.STOP in heard or clock() >= stops_due:
+                    stops_due = clock() + WATCH_POLL_SECONDS
+                    async with self._database.begin() as connection:
+                        found = await sessions.stops(connection, hub)
+                    if found:
+                        yield convert.to_watch(found)
+                heard = await self._waker.wait(news, max(0.0, stops_due - clock())) or {wakes.WORK}
 
     async def GetPackageArchive(
         self, request: dispatch_service_pb2.GetPackageArchiveRequest, context: Context

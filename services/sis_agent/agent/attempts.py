@@ -65,7 +65,11 @@ class AttemptDirectories:
         return self._root / str(key)
 
     def create(self, assignment: dispatch.Assignment) -> None:
-        """Make the directory anew and put the assignment into it. Durable when it returns."""
+        """Make the directory anew and put the assignment into it.
+
+        The content is durable when it returns. That its name is as well costs two more waits for the disk, and all
+        that a power cut can make of that is an attempt that fails because its assignment is lost.
+        """
         path = self.path(AttemptKey.of(assignment.attempt))
         if path.exists():
             shutil.rmtree(path)
@@ -74,8 +78,6 @@ class AttemptDirectories:
             file.write(assignment.SerializeToString(deterministic=True))
             file.flush()
             os.fsync(file.fileno())
-        sync_directory(path)
-        sync_directory(self._root)
 
     def assignment(self, key: AttemptKey) -> dispatch.Assignment:
         """What the attempt has to do. If that was lost, an assignment of nothing, and a directory to say so in."""

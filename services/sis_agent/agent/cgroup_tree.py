@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import select
 import signal
@@ -209,6 +210,7 @@ def _readable(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], _TRIAL_SECONDS)[0])
 
 
+@functools.cache
 def own_cgroup() -> Path | None:
     """The directory of this process's cgroup (v2), where that hierarchy is mounted."""
     path = next((line.removeprefix("0::") for line in _lines("/proc/self/cgroup") if line.startswith("0::")), None)

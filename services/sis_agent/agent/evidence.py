@@ -114,7 +114,10 @@ class Evidence:
 
     def _tell(self, what: str, process: ProcessInfo, record: job_pb2.Process) -> None:
         text = f"{what} started as {record.identity}, PID {process.pid}"
-        self._recorder.notice(pb.SEVERITY_INFO, text, pb.ProcessStarted(process=record))
+        # What a script starts by the dozen would bury what is going on; the job's list of processes has all of it.
+        minor = record.role == job_pb2.PROCESS_ROLE_DESCENDANT
+        severity = pb.SEVERITY_DEBUG if minor else pb.SEVERITY_INFO
+        self._recorder.notice(severity, text, pb.ProcessStarted(process=record))
 
     def _replay(self, notice: pb.Notice, keys: Mapping[int, _Key]) -> None:
         match notice.WhichOneof("fact"):

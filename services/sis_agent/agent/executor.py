@@ -29,6 +29,8 @@ CONTRADICTED: Final = frozenset({"MALFORMED_FRAME", "CONFLICTING_FRAME"})
 """Refusals by which the server's log and the spool cannot be brought together again."""
 LIVES: Final = 5
 """So often an attempt is taken up again after a fault of the agent, before it is left to people."""
+UNWANTED: Final = 16
+"""So many attempts more than twice the slots may be on their way out while new ones are taken."""
 RETRY_SECONDS: Final = 1.0
 """Before a report is sent again, where the refusal names no time."""
 
@@ -190,7 +192,7 @@ class Executor:
     def _objection(self, assignment: dispatch.Assignment, taken: int) -> str:
         """Why an assignment cannot be taken; "" if it can."""
         # Those that nobody wants any more take no slot, and yet they may take a while to end.
-        if len(self._in_hand()) + taken >= self._slots or len(self._lives) + taken >= 2 * self._slots:
+        if len(self._in_hand()) + taken >= self._slots or len(self._lives) + taken >= 2 * self._slots + UNWANTED:
             return f"all {self._slots} slots of this agent are taken"
         if assignment.attempt.job_id < 1 or assignment.attempt.number < 1:
             return "the assignment has no job id and attempt number"

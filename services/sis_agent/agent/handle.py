@@ -20,6 +20,7 @@ from services.sis_agent.agent.zygote import MAX_MESSAGE_BYTES
 
 _START_SECONDS: Final = 30.0
 _SPAWN_SECONDS: Final = 10.0
+_TRIES: Final = 3
 _COMMAND_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 2.0
 
@@ -80,9 +81,15 @@ class Zygote:
         Raises:
             SpawnFailed: no word of the supervisor within 10 s, or that there is none.
         """
-        zygote = await self._ready()
         request = {"directory": str(directory), "package_directory": str(package_directory)}
-        return await zygote.spawn(next(self._numbers), request)
+        for _ in range(_TRIES):
+            zygote = await self._ready()
+            try:
+                return await zygote.spawn(next(self._numbers), request)
+            except BrokenPipeError:
+                # It has died, and was not handed the request.
+                continue
+        raise SpawnFailed("the zygote ends whenever it is started", may_have_started=False)
 
     async def stop(self) -> None:
         """End the zygote; its supervisors live on. Repeatable."""
@@ -141,11 +148,15 @@ class _RunningZygote:
         return zygote
 
     async def spawn(self, number: int, request: dict[str, Any]) -> SupervisorIdentity:
+        """Raises BrokenPipeError when the zygote has died before this; it is `gone` then."""
         answer: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
             try:
                 self._connection.send(json.dumps({"id": number, **request}).encode())
+            except (BrokenPipeError, ConnectionResetError):
+                self._lose()
+                raise BrokenPipeError from None
             except OSError as error:
                 raise SpawnFailed(f"the zygote takes no request: {error}", may_have_started=False) from None
             async with asyncio.timeout(_SPAWN_SECONDS):
@@ -247,7 +258,7 @@ class SupervisorHandle:
             async with asyncio.timeout(timeout):
                 if self._watch is None:
                     await self._open_watch()
-                if self._watch is None or not await self._watch[0].read(4096):
+                if not await self._grown():
                     # It listens no longer: nothing but its end can follow.
                     self._close_watch()
                     await self.wait_gone()
@@ -304,6 +315,12 @@ class SupervisorHandle:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def _grown(self) -> bool:
+        try:
+            return self._watch is not None and bool(await self._watch[0].read(4096))
+        except ConnectionError:
+            return False
 
     async def _open_watch(self) -> None:
         try:

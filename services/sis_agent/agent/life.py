@@ -90,6 +90,8 @@ class Life:
         self._confirmed = asyncio.Event()
         self._stop = dispatch.StopCommand()
         self._stopping = asyncio.Event()
+        # The stop that the spool says was begun, where an agent itself has to carry it out.
+        self._begun: frame.StopKind.ValueType = frame.STOP_KIND_UNSPECIFIED
         self._done = asyncio.Event()
         if self._step is Step.SPAWNING:
             self._confirmed.set()
@@ -171,14 +173,20 @@ class Life:
                     self._end(Ending(frame.OUTCOME_FAILED, "AGENT_ERROR", f"No supervisor: {error}"))
 
     def _earlier_end(self) -> bool:
-        """Whether an earlier process of this agent has ended the attempt; if it had only begun to, take that up."""
+        """Whether an earlier process of this agent has ended the attempt; if it had only begun to, take that up. Where
+        there was none, the log begins here."""
         with SpoolReader(self._directory / SPOOL) as spool:
             for raw in spool.read(0, EARLIER_BYTES):
                 notice = frame.Frame.FromString(raw).notice
                 if notice.HasField("stop_begun"):
                     begun = notice.stop_begun
                     self.stop(dispatch.StopCommand(kind=begun.kind, reason=begun.reason))
-            return spool.finished is not None
+                    self._begun = begun.kind
+            first = not spool.last_sequence
+            finished = spool.finished is not None
+        if first:
+            self._note("Assignment received", frame.SEVERITY_DEBUG)
+        return finished
 
     async def _ready_to_start(self) -> Path | Ending:
         """The package's directory, once the attempt may start with it; else why it ends."""
@@ -214,10 +222,10 @@ class Life:
         # The site's clock may have been set since: never more than the whole, never less than nothing.
         return min(max(self._received_at + limit - time.time(), 0.0), limit)
 
-    def _note(self, text: str) -> None:
+    def _note(self, text: str, severity: frame.Severity.ValueType = frame.SEVERITY_INFO) -> None:
         try:
             with SpoolWriter.open(self._directory / SPOOL) as spool:
-                spool.append_notice(frame.SEVERITY_INFO, text)
+                spool.append_notice(severity, text)
         except OSError as error:
             log.warning("a line of attempt %s is lost: %s", self.key, error, extra={"text": text})
         self._site.shipping.look(self.key)
@@ -230,7 +238,7 @@ class Life:
         finished.evidence.verify_time.GetCurrentTime()
         with SpoolWriter.open(self._directory / SPOOL) as spool:
             if spool.finished is None:
-                if ending.outcome == frame.OUTCOME_STOPPED:
+                if ending.outcome == frame.OUTCOME_STOPPED and self._begun != self._stop.kind:
                     begun = frame.StopBegun(kind=self._stop.kind, reason=self._stop.reason)
                     spool.append_notice(frame.SEVERITY_INFO, f"Stopping: {self._stop.reason}", begun)
                 severity = frame.SEVERITY_ERROR if failed else frame.SEVERITY_INFO
@@ -262,8 +270,14 @@ class Life:
         stops = asyncio.create_task(self._pass_on_stops(handle))
         try:
             while handle.alive:
-                await handle.wait_growth(GROWTH_SECONDS)
+                try:
+                    await handle.wait_growth(GROWTH_SECONDS)
+                except ConnectionError:
+                    # The supervisor has broken the connection off: nothing but its end can follow.
+                    await handle.wait_gone()
                 self._site.shipping.look(self.key)
+                if stops.done():
+                    stops.result()
         finally:
             stops.cancel()
             await asyncio.gather(stops, return_exceptions=True)

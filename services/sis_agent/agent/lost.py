@@ -29,7 +29,7 @@ from sis.queue.v1 import frame_pb2 as pb
 _LOCK_SECONDS: Final = 1.0
 _LOCK_PAUSE: Final = 0.01
 _PAUSE: Final = 0.02
-_EMPTY_WALKS: Final = 2
+_EMPTY_WALKS: Final = 3
 _READ_BYTES: Final = 1 << 20
 
 
@@ -54,11 +54,11 @@ def finish_lost(directory: Path, *, confirm_seconds: float = CONFIRM_SECONDS) ->
         try:
             remains = Remains(directory, identity)
             survivors = _end(remains, evidence, confirm_seconds)
-            verdict = _judge(history, tree_empty=not survivors, started=identity is not None)
+            verdict = _judge(history, remains, left=bool(survivors), started=identity is not None)
             finished = pb.Finished(
                 outcome=verdict.outcome,
                 failure_reason=verdict.failure_reason,
-                evidence=evidence.to_proto(remains.method, survivors, tree_empty=not survivors),
+                evidence=evidence.to_proto(remains.method, survivors, tree_empty=remains.provable and not survivors),
             )
             if history.exit_code is not None:
                 finished.result_code = history.exit_code
@@ -80,6 +80,12 @@ class Remains:
         self._seen = dict(read_keys(directory / PROCESSES))
         self.method = "cgroup" if self._cgroup else "environment" if self._identity else "reboot"
         """How it is looked for, as the evidence names it."""
+
+    @property
+    def provable(self) -> bool:
+        """Whether finding nothing proves that nothing is left. Without a cgroup a process that has shed all of its
+        marks while its supervisor died is not found."""
+        return self.method != "environment"
 
     def members(self) -> list[ProcessInfo]:
         """The living processes that can be found. None after a restart of the machine."""
@@ -174,7 +180,10 @@ def _notices(spool: Path) -> Iterator[pb.Notice]:
 
 
 def _end(remains: Remains, evidence: Evidence, confirm_seconds: float) -> list[ProcessInfo]:
-    """Kill until nothing is found twice in a row, or the time is over; returns what is left then."""
+    """Kill until nothing is found three times in a row, or the time is over; returns what is left then.
+
+    Once is not enough: a process has no environment for a moment while it execs.
+    """
     deadline = time.monotonic() + confirm_seconds
     empty_walks = 0
     while True:
@@ -185,21 +194,21 @@ def _end(remains: Remains, evidence: Evidence, confirm_seconds: float) -> list[P
         evidence.seen(members)
         for process in remains.kill(members):
             evidence.signalled(process, "KILL")
-        if members:
-            time.sleep(_PAUSE)
+        time.sleep(_PAUSE)
 
 
-def _judge(history: _History, *, tree_empty: bool, started: bool) -> Verdict:
+def _judge(history: _History, remains: Remains, *, left: bool, started: bool) -> Verdict:
     if not started:
         return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", "Failed: no supervisor was started for this job")
-    if not tree_empty:
+    if left:
         text = "Failed: the supervisor of this job was lost, and processes of the job could not be ended"
         return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", text)
+    gone = "no process of it is left" if remains.provable else "no process of it was found, which is no proof"
     if history.cause == pb.STOP_KIND_TIME_OUT:
-        text = "Ended at its run timeout; its supervisor was lost meanwhile, and no process of it is left"
+        text = f"Ended at its run timeout; its supervisor was lost meanwhile, and {gone}"
         return Verdict(pb.OUTCOME_TIMED_OUT, "RUN_TIMEOUT", text)
     if history.cause is not None:
-        text = "The job was stopped; its supervisor was lost meanwhile, and no process of it is left"
+        text = f"The job was stopped; its supervisor was lost meanwhile, and {gone}"
         return Verdict(pb.OUTCOME_STOPPED, "", text)
-    text = "Failed: the supervisor of this job was lost; what was left of the job was ended"
+    text = f"Failed: the supervisor of this job was lost; what was left of the job was ended, and {gone}"
     return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", text)

@@ -25,7 +25,7 @@ from services.sis_agent.agent import processes
 from services.sis_agent.agent.attempts import AttemptDirectories
 from services.sis_agent.agent.connection import Connection
 from services.sis_agent.agent.executor import Executor
-from services.sis_agent.agent.handle import Zygote
+from services.sis_agent.agent.handle import SpawnFailed, Zygote
 from services.sis_agent.agent.journal import Journal
 from services.sis_agent.agent.life import Site
 from services.sis_agent.agent.package_cache import PackageCache
@@ -42,7 +42,11 @@ def main() -> None:
     configure_logging("agent")
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(settings.state / "agent.lock"):
-        uvloop.run(serve(settings))
+        try:
+            uvloop.run(serve(settings))
+        except Exception:
+            log.exception("the agent has failed; what runs goes on under its supervisors")
+            sys.exit(1)
 
 
 async def serve(settings: AgentSettings) -> None:
@@ -60,8 +64,8 @@ async def serve(settings: AgentSettings) -> None:
     packages = PackageCache(settings.state / "packages", connection.fetch)
     zygote = Zygote()
     try:
-        await zygote.start()
         async with asyncio.TaskGroup() as group:
+            warm = group.create_task(warm_up(zygote), name="zygote")
             site = Site(journal, directories, Shipping(), packages, zygote)
             executor = Executor(site, settings.slots, group)
             executor.resume()
@@ -69,11 +73,20 @@ async def serve(settings: AgentSettings) -> None:
             await ended.wait()
             log.info("the agent ends; what runs goes on under its supervisors")
             stream.cancel()
+            warm.cancel()
             await executor.close()
     finally:
         await packages.close()
         await zygote.stop()
         journal.close()
+
+
+async def warm_up(zygote: Zygote) -> None:
+    """Have the zygote ready before the first job wants it; if it does not come up now, that job tries again."""
+    try:
+        await zygote.start()
+    except (SpawnFailed, OSError):
+        log.exception("the zygote did not start; the first job starts it")
 
 
 def about(settings: AgentSettings) -> dispatch.AgentHello:

@@ -21,7 +21,12 @@ from services.sis_agent.agent.process_tree import ProcessTree
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _EXEC_SECONDS: Final = 30.0
-_RESET: Final = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+IGNORED: Final = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1),
+    *(signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGXCPU, signal.SIGXFSZ, signal.SIGIO),
+    *(signal.SIGVTALRM, signal.SIGPROF, signal.SIGPWR),
+)
+"""What a supervisor ignores, Python's own doings among it. Exec would pass it on, so a payload gets it back."""
 
 
 class StartFailed(Exception):
@@ -115,12 +120,8 @@ def _become_payload(
         tree.enter()
         step = "signals"
         signal.set_wakeup_fd(-1)
-        for number in _RESET:
-            # Some are the C library's own.
-            try:
-                signal.signal(number, signal.SIG_DFL)
-            except OSError:
-                continue
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         step = "standard streams"
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

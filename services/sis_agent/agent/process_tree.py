@@ -18,7 +18,8 @@ from services.sis_agent.agent.processes import ProcessInfo
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_WALL: Final = 0x40000000  # also children that are no ordinary ones
+WAIT_ALL: Final = 0x40000000
+"""The kernel's __WALL, which Python does not name: also children that tell nobody of their end."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -59,7 +60,7 @@ class ProcessTree(ABC):
 def has_children() -> bool:
     """Whether the kernel knows any child of this process, zombies included."""
     try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | WAIT_ALL)
     except ChildProcessError:
         return False
     return True

@@ -8,6 +8,7 @@ from the spool again when they have to be sent again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from dataclasses import dataclass, field
@@ -61,16 +62,21 @@ class _Lane:
 
 @dataclass(slots=True)
 class _Load:
-    """Frames that a thread reads for one message."""
+    """What a thread reads of one spool for one message."""
 
     key: AttemptKey
     lane: _Lane
     after: int
-    max_bytes: int
     frames: list[bytes] = field(default_factory=list)
+    # There is no room for what comes next.
+    full: bool = False
     # The server has frames that the spool has not.
     behind: bool = False
     failed: bool = False
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.frames))
 
 
 class Shipping:
@@ -191,48 +197,51 @@ class Shipping:
         Beside them the attempts of which the server has more than the spool: that cannot be put right here.
         """
         reports, self._answers = self._answers, []
-        loads = self._choose()
+        room = min(MESSAGE_BYTES, self._limit - self._bytes_under_way)
+        loads = self._choose() if room > 0 else []
         if loads:
             # The disk may be slow, and a spool long that is read for the first time.
-            reading = asyncio.get_running_loop().run_in_executor(None, _read, loads)
+            loop = asyncio.get_running_loop()
+            reading = loop.run_in_executor(None, _read, loads, room, self._bytes_under_way == 0)
             try:
                 await asyncio.shield(reading)
             finally:
                 if reading.done():
                     self._release(loads)
                 else:
-                    reading.add_done_callback(lambda _: self._release(loads))
+                    reading.add_done_callback(functools.partial(self._released_late, loads))
             reports.extend(report for load in loads if (report := self._send(load)) is not None)
+            if reports and self._waiting:
+                self._wake.set()
         return reports, [load.key for load in loads if load.behind and self._lanes.get(load.key) is load.lane]
 
-    def _room(self) -> int:
-        return min(MESSAGE_BYTES, self._limit - self._bytes_under_way)
-
     def _choose(self) -> list[_Load]:
-        """The lanes to read for the next message; they go to the end of those that wait."""
-        loads: list[_Load] = []
-        room = self._room()
+        """The lanes to read for the next message; they wait no longer."""
+        loads = []
         for key in list(self._waiting):
-            if room <= 0:
-                break
             lane = self._lanes[key]
             if lane.busy:
                 continue  # still read for a stream that has ended; `_release` wakes us
             del self._waiting[key]
             if lane.sent is not None and lane.may_send:
-                share = min(room, LANE_BYTES)
-                room -= share
                 lane.busy = True
-                loads.append(_Load(key, lane, lane.sent, share))
+                loads.append(_Load(key, lane, lane.sent))
         return loads
 
+    def _released_late(self, loads: list[_Load], _reading: asyncio.Future[None]) -> None:
+        self._release(loads)
+        self._wake.set()
+
     def _release(self, loads: list[_Load]) -> None:
+        """The lanes can be read again. Those for which there was no room go first the next time."""
+        full = []
         for load in loads:
             load.lane.busy = False
             if self._lanes.get(load.key) is not load.lane:
                 load.lane.reader.close()
-        if self._waiting:
-            self._wake.set()
+            elif load.full:
+                full.append(load.key)
+        self._waiting = {**dict.fromkeys(full), **self._waiting}
 
     def _send(self, load: _Load) -> AgentReport | None:
         lane = load.lane
@@ -243,13 +252,12 @@ class Shipping:
             return None
         if not load.frames:
             return None
-        self.look(load.key)  # there may be more
+        self._waiting[load.key] = None  # there may be more
         if lane.sent != load.after or not lane.may_send:
             return None
         lane.sent = load.after + len(load.frames)
-        size = sum(map(len, load.frames))
-        lane.under_way.append(_UnderWay(lane.sent, size, asyncio.get_running_loop().time()))
-        self._bytes_under_way += size
+        lane.under_way.append(_UnderWay(lane.sent, load.size, asyncio.get_running_loop().time()))
+        self._bytes_under_way += load.size
         return AgentReport(attempt=load.key.to_proto(), frames=dispatch.FrameBatch(frames=load.frames))
 
     def _answered(self, lane: _Lane) -> None:
@@ -283,15 +291,25 @@ def _rise(lane: _Lane) -> None:
         lane.resting = None
 
 
-def _read(loads: list[_Load]) -> None:
-    """Read the frames of one message, for a thread. What the server gets is made durable here first: if this site
-    lost it, the frames that follow would contradict it."""
+def _read(loads: list[_Load], room: int, may_exceed: bool) -> None:
+    """Read the frames of one message, for a thread. They take no more than the room; only if nothing is under way
+    may the first one exceed it.
+
+    What the server gets is made durable here first: if this site lost it, the frames that follow would contradict it.
+    """
     for load in loads:
         reader = load.lane.reader
         try:
-            load.frames = reader.read(load.after, load.max_bytes)
-            if load.frames:
+            frames = reader.read(load.after, min(room, LANE_BYTES)) if room > 0 else []
+            size = sum(map(len, frames))
+            if room <= 0 or (size > room and not may_exceed):
+                load.full = True
+                continue
+            if frames:
                 reader.sync()
+                load.frames = frames
+                room -= size
+                may_exceed = False
             elif not load.lane.verified:
                 load.behind = reader.last_sequence < load.after
             load.lane.verified = True

@@ -22,7 +22,7 @@ from services.sis_agent.agent.control import Control
 from services.sis_agent.agent.evidence import Evidence
 from services.sis_agent.agent.output_pipes import OutputPipes
 from services.sis_agent.agent.payload import StartFailed
-from services.sis_agent.agent.process_tree import ProcessTree
+from services.sis_agent.agent.process_tree import WAIT_ALL, ProcessTree
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.progress import ProgressFile
 from services.sis_agent.agent.recorder import Recorder
@@ -81,6 +81,7 @@ class Supervisor:
         self._look_at = 0.0
 
         self._payload: ProcessInfo | None = None
+        self._payload_pid = 0
         self._started_at = 0.0
         self._run_until: float | None = None
         self._stop_kind: pb.StopKind.ValueType = pb.STOP_KIND_UNSPECIFIED
@@ -123,16 +124,20 @@ class Supervisor:
         built = command.build(
             order.assignment, operation, order.directory, order.package_directory, order.identity.attempt
         )
-        (order.directory / WORK).mkdir(mode=0o700, exist_ok=True)
-        for name in (OUTPUT, PROGRESS):
-            (order.directory / name).touch(mode=0o600)
+        try:
+            (order.directory / WORK).mkdir(mode=0o700, exist_ok=True)
+            for name in (OUTPUT, PROGRESS):
+                (order.directory / name).touch(mode=0o600)
+        except OSError as error:
+            raise StartFailed(f"the payload's files could not be made: {error.strerror}") from None
         pid = payload.start(built, self._tree, self._pipes.stdout, self._pipes.stderr)
         self._started_at = time.monotonic()
         self._pipes.close_writers()
         if limit := _seconds(order.assignment, "run_timeout"):
             self._run_until = self._started_at + limit
         self._look_at = self._started_at + _LOOK_SECONDS
-        self._payload = processes.read(pid)  # not reaped yet, so it is there
+        self._payload_pid = pid
+        self._payload = processes.read(pid)  # not reaped yet, so it is there, unless /proc hides it from us
         if self._payload is not None:
             self._evidence.payload(self._payload)
         return {name: output.required for name, output in operation.outputs.items()}
@@ -215,15 +220,16 @@ class Supervisor:
         while True:
             try:
                 # Left a zombie at first, so that its name can still be read.
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | WAIT_ALL)
             except ChildProcessError:
                 return
             if found is None:
                 return
             process = processes.read(found.si_pid)
-            _, status = os.waitpid(found.si_pid, 0)
+            _, status = os.waitpid(found.si_pid, WAIT_ALL)
             code = os.waitstatus_to_exitcode(status)
-            of_payload = process is not None and self._payload is not None and process.key == self._payload.key
+            # Its id is free for others only once it was reaped.
+            of_payload = found.si_pid == self._payload_pid and self._ended_at is None
             if of_payload:
                 self._pipes.read_present()
             if process is not None:

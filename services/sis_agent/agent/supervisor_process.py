@@ -6,13 +6,12 @@ import os
 import secrets
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final
 
 from setproctitle import setproctitle
 
-from services.sis_agent.agent import process_tree, processes
+from services.sis_agent.agent import payload, process_tree, processes
 from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptKey
 from services.sis_agent.agent.cgroup_tree import CgroupTree
 from services.sis_agent.agent.spool import SpoolWriter
@@ -21,12 +20,6 @@ from services.sis_agent.agent.supervisor import Order, Supervisor
 from services.sis_agent.agent.supervisor_identity import LOG, SPOOL, AlreadyStarted, SupervisorIdentity
 from sis.packages.manifest import Manifest
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
-
-# What cannot be caught, what says that this process itself is at fault, and what is harmless.
-_LEFT_ALONE: Final = {
-    *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGCHLD),
-    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS),
-}
 
 Announce = Callable[[SupervisorIdentity], None]
 
@@ -42,6 +35,7 @@ def supervise(
         SpoolBusy, AlreadyStarted: the attempt has or had a supervisor, or has ended. Nothing was started.
         OSError, DecodeError: its directory cannot be used. Nothing was started.
     """
+    _log_to(directory / LOG)
     # The lock on the spool comes first and is kept to the end: whoever gets it knows that no supervisor lives.
     with SpoolWriter.open(directory / SPOOL) as writer:
         if writer.finished is not None:
@@ -71,28 +65,26 @@ def supervise(
             tree.close()
 
 
-def detach(directory: Path, keep: int) -> None:
-    """Leave behind, in a fresh fork, what belongs to the zygote: its session, signals and descriptors but one.
-
-    Raises:
-        OSError: the attempt's directory cannot be used.
-    """
+def detach(keep: Collection[int]) -> None:
+    """Leave behind, in a fresh fork, what belongs to the zygote: its session, its signals and its descriptors but
+    these and the standard ones. Raises OSError."""
     os.setsid()
     os.umask(0o077)
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - _LEFT_ALONE:
+    for number in payload.IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (a hot path)
-        if (descriptor := int(name)) > 2 and descriptor != keep:
+        if (descriptor := int(name)) > 2 and descriptor not in keep:
             _close(descriptor)
-    null = os.open(os.devnull, os.O_RDWR)
-    log = os.open(directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
-    os.close(null)
-    os.close(log)
     process_tree.become_subreaper()
+
+
+def _log_to(path: Path) -> None:
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 def _close(descriptor: int) -> None:

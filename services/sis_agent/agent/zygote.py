@@ -19,6 +19,7 @@ import contextlib
 import gc
 import json
 import os
+import pickle
 import select
 import signal
 import socket
@@ -26,7 +27,7 @@ import sys
 import threading
 import traceback
 from collections import OrderedDict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -41,15 +42,50 @@ from sis.packages.manifest import InvalidManifest, Manifest
 
 MAX_MESSAGE_BYTES: Final = 64 << 10
 _MANIFESTS_KEPT: Final = 64
+_IDLE_SECONDS: Final = 0.01
+_MAX_ORDER_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One request, with the manifest that the zygote has at hand."""
+
+    number: int
+    directory: Path
+    package_directory: Path
+    manifest: Manifest | str
+
+
+class _Spare:
+    """A fork that was made ahead, and waits for its order. The agent's socket comes with it, so that the agent knows
+    at once when the zygote has died."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self._connection = connection
+
+    def take(self, order: _Order, agent: socket.socket) -> bool:
+        """Hand the order over, once. False when the spare has died; then nobody has the order."""
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        with self._connection:
+            try:
+                socket.send_fds(self._connection, [pickle.dumps(order)], [agent.fileno()], flags)
+            except OSError:
+                return False
+        return True
 
 
 class Zygote:
-    """Serves one agent over a connected socket."""
+    """Serves one agent over a connected socket.
+
+    One fork is made ahead while nothing is asked for, so that a single job need not wait for it.
+    """
 
     def __init__(self, connection: socket.socket, *, cgroups: bool) -> None:
         self._connection = connection
         self._cgroups = cgroups
         self._requests: dict[int, int] = {}
+        self._spare: _Spare | None = None
         self._manifests: OrderedDict[Path, Manifest] = OrderedDict()
 
     def serve(self) -> None:
@@ -59,13 +95,16 @@ class Zygote:
         os.set_blocking(writer, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self._send({"ready": True, "cgroups": self._cgroups})
+        self._send({"ready": True})
+        connection = self._connection.fileno()
         while True:
-            ready, _, _ = select.select([self._connection.fileno(), wakeup], [], [])
+            ready, _, _ = select.select([connection, wakeup], [], [], _IDLE_SECONDS if self._spare is None else None)
+            if not ready:
+                self._make_spare()
             if wakeup in ready:
                 os.read(wakeup, 4096)
                 self._reap()
-            if self._connection.fileno() in ready and not self._receive():
+            if connection in ready and not self._receive():
                 return
 
     def _receive(self) -> bool:
@@ -77,18 +116,21 @@ class Zygote:
         if not message:
             return False
         request = json.loads(message)
-        if threading.active_count() > 1:
-            self._send({"id": request["id"], "error": "the zygote has threads and must not fork"})
+        package_directory = Path(request["package_directory"])
+        content = self._manifest(package_directory)
+        order = _Order(request["id"], Path(request["directory"]), package_directory, content)
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.take(order, self._connection):
+            self._requests[spare.pid] = order.number
             return True
-        content = self._manifest(Path(request["package_directory"]))
         try:
-            pid = os.fork()
+            pid = _fork()
         except OSError as error:
-            self._send({"id": request["id"], "error": f"no process could be made: {error.strerror}"})
+            self._send({"id": order.number, "error": f"no process could be made: {error}"})
             return True
         if pid == 0:
-            self._become_supervisor(request, content)
-        self._requests[pid] = request["id"]
+            self._become_supervisor(order)
+        self._requests[pid] = order.number
         return True
 
     def _manifest(self, package_directory: Path) -> Manifest | str:
@@ -105,32 +147,62 @@ class Zygote:
         self._manifests.move_to_end(package_directory)
         return known
 
-    def _become_supervisor(self, request: dict[str, Any], content: Manifest | str) -> NoReturn:
+    def _make_spare(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = _fork()
+            except OSError:
+                # Whoever asks next is told.
+                ours.close()
+                return
+            if pid == 0:
+                self._become_supervisor(theirs)
+        self._spare = _Spare(pid, ours)
+
+    def _become_supervisor(self, source: _Order | socket.socket) -> NoReturn:
+        """Be a supervisor, in a fresh fork: by this order, or by the one that comes over a socket."""
+        code = 70
+        try:
+            if isinstance(source, _Order):
+                supervisor_process.detach([self._connection.fileno()])
+                self._supervise(source)
+            else:
+                setproctitle("sis-supervisor: spare")
+                self._connection.close()
+                supervisor_process.detach([source.fileno()])
+                message, descriptors, _, _ = socket.recv_fds(source, _MAX_ORDER_BYTES, 1)
+                if message:
+                    source.close()
+                    self._connection = socket.socket(fileno=descriptors[0])
+                    self._supervise(pickle.loads(message))  # noqa: S301 (from this process's parent)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _supervise(self, order: _Order) -> None:
         announced = False
 
         def announce(identity: SupervisorIdentity) -> None:
             nonlocal announced
             announced = True
-            self._send({"id": request["id"], "identity": asdict(identity)})
+            self._send({"id": order.number, "identity": asdict(identity)})
             self._connection.close()
 
-        directory = Path(request["directory"])
-        code = 70
         try:
-            supervisor_process.detach(directory, self._connection.fileno())
-            package_directory = Path(request["package_directory"])
-            supervisor_process.supervise(directory, package_directory, content, announce, cgroups=self._cgroups)
-            code = 0
+            supervisor_process.supervise(
+                order.directory, order.package_directory, order.manifest, announce, cgroups=self._cgroups
+            )
         except (SpoolError, AlreadyStarted) as error:
-            self._send({"id": request["id"], "refused": str(error)})
+            if announced:
+                raise
+            self._send({"id": order.number, "refused": str(error)})
         except (OSError, DecodeError) as error:
             if announced:
                 raise
-            self._send({"id": request["id"], "error": str(error)})
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+            self._send({"id": order.number, "error": str(error)})
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -142,6 +214,13 @@ class Zygote:
         # An agent that is gone, or does not read, finds its supervisors by their files.
         with contextlib.suppress(OSError):
             self._connection.send(json.dumps(message).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _fork() -> int:
+    """As `os.fork`. Raises OSError, also when this process has threads: a fork of one of those can lock up."""
+    if threading.active_count() > 1:
+        raise OSError("the zygote has threads and must not fork")
+    return os.fork()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import uvloop
 from pydantic import Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
-from services.runtime.database import Database, migrate
+from services.runtime.database import Database
 from services.runtime.errors import SisError
 from services.runtime.server import Listener, Server, run
 from services.runtime.settings import Endpoint, Settings, Sha256Hex
@@ -54,14 +54,14 @@ class HubSettings(Settings):
 
 
 class Hub:
-    """The parts of a hub, wired; `serve` has it run until SIGTERM. It keeps nothing that a successor needs."""
+    """The parts of a hub, wired. It keeps nothing that its successor needs."""
 
     def __init__(self, settings: HubSettings) -> None:
         name = settings.name
         self._database = Database(settings.database_url, pool_size=POOL, application_name=f"sis-hub {name}")
         self._connection = QueueConnection(settings.queue_endpoint, settings.tls)
-        self.sessions = Sessions()
-        self._dispatcher = Dispatcher(self._connection, self.sessions)
+        self._sessions = Sessions()
+        self._dispatcher = Dispatcher(self._connection, self._sessions)
         self._reporter = Reporter(
             self._connection,
             session_bytes=settings.unacknowledged_limit_bytes,
@@ -69,15 +69,15 @@ class Hub:
         )
         self._watch = Watch(
             self._connection,
-            self.sessions,
+            self._sessions,
             hub=name,
             on_open=self._reporter.wake,
             on_wake=self._dispatcher.wake,
         )
-        self._presence = Presence(self._database, self.sessions, hub=name)
+        self._presence = Presence(self._database, self._sessions, hub=name)
         self._heartbeats = Heartbeats(
             self._connection,
-            self.sessions,
+            self._sessions,
             self._dispatcher,
             self._presence,
             hub=name,
@@ -85,7 +85,7 @@ class Hub:
         )
         self._streams = Streams(
             self._connection,
-            self.sessions,
+            self._sessions,
             self._reporter,
             hub=name,
             beat_interval=settings.beat_seconds,
@@ -105,39 +105,46 @@ class Hub:
             admin_token_sha256=settings.admin_token_sha256,
         )
 
-    async def serve(self) -> None:
-        """Serve until SIGTERM."""
-        try:
-            await run(
-                self.server,
-                self._watch.run,
-                self._dispatcher.run,
-                self._reporter.run,
-                self._heartbeats.run,
-                self._streams.run,
-                self._presence.run,
-                healthy=self._watch.healthy,
-                on_drain=self._drain,
-            )
-        finally:
-            await self._connection.close()
-            await self._database.dispose()
+        self.background = (
+            self._watch.run,
+            self._dispatcher.run,
+            self._reporter.run,
+            self._heartbeats.run,
+            self._streams.run,
+            self._presence.run,
+        )
 
-    async def _drain(self) -> None:
+    async def healthy(self) -> bool:
+        """Whether agents do well to come here: the queue answers, or did until a moment ago."""
+        return self._watch.healthy()
+
+    async def drain(self) -> None:
+        """Send the agents elsewhere, and have all that they said until then committed."""
         self._dispatcher.stop()
         await self._streams.drain()
         await self._presence.written()
 
+    async def close(self) -> None:
+        """Give up the connections."""
+        await self._connection.close()
+        await self._database.dispose()
+
 
 async def serve(settings: HubSettings) -> None:
     """Serve until SIGTERM."""
-    await Hub(settings).serve()
+    hub = Hub(settings)
+    try:
+        await run(hub.server, *hub.background, healthy=hub.healthy, on_drain=hub.drain)
+    finally:
+        await hub.close()
 
 
 def main() -> None:
     configure_logging("hub")
     settings = HubSettings.load()
     if sys.argv[1:] == ["migrate"]:
+        from services.runtime.migrations import migrate  # Alembic is slow to import, and this alone needs it
+
         try:
             migrate(settings.database_direct_url or settings.database_url, MIGRATIONS, SCHEMA)
         except SisError as error:

@@ -78,7 +78,8 @@ class Agent:
 
     @classmethod
     def from_row(cls, row: Row[*tuple[Any, ...]]) -> Agent:
-        return cls(**row._mapping)
+        attempts = [(job_id, number) for job_id, number in row.attempts]
+        return cls(**{**row._mapping, "attempts": attempts})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from services.runtime.backoff import Backoff
-from services.runtime.errors import Internal, SisError, to_status
+from services.runtime.errors import Internal, InvalidArgument, SisError, to_status
 from services.sis_agent.hub.errors import StaleEpoch
 from services.sis_agent.hub.queue_connection import QueueConnection
 from services.sis_agent.hub.sessions import Session
@@ -73,12 +73,21 @@ class Reporter:
         self._retry = asyncio.Event()
 
     async def submit(self, session: Session, reports: Sequence[stream.AgentReport]) -> None:
-        """Take the reports of one message, in order; waits while too much is unacknowledged."""
+        """Take the reports of one message, in order; waits while too much is unacknowledged.
+
+        Raises:
+            InvalidArgument: one of them is too large for a call; none is taken.
+        """
         items = []
         for report in reports:
             key = AttemptKey(report.attempt.job_id, report.attempt.number)
-            session.slots.answered(key)
             items.append(_Item(session, report, report.ByteSize() + _OVERHEAD_BYTES, (session.agent, key)))
+            if items[-1].bytes > CALL_BYTES:
+                raise InvalidArgument.field(
+                    f"reports[{len(items) - 1}]", f"has more than {CALL_BYTES:,} bytes: send its frames in parts"
+                )
+        for item in items:
+            session.slots.answered(item.lane[1])
         size = sum(item.bytes for item in items)
         while self._full(session, size):
             self._freed.clear()

@@ -60,7 +60,8 @@ class Session:
     def assign(self, assignment: queue.Assignment) -> None:
         """Send an assignment, unless the agent has it."""
         key = AttemptKey(assignment.attempt.job_id, assignment.attempt.number)
-        if not self.closed and self.slots.assign(key) and self._admit(assignment):
+        now = asyncio.get_running_loop().time()
+        if not self.closed and self.slots.assign(key, now) and self._admit(assignment):
             self._assignments.append(assignment)
 
     def acknowledge(self, acknowledgement: stream.Acknowledgement) -> None:

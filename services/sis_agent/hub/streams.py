@@ -127,7 +127,12 @@ class Streams:
 
     def _beat(self, session: Session, beat: stream.Beat) -> None:
         free = session.slots.free
-        session.slots.beat(map(convert.attempt_key, beat.attempts), beat.free_slots, draining=beat.draining)
+        session.slots.beat(
+            map(convert.attempt_key, beat.attempts),
+            beat.free_slots,
+            draining=beat.draining,
+            now=asyncio.get_running_loop().time(),
+        )
         if session.slots.free > free:
             self._on_free()
 

@@ -65,8 +65,8 @@ class Watch:
                 if response.wake:
                     self._on_wake()
 
-    async def healthy(self) -> bool:
-        """Whether the queue answers, or did until a moment ago: else this hub is of no use to an agent."""
+    def healthy(self) -> bool:
+        """Whether the queue answers, or did until a moment ago."""
         if self._open:
             return True
         return self._lost_at is not None and asyncio.get_running_loop().time() - self._lost_at < GRACE_SECONDS

@@ -137,7 +137,7 @@ class CreateJobRequest(_message.Message):
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
-        """120 s unless given. 15 s to 1 day."""
+        """120 s unless given. 60 s to 1 day."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from services.sis_agent.agent import processes
+from services.sis_agent.agent.cgroup_tree import Cgroup
 from services.sis_agent.agent.handle import TreeKind, Zygote
+from services.sis_agent.agent.supervisor_identity import IDENTITY
 from tests.support.attempts import Attempts
 
 
@@ -41,4 +45,7 @@ def _end_leftovers(root: Path) -> None:
         except OSError:
             continue
         if f"SIS_WORK_DIR={root}/".encode() in environment:
-            processes.send_signal(process, processes.signal.SIGKILL)
+            processes.send_signal(process, signal.SIGKILL)
+    for file in root.glob(f"*/{IDENTITY}"):
+        if cgroup := json.loads(file.read_bytes())["cgroup"]:
+            Cgroup(Path(cgroup)).remove()

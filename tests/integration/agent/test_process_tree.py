@@ -35,9 +35,11 @@ def test_a_process_is_described(sleeper: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_name_may_hold_anything() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
-        with open(f"/proc/{child.pid}/comm", "wb") as file:
-            file.write(b") R 1 (\xff\n 2")
+    code = r"open('/proc/self/comm', 'wb').write(b') R 1 (\xff\n 2'); print('on', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
         process = processes.read(child.pid)
         assert process is not None
         assert process.parent_pid == os.getpid()
@@ -90,9 +92,10 @@ ctypes.CDLL(None).pthread_exit(None)
 
 def test_the_environment_is_searched_for_whole_entries() -> None:
     with subprocess.Popen(["sleep", "60"], env={"SIS_ATTEMPT": "1.1.abc"}) as child:
-        while (process := processes.read(child.pid)) is None or process.name != "sleep":
-            time.sleep(0.005)
-        assert processes.environment_has(child.pid, b"SIS_ATTEMPT=1.1.abc")
+        deadline = time.monotonic() + 5
+        # Empty for a moment while it execs.
+        while not processes.environment_has(child.pid, b"SIS_ATTEMPT=1.1.abc"):
+            assert time.monotonic() < deadline
         assert not processes.environment_has(child.pid, b"SIS_ATTEMPT=1.1.ab")
         child.kill()
     assert not processes.environment_has(child.pid, b"SIS_ATTEMPT=1.1.abc")

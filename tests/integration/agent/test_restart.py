@@ -224,6 +224,7 @@ async def test_what_becomes_of_each_thing_that_a_dead_agent_can_leave(
     assert log.finished is not None
     outcome = frame_pb2.Outcome.Name(log.finished.outcome)
     assert (site.starts, outcome, log.finished.failure_reason) == expected
+    assert sum(text.startswith("Stopping") for text in log.texts) == 0
     assert log.accepted == (1 if steps == [Step.ACCEPTED] else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from pathlib import Path
 
@@ -113,7 +114,7 @@ async def test_the_environment_is_clean(attempts_anyhow: Attempts, monkeypatch: 
     assert environment.pop("SIS_ATTEMPT").startswith(f"{job}.1.")
     assert environment == {
         "PATH": os.environ["PATH"],
-        "HOME": str(Path.home()),
+        "HOME": pwd.getpwuid(os.geteuid()).pw_dir,
         "LANG": "C.UTF-8",
         "SIS_JOB_ID": attempt.directory.name.partition(".")[0],
         "SIS_OPERATION": "run",
@@ -202,16 +203,15 @@ async def test_a_payload_that_closes_its_output_and_lives_on(attempts: Attempts)
 async def test_what_a_payload_leaves_behind_is_ended_and_named(attempts: Attempts) -> None:
     """A daemon of the classic kind: forked twice, in a session of its own, with nothing of its environment."""
     mark = f"sis-test-{id(attempts)}"
+    daemon = "import signal, time; signal.signal(15, signal.SIG_IGN); print('daemon', flush=True); time.sleep(60)"
     code = f"""
-import os, sys, time
+import os, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        os.execve({sys.executable!r}, ["python", "-c", "import signal, time\\n"
-            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\\nprint('daemon', flush=True)\\ntime.sleep(60)", "{mark}"], {{}})
+        os.execve({sys.executable!r}, ["python", "-c", {daemon!r}, "{mark}"], {{}})
     os._exit(0)
 os.wait()
-sys.stdin = open(0)
 time.sleep(0.4)
 print("payload ends", flush=True)
 """
@@ -224,6 +224,32 @@ print("payload ends", flush=True)
     daemons = [process for process in finished.evidence.processes if list(process.signals) == ["TERM", "KILL"]]
     assert [(process.ended, process.end_signal) for process in daemons] == [(True, "KILL")]
     assert "Ending the processes that the payload has left behind" in attempt.text()
+
+
+async def test_processes_that_are_made_the_supervisors_own_children(attempts: Attempts) -> None:
+    """By CLONE_PARENT: they are no descendants of the payload."""
+    code = """
+import ctypes, os, time
+clone_parent, clone3 = 0x8000, 435
+arguments = (ctypes.c_uint64 * 8)(clone_parent)
+if ctypes.PyDLL(None).syscall(clone3, arguments, ctypes.sizeof(arguments)) == 0:
+    os.execv("/bin/sleep", ["sleep", "60"])
+time.sleep(0.3)
+"""
+    attempt = await attempts.run(code, command=PYTHON)
+    finished = attempt.finished()
+    (payload, sibling) = finished.evidence.processes
+    assert (sibling.name, sibling.parent_pid) == ("sleep", payload.parent_pid)
+    assert sibling.ended
+    assert finished.evidence.tree_empty
+    assert finished.outcome == pb.OUTCOME_SUCCEEDED
+
+
+async def test_a_work_directory_that_cannot_be_made(attempts_anyhow: Attempts) -> None:
+    attempt = attempts_anyhow.prepare("true")
+    (attempt.directory / "work").write_text("in the way")
+    await attempts_anyhow.spawn(attempt)
+    assert (await attempt.end()).failure_reason == "EXEC_FAILED"
 
 
 async def test_an_orphan_that_ends_by_itself_is_reaped_and_recorded(attempts: Attempts) -> None:

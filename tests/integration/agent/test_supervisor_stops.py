@@ -96,7 +96,7 @@ async def test_a_stopped_payload_gets_its_term(attempts: Attempts) -> None:
 
 async def test_a_stop_after_the_payload_has_ended_changes_nothing(attempts: Attempts) -> None:
     """The payload is reaped, and what it left behind still has its grace."""
-    attempt = await attempts.start("(trap '' TERM; sleep 60) & echo ready", grace=20)
+    attempt = await attempts.start("trap '' TERM; sleep 60 & echo ready", grace=20)
     await attempt.until(lambda a: a.notices("payload_ended"))
     await stop(attempt, StopKind.ABORT)
     finished = await attempt.end()

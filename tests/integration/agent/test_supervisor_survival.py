@@ -17,7 +17,7 @@ from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHan
 from services.sis_agent.agent.lost import finish_lost
 from services.sis_agent.agent.spool import SpoolBusy, SpoolReader
 from sis.queue.v1 import frame_pb2 as pb
-from tests.support.attempts import Attempts
+from tests.support.attempts import Attempts, eventually, is_alive
 
 AGENT = """
 import asyncio, sys
@@ -127,8 +127,7 @@ async def test_no_byte_is_lost_when_the_disk_is_full(attempts_anyhow: Attempts) 
         # A file that may not grow fails like a disk that is full.
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (attempt.spool.stat().st_size + 100_000, hard))
-        while "cannot be written" not in attempt.faults():
-            await asyncio.sleep(0.02)
+        await eventually(lambda: "cannot be written" in attempt.faults())
         before = attempt.output()
         # It is held back, and neither crashes nor turns in circles.
         used = cpu_seconds(pid)
@@ -149,13 +148,10 @@ async def test_a_stop_works_when_the_disk_is_full(attempts_anyhow: Attempts) -> 
         pid = handle.identity.pid
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (attempt.spool.stat().st_size + 50_000, hard))
-        while "cannot be written" not in attempt.faults():
-            await asyncio.sleep(0.02)
+        await eventually(lambda: "cannot be written" in attempt.faults())
         (payload,) = [n.process_started.process.pid for n in attempt.notices("process_started")][1:2]
         await handle.stop(StopKind.ABORT, "full")
-        async with asyncio.timeout(5):
-            while (process := processes.read(payload)) is not None and process.alive:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: not is_alive(payload))
         assert handle.alive
         assert not attempt.notices("stop_begun")
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))

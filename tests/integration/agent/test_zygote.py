@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from services.sis_agent.agent import processes
 from services.sis_agent.agent.handle import SpawnFailed, Zygote
 from sis.queue.v1 import frame_pb2 as pb
-from tests.support.attempts import Attempts, is_alive
+from tests.support.attempts import Attempts, eventually, is_alive
 
 
 def pid_of(zygote: Zygote) -> int:
     assert zygote._running is not None
     return zygote._running._process.pid
+
+
+def children_of(pid: int) -> list[processes.ProcessInfo]:
+    return [process for process in processes.read_all() if process.parent_pid == pid]
 
 
 async def test_it_has_one_thread_and_no_grpc(attempts_anyhow: Attempts) -> None:
@@ -49,16 +55,29 @@ async def test_it_leaves_no_zombies(attempts_anyhow: Attempts) -> None:
     for _ in range(3):
         await attempts_anyhow.run("true")
     pid = pid_of(attempts_anyhow.zygote)
-    async with asyncio.timeout(5):
-        while True:
-            children = [
-                name
-                for name in os.listdir("/proc")
-                if name.isdigit() and f" {pid} " in _stat(name).rpartition(")")[2][:20]
-            ]
-            if not children:
-                return
-            await asyncio.sleep(0.02)
+    await eventually(lambda: [p.name for p in children_of(pid) if p.alive] and all(p.alive for p in children_of(pid)))
+
+
+async def test_a_spare_that_dies_is_replaced(attempts_anyhow: Attempts) -> None:
+    zygote = attempts_anyhow.zygote
+    await zygote.start()
+    for _ in range(2):
+        await eventually(lambda: children_of(pid_of(zygote)))
+        for spare in children_of(pid_of(zygote)):
+            processes.send_signal(spare, signal.SIGKILL)
+        await eventually(lambda: not any(p.alive for p in children_of(pid_of(zygote))))
+        assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
+
+
+async def test_a_spare_ends_with_the_zygote(attempts_anyhow: Attempts) -> None:
+    zygote = attempts_anyhow.zygote
+    await zygote.start()
+    await eventually(lambda: children_of(pid_of(zygote)))
+    spares = children_of(pid_of(zygote))
+    os.kill(pid_of(zygote), signal.SIGKILL)
+    await eventually(lambda: not any(is_alive(spare.pid) for spare in spares))
+    # The agent has noticed, and another zygote serves.
+    assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
 
 
 async def test_one_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +85,3 @@ async def test_one_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpawnFailed) as caught:
         await Zygote().start()
     assert not caught.value.may_have_started
-
-
-def _stat(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return ""

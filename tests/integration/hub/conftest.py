@@ -1,4 +1,5 @@
-"""A hub as its own process, between a fake queue and agents that do what the test says."""
+"""A hub between a fake queue and agents that do what the test says; in this process, or where it is killed and drained,
+as its own."""
 
 from __future__ import annotations
 
@@ -6,21 +7,19 @@ import asyncio
 import hashlib
 import itertools
 import json
+import logging
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
-from services.runtime.database import migrate
-from services.runtime.settings import TlsFiles
-from services.sis_agent.hub.main import MIGRATIONS
+from services.runtime.migrations import migrate
+from services.sis_agent.hub.main import MIGRATIONS, Hub, HubSettings
 from services.sis_agent.hub.tables import SCHEMA
 from sis.agent.v1 import agent_admin_service_pb2_grpc as admin_rpc
 from sis.stack.postgres import Postgres
@@ -29,7 +28,6 @@ from tests.integration.hub.agent_client import AgentClient
 from tests.support.certificates import CertificateAuthority
 
 TOKEN = "a token for tests"
-BEAT_SECONDS = 0.3
 START_SECONDS = 20.0
 
 _numbers = itertools.count(1)
@@ -57,49 +55,131 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
     return CertificateAuthority(tmp_path_factory.mktemp("tls"))
 
 
+class Logged(logging.Handler):
+    """What was logged in this process, to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._messages: list[str] = []
+        self._news = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+        self._news.set()
+
+    async def until(self, part: str) -> None:
+        """Wait until something with `part` in it has been logged."""
+        async with asyncio.timeout(START_SECONDS):
+            while not any(part in message for message in self._messages):
+                self._news.clear()
+                await self._news.wait()
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where agents and where people connect."""
+
+    agents: str
+    people: str
+
+    @classmethod
+    def at(cls, ports: Sequence[int]) -> Endpoints:
+        agents, people = (f"127.0.0.1:{port}" for port in ports)
+        return cls(agents, people)
+
+
+@asynccontextmanager
+async def hub_in_process(environment: dict[str, str]) -> AsyncIterator[tuple[Hub, Endpoints]]:
+    """A hub in this process that watches its queue."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        hub = Hub(HubSettings.load())
+    ports = await hub.server.start()
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(background()) for background in hub.background]
+        yield hub, Endpoints.at(ports)
+        await hub.server.stop(grace=0)
+        for task in tasks:
+            task.cancel()
+    await hub.close()
+
+
 class HubProcess:
-    """`python -m services.sis_agent.hub.main`, and what it logs."""
+    """`python -m services.sis_agent.hub.main`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.records: list[dict[str, Any]] = []
-        self.agent_endpoint = self.endpoint = ""
-        self._changed = asyncio.Condition()
-        self._reader = asyncio.create_task(self._read())
+    def __init__(self, process: asyncio.subprocess.Process, endpoints: Endpoints, log: asyncio.Task[None]) -> None:
+        self._process = process
+        self._log = log
+        self.endpoints = endpoints
 
-    async def _read(self) -> None:
-        assert self.process.stderr is not None
-        async for line in self.process.stderr:
-            with suppress(ValueError):
-                self.records.append(json.loads(line))
-            async with self._changed:
-                self._changed.notify_all()
-
-    async def logged(self, part: str, after: int = 0) -> dict[str, Any]:
-        """Wait for a log record with `part` in its message, among those after the first `after`."""
-
-        def found() -> list[dict[str, Any]]:
-            return [record for record in self.records[after:] if part in record["message"]]
-
-        async with asyncio.timeout(START_SECONDS), self._changed:
-            await self._changed.wait_for(found)
-        return found()[0]
-
-    async def started(self) -> None:
-        ports = (await self.logged("serves"))["ports"]
-        self.agent_endpoint, self.endpoint = (f"127.0.0.1:{port}" for port in ports)
-        await self.logged("is healthy")
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, environment: dict[str, str]) -> AsyncIterator[HubProcess]:
+        """A hub that is healthy; it is killed at the end."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "services.sis_agent.hub.main",
+            env={**os.environ, **environment},
+            cwd=Path(__file__).parents[3],
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                ports: list[int] = []
+                while "is healthy" not in (record := json.loads(await process.stderr.readline()))["message"]:
+                    ports = record.get("ports", ports)
+            hub = cls(process, Endpoints.at(ports), asyncio.create_task(_discard(process.stderr)))
+            yield hub
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        await hub._log
 
     async def terminate(self) -> int:
         """SIGTERM; the exit status."""
-        self.process.terminate()
-        return await asyncio.wait_for(self.process.wait(), START_SECONDS)
+        self._process.terminate()
+        return await asyncio.wait_for(self._process.wait(), START_SECONDS)
 
     async def kill(self) -> None:
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGKILL)
-        await self.process.wait()
-        await self._reader
+        """SIGKILL."""
+        self._process.kill()
+        await self._process.wait()
+
+
+async def _discard(stream: asyncio.StreamReader) -> None:
+    while await stream.read(65_536):
+        pass
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the hubs of a test share."""
+
+    authority: CertificateAuthority
+    database_url: str
+    queue_port: int
+    beat_seconds: float
+
+    def of_hub(self, name: str) -> dict[str, str]:
+        """The settings of a hub."""
+        tls = self.authority.service("hub")
+        return {
+            "SIS_HUB_NAME": name,
+            "SIS_HUB_DATABASE_URL": self.database_url,
+            "SIS_HUB_AGENT_LISTEN": "127.0.0.1:0",
+            "SIS_HUB_LISTEN": "127.0.0.1:0",
+            "SIS_HUB_QUEUE_ENDPOINT": f"127.0.0.1:{self.queue_port}",
+            "SIS_HUB_TLS_CA": str(tls.ca),
+            "SIS_HUB_TLS_CERTIFICATE": str(tls.certificate),
+            "SIS_HUB_TLS_KEY": str(tls.key),
+            "SIS_HUB_ADMIN_TOKEN_SHA256": hashlib.sha256(TOKEN.encode()).hexdigest(),
+            "SIS_HUB_BEAT_SECONDS": str(self.beat_seconds),
+        }
 
 
 @dataclass
@@ -107,12 +187,12 @@ class Bench:
     """What the tests of a hub work with."""
 
     queue: FakeQueue
-    queue_port: int
-    hub: HubProcess
-    authority: CertificateAuthority
-    database_url: str
+    where: Environment
+    logged: Logged
     stack: AsyncExitStack
     queue_stack: AsyncExitStack
+    parts: Hub
+    hub: Endpoints
 
     async def stop_queue(self) -> None:
         """Take the queue away; its connections are cut off."""
@@ -120,73 +200,57 @@ class Bench:
 
     async def start_queue(self) -> None:
         """Bring it back where it was."""
-        serving = self.queue.serving(self.authority.service("queue"), self.queue_port)
+        serving = self.queue.serving(self.where.authority.service("queue"), self.where.queue_port)
         await self.queue_stack.enter_async_context(serving)
 
-    async def agent(self, name: str = "a1", group: str = "g", **options: Any) -> AgentClient:
-        """A client of the hub that has not said hello."""
-        tls = self.authority.agent(group, name)
-        return await self.stack.enter_async_context(AgentClient(self.hub.agent_endpoint, tls, **options))
+    async def agent(
+        self, name: str = "a1", group: str = "g", *, hub: Endpoints | None = None, reads: bool = True
+    ) -> AgentClient:
+        """A client that has not said hello, of a hub, else of the first one."""
+        tls = self.where.authority.agent(group, name)
+        return await self.stack.enter_async_context(AgentClient((hub or self.hub).agents, tls, reads=reads))
 
-    async def admin(self, hub: HubProcess | None = None) -> admin_rpc.AgentAdminServiceAsyncStub:
+    async def admin(self, hub: Endpoints | None = None) -> admin_rpc.AgentAdminServiceAsyncStub:
+        """What people call, of a hub, else of the first one."""
         credentials = grpc.composite_channel_credentials(
-            grpc.ssl_channel_credentials(self.authority.ca.read_bytes()),
+            grpc.ssl_channel_credentials(self.where.authority.ca.read_bytes()),
             grpc.access_token_call_credentials(TOKEN),
         )
-        channel = grpc.aio.secure_channel((hub or self.hub).endpoint, credentials)
+        channel = grpc.aio.secure_channel((hub or self.hub).people, credentials)
         stub: admin_rpc.AgentAdminServiceAsyncStub = admin_rpc.AgentAdminServiceStub(
             await self.stack.enter_async_context(channel)
         )
         return stub
 
-    async def another_hub(self, name: str, **settings: str) -> HubProcess:
-        """One more hub on the same queue and database."""
-        tls = self.authority.service("hub")
-        return await self.stack.enter_async_context(
-            hub_process(name, self.queue_port, tls, self.database_url, **settings)
-        )
+    async def process(self, name: str) -> HubProcess:
+        """One more hub on the same queue and database, as its own process."""
+        return await self.stack.enter_async_context(HubProcess.running(self.where.of_hub(name)))
 
 
 @asynccontextmanager
-async def hub_process(
-    name: str, queue_port: int, tls: TlsFiles, database_url: str, **settings: str
-) -> AsyncIterator[HubProcess]:
-    """A hub that is healthy; it is killed at the end."""
-    environment = {
-        "SIS_HUB_NAME": name,
-        "SIS_HUB_DATABASE_URL": database_url,
-        "SIS_HUB_AGENT_LISTEN": "127.0.0.1:0",
-        "SIS_HUB_LISTEN": "127.0.0.1:0",
-        "SIS_HUB_QUEUE_ENDPOINT": f"127.0.0.1:{queue_port}",
-        "SIS_HUB_TLS_CA": str(tls.ca),
-        "SIS_HUB_TLS_CERTIFICATE": str(tls.certificate),
-        "SIS_HUB_TLS_KEY": str(tls.key),
-        "SIS_HUB_ADMIN_TOKEN_SHA256": hashlib.sha256(TOKEN.encode()).hexdigest(),
-        "SIS_HUB_BEAT_SECONDS": str(BEAT_SECONDS),
-        **settings,
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "services.sis_agent.hub.main",
-        env={**os.environ, **environment},
-        cwd=Path(__file__).parents[3],
-        stderr=asyncio.subprocess.PIPE,
-    )
-    hub = HubProcess(process)
+async def _bench(authority: CertificateAuthority, database_url: str, beat_seconds: float) -> AsyncIterator[Bench]:
+    queue, logged = FakeQueue(), Logged()
+    logging.getLogger().addHandler(logged)
     try:
-        await hub.started()
-        yield hub
+        async with AsyncExitStack() as queue_stack, AsyncExitStack() as stack:
+            port = await queue_stack.enter_async_context(queue.serving(authority.service("queue")))
+            where = Environment(authority, database_url, port, beat_seconds)
+            hub, endpoints = await stack.enter_async_context(hub_in_process(where.of_hub("hub-1")))
+            await queue.watched()
+            yield Bench(queue, where, logged, stack, queue_stack, hub, endpoints)
     finally:
-        await hub.kill()
+        logging.getLogger().removeHandler(logged)
 
 
 @pytest.fixture
 async def bench(authority: CertificateAuthority, hub_database_url: str) -> AsyncIterator[Bench]:
-    queue = FakeQueue()
-    async with AsyncExitStack() as queue_stack, AsyncExitStack() as stack:
-        port = await queue_stack.enter_async_context(queue.serving(authority.service("queue")))
-        tls = authority.service("hub")
-        hub = await stack.enter_async_context(hub_process("hub-1", port, tls, hub_database_url))
-        yield Bench(queue, port, hub, authority, hub_database_url, stack, queue_stack)
+    """With the usual interval of beats: nothing happens by itself in the time that a test takes."""
+    async with _bench(authority, hub_database_url, 5.0) as found:
+        yield found
+
+
+@pytest.fixture
+async def quick_bench(authority: CertificateAuthority, hub_database_url: str) -> AsyncIterator[Bench]:
+    """With a beat every half second, for what happens at intervals."""
+    async with _bench(authority, hub_database_url, 0.5) as found:
+        yield found

@@ -6,10 +6,10 @@ import asyncio
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.channels import grpc_error
 from services.runtime.errors import Unavailable
+from services.sis_agent.hub import watch
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.queue.v1 import dispatch_service_pb2 as queue
 from sis.queue.v1 import frame_pb2
@@ -25,7 +25,6 @@ async def test_waiting_jobs_go_to_free_slots_and_no_further(bench: Bench) -> Non
     one, two = await bench.agent("one"), await bench.agent("two")
     await one.hello(slots=2)
     await two.hello(slots=3)
-    await bench.queue.watched()
     bench.queue.put(*map(assignment, range(1, 9)))
     await one.until(lambda: len(one.assignments) == 2)
     await two.until(lambda: len(two.assignments) == 3)
@@ -34,7 +33,6 @@ async def test_waiting_jobs_go_to_free_slots_and_no_further(bench: Bench) -> Non
 
 
 async def test_several_assignments_come_in_one_message(bench: Bench) -> None:
-    await bench.queue.watched()
     agent = await bench.agent()
     bench.queue.waiting.extend(map(assignment, range(1, 5)))
     await agent.hello(slots=4)
@@ -45,7 +43,6 @@ async def test_several_assignments_come_in_one_message(bench: Bench) -> None:
 async def test_a_sealed_attempt_frees_its_slot_at_once(bench: Bench) -> None:
     agent = await bench.agent()
     await agent.hello(slots=1)
-    await bench.queue.watched()
     bench.queue.put(assignment(1), assignment(2))
     await agent.until(lambda: jobs(agent) == [1])
     await agent.report(accepted(1), output(1, 1), finished(1, 2))
@@ -58,7 +55,6 @@ async def test_a_sealed_attempt_frees_its_slot_at_once(bench: Bench) -> None:
 async def test_a_declined_attempt_frees_its_slot(bench: Bench) -> None:
     agent = await bench.agent()
     await agent.hello(slots=1)
-    await bench.queue.watched()
     bench.queue.put(assignment(1), assignment(2))
     await agent.until(lambda: jobs(agent) == [1])
     await agent.report(declined(1))
@@ -68,7 +64,6 @@ async def test_a_declined_attempt_frees_its_slot(bench: Bench) -> None:
 async def test_a_beat_frees_the_slot_of_what_it_does_not_name(bench: Bench) -> None:
     agent = await bench.agent()
     await agent.hello(slots=1, attempts=[(9, 1)])
-    await bench.queue.watched()
     bench.queue.put(assignment(1))
     await agent.beat([(9, 1)], 0)
     await agent.beat([], 1)
@@ -76,56 +71,56 @@ async def test_a_beat_frees_the_slot_of_what_it_does_not_name(bench: Bench) -> N
     assert all(c.free_slots == 1 for claim in bench.queue.claims for c in claim.capacities)
 
 
-async def test_a_draining_agent_gets_nothing(bench: Bench) -> None:
-    draining, ready = await bench.agent("draining"), await bench.agent("ready")
+async def test_a_draining_agent_gets_nothing(quick_bench: Bench) -> None:
+    draining, ready = await quick_bench.agent("draining"), await quick_bench.agent("ready")
     await draining.hello(draining=True)
     await ready.hello()
-    await bench.queue.watched()
-    bench.queue.put(assignment(1))
+    quick_bench.queue.put(assignment(1))
     await ready.until(lambda: ready.assignments)
     await ready.beat([(1, 1)], 0, draining=True)
+    await quick_bench.queue.until(
+        lambda: any(
+            heartbeat.draining and heartbeat.session.agent == "ready"
+            for request in quick_bench.queue.heartbeats
+            for heartbeat in request.heartbeats
+        )
+    )
+    assert not draining.assignments
     await draining.beat([], 4)
-    await draining.until(lambda: not draining.assignments)
-    bench.queue.put(assignment(2))
+    quick_bench.queue.put(assignment(2))
     await draining.until(lambda: jobs(draining) == [2])
 
 
 async def test_one_claim_at_a_time(bench: Bench) -> None:
     agents = [await bench.agent(f"a{n}") for n in range(4)]
     await asyncio.gather(*(agent.hello(slots=100) for agent in agents))
-    await bench.queue.watched()
     for first in range(1, 400, 10):
         bench.queue.put(*map(assignment, range(first, first + 10)))
-    for agent in agents:
-        if bench.queue.waiting:
-            await agent.until(lambda agent=agent: len(agent.assignments) == 100 or not bench.queue.waiting)
     await bench.queue.until(lambda: not bench.queue.waiting)
     assert len(bench.queue.claims) < 80  # wakes that come during a claim make one more, not one each
 
 
-async def test_what_a_lost_claim_took_comes_with_a_heartbeat(bench: Bench) -> None:
-    agent = await bench.agent()
+async def test_what_a_lost_claim_took_comes_with_a_heartbeat(quick_bench: Bench) -> None:
+    agent = await quick_bench.agent()
     await agent.hello()
-    await bench.queue.watched()
-    bench.queue.failures["Claim"].append(Unavailable("the answer is lost"))
-    bench.queue.put(assignment(1))
-    await bench.hub.logged("answers no claim")
+    quick_bench.queue.failures["Claim"].append(Unavailable("the answer is lost"))
+    quick_bench.queue.put(assignment(1))
+    await quick_bench.logged.until("answers no claim")
     assert not agent.assignments
-    bench.queue.undelivered = [queue.AgentAssignment(agent="a1", assignment=assignment(1))]
+    quick_bench.queue.undelivered = [queue.AgentAssignment(agent="a1", assignment=assignment(1))]
     await agent.beat([], 4)
     await agent.until(lambda: jobs(agent) == [1])
 
 
-async def test_an_assignment_is_not_repeated_on_the_same_stream(bench: Bench) -> None:
-    agent = await bench.agent()
+async def test_an_assignment_is_not_repeated_on_the_same_stream(quick_bench: Bench) -> None:
+    agent = await quick_bench.agent()
     await agent.hello()
-    await bench.queue.watched()
-    bench.queue.put(assignment(1))
+    quick_bench.queue.put(assignment(1))
     await agent.until(lambda: jobs(agent) == [1])
-    bench.queue.undelivered = [queue.AgentAssignment(agent="a1", assignment=assignment(1))]
+    quick_bench.queue.undelivered = [queue.AgentAssignment(agent="a1", assignment=assignment(1))]
     await agent.beat([], 4)
-    await bench.queue.until(lambda: not bench.queue.undelivered)
-    bench.queue.put(assignment(2))
+    await quick_bench.queue.until(lambda: not quick_bench.queue.undelivered)
+    quick_bench.queue.put(assignment(2))
     await agent.until(lambda: len(agent.assignments) > 1)
     assert jobs(agent) == [1, 2]
 
@@ -141,7 +136,6 @@ async def test_stops_go_to_their_session(bench: Bench) -> None:
     one, two = await bench.agent("one"), await bench.agent("two")
     await one.hello()
     await two.hello()
-    await bench.queue.watched()
     stops = [stop(1, "nobody"), stop(2, "two"), stop(3, "one", epoch=9), stop(4, "one")]
     bench.queue.push(queue.WatchResponse(stops=stops))
     await two.until(lambda: two.stops)
@@ -151,7 +145,6 @@ async def test_stops_go_to_their_session(bench: Bench) -> None:
 
 
 async def test_a_stop_that_overtakes_the_welcome_is_not_lost(bench: Bench) -> None:
-    await bench.queue.watched()
     bench.queue.before_open = lambda agent: bench.queue.push(queue.WatchResponse(stops=[stop(1, agent)]))
     agent = await bench.agent()
     await agent.hello(attempts=[(1, 1)])
@@ -164,7 +157,7 @@ async def test_a_watch_that_ends_is_opened_again_and_wakes(bench: Bench) -> None
     await bench.queue.watched()
     bench.queue.failures["Watch"].append(Unavailable("not yet"))
     bench.queue.end_watches()
-    await bench.queue.until(lambda: not bench.queue._watchers)
+    await bench.queue.unwatched()
     bench.queue.waiting.append(assignment(1))
     await agent.until(lambda: agent.assignments)
     await bench.queue.watched()
@@ -177,7 +170,7 @@ async def test_the_queue_may_be_away_for_a_while(bench: Bench) -> None:
     await bench.queue.watched()
     await bench.stop_queue()
     await agent.report(accepted(1), output(1, 1))
-    await bench.hub.logged("takes no reports")
+    await bench.logged.until("takes no reports")
     await agent.beat([], 4)
     await bench.start_queue()
     bench.queue.put(assignment(2))
@@ -188,15 +181,20 @@ async def test_the_queue_may_be_away_for_a_while(bench: Bench) -> None:
     await agent.until(lambda: jobs(agent) == [2])
 
 
-async def test_health_follows_the_queue(bench: Bench) -> None:
-    channel = grpc.aio.secure_channel(bench.hub.endpoint, grpc.ssl_channel_credentials(bench.authority.ca.read_bytes()))
-    async with channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        response = await stub.Check(health_pb2.HealthCheckRequest())
-        assert response.status == health_pb2.HealthCheckResponse.SERVING
-        for service in ("sis.agent.v1.AgentService", "sis.agent.v1.AgentAdminService"):
-            response = await stub.Check(health_pb2.HealthCheckRequest(service=service))
-            assert response.status == health_pb2.HealthCheckResponse.SERVING
+async def test_health_follows_the_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = await bench.agent()
+    await agent.hello()
+    assert await bench.parts.healthy()
+    await bench.stop_queue()
+    await bench.logged.until("the queue cannot be watched")
+    assert await bench.parts.healthy()  # a restart takes no longer than this
+    monkeypatch.setattr(watch, "GRACE_SECONDS", 0.0)
+    assert not await bench.parts.healthy()
+    await bench.start_queue()
+    await bench.queue.watched()
+    bench.queue.push(queue.WatchResponse(stops=[stop(1, "a1")]))
+    await agent.until(lambda: agent.stops)
+    assert await bench.parts.healthy()
 
 
 async def test_a_package_is_streamed_through(bench: Bench) -> None:
@@ -223,11 +221,11 @@ async def test_a_package_is_read_no_faster_than_it_is_taken(bench: Bench) -> Non
     bench.queue.archives[digest] = [bytes(256 * 1024)] * 200
     agent = await bench.agent()
     call = agent.stub.FetchPackage(pb.FetchPackageRequest(digest=digest), timeout=30)
-    await call.read()
+    responses = aiter(call)
+    size = len((await anext(responses)).chunk)
     # While the agent does not read, its stream stays usable and the queue is not drained into the hub.
     await agent.hello()
     assert bench.queue.chunks_sent < 150
-    size = 256 * 1024
-    while (response := await call.read()) is not grpc.aio.EOF:
+    async for response in responses:
         size += len(response.chunk)
     assert size == 200 * 256 * 1024

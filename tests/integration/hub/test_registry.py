@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-import psycopg
 import pytest
 import sqlalchemy
 
@@ -17,6 +16,7 @@ from services.sis_agent.hub.errors import AgentNotFound
 from services.sis_agent.hub.registry import Beat, Changes, ListAgents, Opened
 from services.sis_agent.hub.tables import SCHEMA, metadata
 from sis.agent.v1 import agent_admin_service_pb2 as admin
+from sis.stack.postgres import Postgres
 from tests.integration.hub.agent_client import assignment
 from tests.integration.hub.conftest import Bench
 
@@ -82,7 +82,7 @@ async def test_a_session_that_opened_is_online_with_all_that_it_said(database: D
     assert found.online and found.draining
     assert (found.agent_group, found.hub, found.version, found.platform) == ("g", "h", "1", "linux")
     assert (found.hostname, found.slots, found.labels) == ("host", 4, {"site": "x"})
-    assert found.attempts == [[1, 2]]
+    assert found.attempts == [(1, 2)]
     assert found.first_seen_at == found.connected_at == found.last_seen_at
 
 
@@ -115,7 +115,7 @@ async def test_beats_are_written_in_one_statement_for_all(database: Database) ->
     before = await get(database, "a7")
     await record(database, beats=[Beat(f"a{n}", 1, n == 7, [(n + 1, 1)]) for n in range(60)])
     found = await get(database, "a7")
-    assert found.draining and found.attempts == [[8, 1]]
+    assert found.draining and found.attempts == [(8, 1)]
     assert found.last_seen_at > before.last_seen_at
     with pytest.raises(AgentNotFound):
         await get(database, "a55")
@@ -156,20 +156,19 @@ async def seen(bench: Bench, name: str, holds: Callable[[admin.Agent], object]) 
                 return agent
 
 
-async def test_an_agent_is_shown_while_it_is_connected_and_after(bench: Bench) -> None:
-    agent = await bench.agent("a1", "berlin")
+async def test_an_agent_is_shown_while_it_is_connected_and_after(quick_bench: Bench) -> None:
+    agent = await quick_bench.agent("a1", "berlin")
     await agent.hello(slots=3, labels={"site": "x"})
-    found = await seen(bench, "a1", lambda a: a.online)
+    found = await seen(quick_bench, "a1", lambda a: a.online)
     assert (found.group, found.hub, found.slots, dict(found.labels)) == ("berlin", "hub-1", 3, {"site": "x"})
     assert found.last_seen_time.ToMilliseconds() >= found.connect_time.ToMilliseconds() > 0
-    await bench.queue.watched()
-    bench.queue.put(assignment(1))
+    quick_bench.queue.put(assignment(1))
     await agent.until(lambda: agent.assignments)
     await agent.beat([(1, 1)], 2)
-    found = await seen(bench, "a1", lambda a: a.attempts)
+    found = await seen(quick_bench, "a1", lambda a: a.attempts)
     assert (found.attempts[0].job_id, found.attempts[0].number) == (1, 1)
     agent.call.cancel()
-    await seen(bench, "a1", lambda a: not a.online)
+    await seen(quick_bench, "a1", lambda a: not a.online)
 
 
 async def test_the_list_is_paged(bench: Bench) -> None:
@@ -192,35 +191,32 @@ async def test_the_list_is_paged(bench: Bench) -> None:
 
 
 async def test_an_agent_that_moves_to_another_hub_stays_online(bench: Bench) -> None:
-    agent = await bench.agent("a1")
+    hub = await bench.process("hub-2")
+    agent = await bench.agent(hub=hub.endpoints)
     await agent.hello()
-    await seen(bench, "a1", lambda a: a.hub == "hub-1")
-    first, bench.hub = bench.hub, await bench.another_hub("hub-2")
-    moved = await bench.agent("a1")
+    await seen(bench, "a1", lambda a: a.hub == "hub-2")
+    moved = await bench.agent()
     await moved.hello()
-    await seen(bench, "a1", lambda a: a.hub == "hub-2" and a.online)
-    await agent.end()  # the queue tells the first hub that the session is stale
-    assert await first.terminate() == 0
-    assert (await seen(bench, "a1", lambda a: True)).online
+    await seen(bench, "a1", lambda a: a.hub == "hub-1" and a.online)
+    bench.queue.wake()
+    await agent.end()  # the queue has told the other hub that its session is stale
+    assert await hub.terminate() == 0
+    found = await seen(bench, "a1", lambda _: True)
+    assert found.online
+    assert found.hub == "hub-1"
 
 
-async def test_dispatch_goes_on_without_the_registry(bench: Bench) -> None:
+async def test_dispatch_goes_on_without_the_registry(bench: Bench, postgres: Postgres) -> None:
     """Its database is away for a while; what happened meanwhile is written when it is back."""
-    name = bench.database_url.partition("?")[0].rpartition("/")[2]
-    with psycopg.connect(
-        sqlalchemy.make_url(bench.database_url).set(drivername="postgresql").render_as_string(hide_password=False),
-        autocommit=True,
-    ) as connection:
-        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+    name = sqlalchemy.make_url(bench.where.database_url).database
+    with postgres.connect("postgres") as connection:
+        connection.autocommit = True
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
         agent = await bench.agent()
         await agent.hello()
-        await bench.hub.logged("registry of agents cannot be written")
-        await bench.queue.watched()
+        await bench.logged.until("registry of agents cannot be written")
         bench.queue.put(assignment(1))
         await agent.until(lambda: agent.assignments)
-        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
     assert (await seen(bench, "a1", lambda a: a)).version == "1.2.3"

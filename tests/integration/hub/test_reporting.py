@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import grpc
 
 from services.runtime.errors import Aborted, Internal, InvalidArgument, Unavailable
 from sis.queue.v1 import dispatch_service_pb2 as queue
-from tests.integration.hub.agent_client import accepted, declined, finished, output
+from tests.integration.hub.agent_client import AgentClient, accepted, declined, finished, output
 from tests.integration.hub.conftest import Bench
+
+
+async def all_acknowledged(agent: AgentClient, count: int) -> None:
+    await agent.until(lambda: len(agent.acknowledgements) == count)
+
+
+def beaten(bench: Bench) -> set[int]:
+    """The jobs in the heartbeats."""
+    return {a.job_id for h in bench.queue.heartbeats for s in h.heartbeats for a in s.attempts}
 
 
 async def test_each_report_is_answered(bench: Bench) -> None:
@@ -20,15 +32,15 @@ async def test_each_report_is_answered(bench: Bench) -> None:
     assert {r.session.epoch for r in bench.queue.committed} == {1}
 
 
-async def test_what_arrives_during_a_commit_goes_with_the_next_one(bench: Bench) -> None:
-    one, two = await bench.agent("one"), await bench.agent("two")
+async def test_what_arrives_during_a_commit_goes_with_the_next_one(quick_bench: Bench) -> None:
+    one, two = await quick_bench.agent("one"), await quick_bench.agent("two")
     await one.hello()
     await two.hello()
-    bench.queue.gate.clear()
+    quick_bench.queue.gate.clear()
     await one.report(output(1, 1))
-    await bench.queue.until(lambda: bench.queue.reports_in_flight == 1)
+    await quick_bench.queue.until(lambda: quick_bench.queue.reports_in_flight == 1)
     await two.report(output(2, 1))
-    await bench.queue.until(lambda: bench.queue.reports_in_flight == 2)
+    await quick_bench.queue.until(lambda: quick_bench.queue.reports_in_flight == 2)
     for sequence in (2, 3, 4):
         await one.report(output(1, sequence))
         await two.report(output(2, sequence))
@@ -36,19 +48,14 @@ async def test_what_arrives_during_a_commit_goes_with_the_next_one(bench: Bench)
     # A beat that has passed says that the reports before it are in.
     await one.beat([(77, 1)])
     await two.beat([(78, 1)])
-    for job in (77, 78):
-        await bench.queue.until(
-            lambda job=job: any(
-                a.job_id == job for h in bench.queue.heartbeats for s in h.heartbeats for a in s.attempts
-            )
-        )
-    assert len(bench.queue.reports) == 2
-    bench.queue.gate.set()
+    await quick_bench.queue.until(lambda: {77, 78} <= beaten(quick_bench))
+    assert len(quick_bench.queue.reports) == 2
+    quick_bench.queue.gate.set()
     await one.until(lambda: len(one.acknowledgements) == 4)
     await two.until(lambda: len(two.acknowledgements) == 7)
-    assert len(bench.queue.reports) <= 4
-    assert bench.queue.most_reports_in_flight == 2
-    assert [bench.queue.sequences[job, 1] for job in (1, 2, 3)] == [4, 4, 3]
+    assert len(quick_bench.queue.reports) <= 4
+    assert quick_bench.queue.most_reports_in_flight == 2
+    assert [quick_bench.queue.sequences[job, 1] for job in (1, 2, 3)] == [4, 4, 3]
 
 
 async def test_an_attempt_is_never_in_two_calls(bench: Bench) -> None:
@@ -74,7 +81,7 @@ async def test_many_frames_keep_their_order(bench: Bench) -> None:
         for number, agent in enumerate(agents):
             await agent.report(output(number + 1, sequence))
     for agent in agents:
-        await agent.until(lambda agent=agent: len(agent.acknowledgements) == 200)
+        await all_acknowledged(agent, 200)
         assert [a.acknowledged_sequence for a in agent.acknowledgements] == list(range(1, 201))
     assert len(bench.queue.reports) < 600
 
@@ -122,15 +129,22 @@ async def test_a_full_hub_stops_reading_and_goes_on(bench: Bench) -> None:
     agent = await bench.agent()
     await agent.hello()
     bench.queue.gate.clear()
-    data = bytes(64_000)
-    for number in range(200):  # 12.8 MB, three times what the hub takes of one agent
-        await agent.report(output(number + 1, 1, data=data))
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        for number in range(200):  # 12.8 MB, three times what the hub takes of one agent
+            await agent.report(output(number + 1, 1, data=bytes(64_000)))
+            sent += 1
+
+    sending = asyncio.create_task(send())
     await bench.queue.until(lambda: bench.queue.reports_in_flight == 2)
+    other = await bench.agent("a2")
+    await other.hello()  # only that agent has to wait
+    assert sent < 200
     bench.queue.gate.set()
-    while len(agent.acknowledgements) < 200:
-        seen = len(agent.acknowledgements)
-        await agent.beat()  # it is not silent
-        await agent.until(lambda seen=seen: len(agent.acknowledgements) > seen)
+    await sending
+    await agent.until(lambda: len(agent.acknowledgements) == 200)
     assert not agent.ended
 
 
@@ -139,7 +153,7 @@ async def test_reports_of_an_agent_that_has_left_do_not_pile_up(bench: Bench) ->
     await agent.hello()
     await bench.stop_queue()
     await agent.report(output(1, 1), output(2, 1))
-    await bench.hub.logged("takes no reports")
+    await bench.logged.until("takes no reports")
     agent.call.cancel()
     await bench.start_queue()
     again = await bench.agent("a1")
@@ -151,6 +165,15 @@ async def test_reports_of_an_agent_that_has_left_do_not_pile_up(bench: Bench) ->
 
 async def test_garbage_ends_the_stream(bench: Bench) -> None:
     agent = await bench.agent()
-    raw = agent.channel.stream_stream("/sis.agent.v1.AgentService/Connect")()
+    raw: Any = agent.channel.stream_stream("/sis.agent.v1.AgentService/Connect")()
     await raw.write(b"\xff\xff\xff")
     assert await raw.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_report_that_is_too_large_is_refused(bench: Bench) -> None:
+    agent = await bench.agent()
+    await agent.hello()
+    await agent.report(output(1, 1), output(1, 2, data=bytes(9_000_000)))
+    error = await agent.end()
+    assert error is not None
+    assert error.violations[0].field == "reports[1]"

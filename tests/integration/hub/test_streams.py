@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sized
+from functools import partial
 
 from services.runtime.errors import InvalidArgument, Unavailable
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.queue.v1 import dispatch_service_pb2 as queue
-from sis.queue.v1 import frame_pb2
 from tests.integration.hub.agent_client import AgentClient, accepted, assignment, hello, output
-from tests.integration.hub.conftest import BEAT_SECONDS, Bench
+from tests.integration.hub.conftest import Bench
+
+
+def exceeds(found: Sized, seen: int) -> bool:
+    return len(found) > seen
 
 
 async def test_a_hello_opens_a_session_and_is_welcomed(bench: Bench) -> None:
@@ -23,7 +28,7 @@ async def test_a_hello_opens_a_session_and_is_welcomed(bench: Bench) -> None:
     assert opened.hello.labels == {"site": "x"}
     assert agent.welcome is not None
     assert agent.welcome.epoch == 1
-    assert agent.welcome.beat_interval.ToMilliseconds() == BEAT_SECONDS * 1000
+    assert agent.welcome.beat_interval.ToMilliseconds() == 5_000
     assert agent.welcome.unacknowledged_limit_bytes == 4 * 1024 * 1024
     assert [(v.verdict, v.acknowledged_sequence) for v in agent.welcome.verdicts] == [
         (queue.VERDICT_GO_ON, 5),
@@ -80,26 +85,25 @@ async def test_a_later_stream_supersedes_the_older_one_at_once(bench: Bench) -> 
     assert not bench.queue.closed  # the agent never was offline
 
 
-async def test_a_session_that_is_stale_for_the_queue_is_closed(bench: Bench) -> None:
-    await bench.queue.watched()
-    by_claim = await bench.agent("a1")
+async def test_a_session_that_is_stale_for_the_queue_is_closed(quick_bench: Bench) -> None:
+    by_claim = await quick_bench.agent("a1")
     await by_claim.hello()
-    bench.queue.epochs["a1"] += 1
-    bench.queue.wake()
+    quick_bench.queue.epochs["a1"] += 1
+    quick_bench.queue.wake()
     error = await by_claim.end()
     assert error is not None and error.reason == "STALE_EPOCH"
 
-    by_report = await bench.agent("a2")
+    by_report = await quick_bench.agent("a2")
     await by_report.hello(draining=True)
-    bench.queue.epochs["a2"] += 1
+    quick_bench.queue.epochs["a2"] += 1
     await by_report.report(output(1, 1))
     error = await by_report.end()
     assert error is not None and error.reason == "STALE_EPOCH"
     assert not by_report.acknowledgements
 
-    by_heartbeat = await bench.agent("a3")
+    by_heartbeat = await quick_bench.agent("a3")
     await by_heartbeat.hello(draining=True)
-    bench.queue.epochs["a3"] += 1
+    quick_bench.queue.epochs["a3"] += 1
     error = await by_heartbeat.end()
     assert error is not None and error.reason == "STALE_EPOCH"
 
@@ -117,52 +121,52 @@ async def test_the_end_of_a_stream_closes_the_session(bench: Bench) -> None:
     assert [s.epoch for s in bench.queue.closed] == [1, 1]
 
 
-async def test_a_silent_agent_is_given_up(bench: Bench) -> None:
-    agent = await bench.agent()
+async def test_a_silent_agent_is_given_up(quick_bench: Bench) -> None:
+    agent = await quick_bench.agent()
     await agent.hello()
     assert isinstance(await agent.end(), Unavailable)
-    await bench.queue.until(lambda: bench.queue.closed)
+    await quick_bench.queue.until(lambda: quick_bench.queue.closed)
 
 
-async def test_an_agent_that_beats_stays(bench: Bench) -> None:
-    agent = await bench.agent()
+async def test_an_agent_that_beats_stays(quick_bench: Bench) -> None:
+    agent = await quick_bench.agent()
     await agent.hello(attempts=[(5, 2)])
     for _ in range(6):
-        seen = len(bench.queue.heartbeats)
+        seen = len(quick_bench.queue.heartbeats)
         await agent.beat([(5, 2)], 3)
-        await bench.queue.until(lambda seen=seen: len(bench.queue.heartbeats) > seen)
+        await quick_bench.queue.until(partial(exceeds, quick_bench.queue.heartbeats, seen))
     assert not agent.ended
-    heartbeat = bench.queue.heartbeats[-1]
+    heartbeat = quick_bench.queue.heartbeats[-1]
     assert heartbeat.hub == "hub-1"
     (one,) = heartbeat.heartbeats
     assert (one.session.agent, one.session.epoch) == ("a1", 1)
     assert [(a.job_id, a.number) for a in one.attempts] == [(5, 2)]
 
 
-async def test_heartbeats_name_only_those_who_were_heard(bench: Bench) -> None:
-    quiet = await bench.agent("quiet")
+async def test_heartbeats_name_only_those_who_were_heard(quick_bench: Bench) -> None:
+    quiet = await quick_bench.agent("quiet")
     await quiet.hello()
-    loud = await bench.agent("loud")
+    loud = await quick_bench.agent("loud")
     await loud.hello()
-    first = len(bench.queue.heartbeats)
-    await bench.queue.until(lambda: len(bench.queue.heartbeats) > first)  # both said hello
-    before = len(bench.queue.heartbeats)
+    first = len(quick_bench.queue.heartbeats)
+    await quick_bench.queue.until(lambda: len(quick_bench.queue.heartbeats) > first)  # both said hello
+    before = len(quick_bench.queue.heartbeats)
     await loud.beat()
-    await bench.queue.until(lambda: len(bench.queue.heartbeats) > before)
-    assert [h.session.agent for h in bench.queue.heartbeats[before].heartbeats] == ["loud"]
+    await quick_bench.queue.until(lambda: len(quick_bench.queue.heartbeats) > before)
+    assert [h.session.agent for h in quick_bench.queue.heartbeats[before].heartbeats] == ["loud"]
 
 
-async def test_who_was_heard_while_the_queue_was_away_is_named_later(bench: Bench) -> None:
-    agent = await bench.agent()
-    bench.queue.failures["Heartbeat"].append(Unavailable("not now"))
+async def test_who_was_heard_while_the_queue_was_away_is_named_later(quick_bench: Bench) -> None:
+    agent = await quick_bench.agent()
+    quick_bench.queue.failures["Heartbeat"].append(Unavailable("not now"))
     await agent.hello()
-    await bench.queue.until(lambda: bench.queue.heartbeats)
-    assert bench.queue.heartbeats[0].heartbeats[0].session.agent == "a1"
+    await quick_bench.queue.until(lambda: quick_bench.queue.heartbeats)
+    assert quick_bench.queue.heartbeats[0].heartbeats[0].session.agent == "a1"
 
 
 async def test_only_agents_may_connect(bench: Bench) -> None:
-    tls = bench.authority.service("hub")
-    client = await bench.stack.enter_async_context(AgentClient(bench.hub.agent_endpoint, tls))
+    tls = bench.where.authority.service("hub")
+    client = await bench.stack.enter_async_context(AgentClient(bench.hub.agents, tls))
     error = await client.end()
     assert error is not None and error.reason == "PERMISSION_DENIED"
 
@@ -174,19 +178,11 @@ async def test_a_slow_agent_is_closed_and_the_others_are_not(bench: Bench) -> No
     await bench.queue.until(lambda: bench.queue.epochs["slow"])
     await fast.hello()
     # Far more than the connection's window, and in the end more than the hub keeps for one session.
-    reason = "x" * 1_000_000
-    closed = asyncio.create_task(bench.queue.until(lambda: bench.queue.closed))
-    for job in range(1, 400):
-        if closed.done():
-            break
-        command = queue.StopCommand(
-            attempt=queue.Attempt(job_id=job, number=1), kind=frame_pb2.STOP_KIND_ABORT, reason=reason
-        )
+    for job in range(1, 60):
+        command = queue.StopCommand(attempt=queue.Attempt(job_id=job, number=1), reason="x" * 1_000_000)
         session = queue.Session(agent="slow", epoch=1)
         bench.queue.push(queue.WatchResponse(stops=[queue.AgentStop(session=session, stop=command)]))
-        await slow.beat()
-        await fast.beat()
-    await closed
+    await bench.queue.until(lambda: bench.queue.closed)
     assert [s.agent for s in bench.queue.closed] == ["slow"]
     bench.queue.put(assignment(1))
     await fast.until(lambda: fast.assignments)
@@ -195,7 +191,8 @@ async def test_a_slow_agent_is_closed_and_the_others_are_not(bench: Bench) -> No
 
 
 async def test_sigterm_sends_agents_elsewhere_and_finishes_what_they_said(bench: Bench) -> None:
-    agent = await bench.agent()
+    hub = await bench.process("hub-2")
+    agent = await bench.agent(hub=hub.endpoints)
     await agent.hello()
     bench.queue.gate.clear()
     await agent.report(accepted(1))
@@ -203,7 +200,7 @@ async def test_sigterm_sends_agents_elsewhere_and_finishes_what_they_said(bench:
     await agent.report(output(1, 1))
     await agent.report(output(2, 1))
     await bench.queue.until(lambda: bench.queue.reports_in_flight == 2)
-    stopped = asyncio.create_task(bench.hub.terminate())
+    stopped = asyncio.create_task(hub.terminate())
     assert isinstance(await agent.end(), Unavailable)
     bench.queue.gate.set()
     assert await stopped == 0
@@ -213,14 +210,14 @@ async def test_sigterm_sends_agents_elsewhere_and_finishes_what_they_said(bench:
 
 
 async def test_a_hub_that_is_killed_loses_nothing(bench: Bench) -> None:
-    agent = await bench.agent()
+    hub = await bench.process("hub-2")
+    agent = await bench.agent(hub=hub.endpoints)
     await agent.hello()
     bench.queue.put(assignment(1))
     await agent.until(lambda: agent.assignments)
-    await bench.hub.kill()
+    await hub.kill()
     assert isinstance(await agent.end(), Unavailable)
-    sibling = await bench.another_hub("hub-2")
-    again = await bench.stack.enter_async_context(AgentClient(sibling.agent_endpoint, bench.authority.agent("g", "a1")))
+    again = await bench.agent()
     await again.hello(attempts=[(1, 1)])
     await again.report(accepted(1))
     await again.until(lambda: again.acknowledgements)

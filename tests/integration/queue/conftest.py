@@ -13,7 +13,10 @@ from services.queue import packages
 from services.queue.lifecycle import Actor
 from services.runtime.database import Database
 from sis.packages import archive, shipped
+from sis.queue.v1 import dispatch_service_pb2_grpc
 from sis.stack import postgres as embedded
+from tests.integration.queue.api import Api
+from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig
 from tests.support.certificates import CertificateAuthority
 from tests.support.queue_server import QueueServer
@@ -87,13 +90,49 @@ def own_rig(database: Database) -> Rig:
     return Rig(database, f"g{next(_numbers)}")
 
 
+@pytest.fixture
+async def clock(shared_database: Database) -> Clock:
+    """The time of the module's database, which only goes on."""
+    return await Clock.install(shared_database)
+
+
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
     return CertificateAuthority(tmp_path_factory.mktemp("ca"))
 
 
-@pytest.fixture(scope="module")
-def server(shared_url: str, authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QueueServer]:
-    """A queue that serves the module's database."""
-    with QueueServer(shared_url, authority, Path(tmp_path_factory.mktemp("queue"))) as found:
+@pytest.fixture(scope="session")
+def served_url(postgres: embedded.Postgres, stocked_template: str) -> Iterator[str]:
+    yield from _clone(postgres, stocked_template)
+
+
+@pytest.fixture(scope="session")
+def server(
+    served_url: str, authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[QueueServer]:
+    """A queue for the tests of its API; do not stop it. None of their calls may end with a fault."""
+    with QueueServer(served_url, authority, Path(tmp_path_factory.mktemp("queue"))) as found:
         yield found
+        assert [line for line in found.log() if "fault" in line] == []
+
+
+@pytest.fixture
+async def served(served_url: str) -> AsyncIterator[Rig]:
+    """People and agents of the test's own in the database of the server."""
+    database = Database(served_url, application_name="test", pool_size=4)
+    yield Rig(database, f"g{next(_numbers)}")
+    await database.dispose()
+
+
+@pytest.fixture
+async def api(server: QueueServer) -> AsyncIterator[Api]:
+    """The server as people see it, with the administrator's token."""
+    async with server.public() as channel:
+        yield Api(channel)
+
+
+@pytest.fixture
+async def hub(server: QueueServer) -> AsyncIterator[dispatch_service_pb2_grpc.DispatchServiceAsyncStub]:
+    """The server as hubs see it."""
+    async with server.internal() as channel:
+        yield dispatch_service_pb2_grpc.DispatchServiceStub(channel)  # type: ignore[misc]

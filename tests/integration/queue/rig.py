@@ -3,6 +3,7 @@ checker of what that must leave behind."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from datetime import timedelta
@@ -78,9 +79,7 @@ class Rig:
 
     async def claim(self, *names: str, slots: int = 8, epoch: int | None = None) -> list[AttemptKey]:
         """Claim for agents ("a" alone by default) and return what was claimed for them."""
-        wanted = [
-            dispatch.Capacity(self.agent(name), epoch or self.epochs[name], slots) for name in names or ("a",)
-        ]
+        wanted = [dispatch.Capacity(self.agent(name), epoch or self.epochs[name], slots) for name in names or ("a",)]
         async with self.database.begin() as connection:
             claimed, _ = await dispatch.claim(connection, wanted)
         return [AttemptKey(assignment.job_id, assignment.attempt) for _, assignment in claimed]
@@ -138,6 +137,12 @@ class Rig:
         """The row of a job, deleted or not."""
         async with self.database.begin() as connection:
             return (await connection.execute(select(job_table).where(job_table.c.job_id == job_id))).one()
+
+    async def statuses(self, job_ids: Sequence[int]) -> dict[int, str]:
+        """The statuses of many jobs in one look."""
+        query = select(job_table.c.job_id, job_table.c.status).where(job_table.c.job_id.in_(job_ids))
+        async with self.database.begin() as connection:
+            return {row.job_id: row.status for row in await connection.execute(query)}
 
     async def status(self, job_id: int) -> str:
         return str((await self.job(job_id)).status)
@@ -211,10 +216,8 @@ def _check_history(job: Row[Any], history: Sequence[HistoryEntry]) -> None:
 def _permitted(status: Status, event: Event) -> set[Status]:
     found = set()
     for accepted, canceled in itertools.product((False, True), repeat=2):
-        try:
+        with contextlib.suppress(IllegalTransition):
             found.add(next_status(status, event, accepted=accepted, cancel_recorded=canceled))
-        except IllegalTransition:
-            pass
     return found
 
 

@@ -39,7 +39,8 @@ class JobServicer(job_rpc.JobServiceServicer):
 
     def __init__(self) -> None:
         self.callers: list[Caller] = []
-        self.reached = asyncio.Event()
+        self.waiting: asyncio.Queue[None] = asyncio.Queue()
+        self.left: asyncio.Queue[Caller] = asyncio.Queue()
         self.release = asyncio.Event()
 
     async def GetJob(self, request: job_pb.GetJobRequest, context: Context) -> job_pb.GetJobResponse:
@@ -57,7 +58,7 @@ class JobServicer(job_rpc.JobServiceServicer):
             case 503:
                 raise TimeoutError("not the deadline's")
             case 1000:
-                self.reached.set()
+                self.waiting.put_nowait(None)
                 await self.release.wait()
             case 2000:
                 raise InvalidArgument.fields([FieldViolation(f"field{n}", "é" * 100) for n in range(1_000)])
@@ -77,11 +78,11 @@ class JobServicer(job_rpc.JobServiceServicer):
         if request.job_id == 404:
             raise NotFound("job 404: there is no such job", reason="JOB_NOT_FOUND")
         if request.job_id == 1000:
-            self.reached.set()
+            self.waiting.put_nowait(None)
             try:
                 await self.release.wait()
             finally:
-                self.callers.append(current_caller())
+                self.left.put_nowait(current_caller())
 
 
 class PackageServicer(package_rpc.PackageServiceServicer):

@@ -12,10 +12,11 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from services.runtime import database as runtime_database
-from services.runtime.database import Database, migrate
+from services.runtime.database import Database
 from services.runtime.errors import DeadlineExceeded, Unavailable
+from services.runtime.migrations import migrate
 
-ENV = "from services.runtime.database import run_migrations\n\nrun_migrations()\n"
+ENV = "from services.runtime.migrations import run_migrations\n\nrun_migrations()\n"
 REVISION = """
 from alembic import op
 
@@ -263,7 +264,7 @@ async def test_a_fault_in_the_callback_ends_the_listener(database: Database) -> 
 async def test_a_server_that_accepts_and_says_nothing_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(runtime_database._CONNECTION, "connect_timeout", 2)  # the driver's least
+    monkeypatch.setitem(runtime_database.CONNECTION, "connect_timeout", 2)  # the driver's least
     connected = asyncio.Event()
     release = asyncio.Event()
 

@@ -41,17 +41,19 @@ class Running:
         self.jobs = JobServicer()
         self.site = Site(authority, self.jobs, build(authority, self.jobs))
         self.healthy = True
-        self.drained = False
+        self.started = asyncio.Event()
+        self.drained = asyncio.Event()
         self.background_ended = False
         self.task = asyncio.create_task(
             run(self.site.server, self.background, healthy=self.is_healthy, on_drain=self.drain)
         )
 
     async def is_healthy(self) -> bool:
+        self.started.set()
         return self.healthy
 
     async def drain(self) -> None:
-        self.drained = True
+        self.drained.set()
 
     async def background(self) -> None:
         try:
@@ -61,8 +63,7 @@ class Running:
 
     async def until(self, status: int) -> None:
         """Wait until the health service says so."""
-        while not self.site.server.ports:
-            await asyncio.sleep(0.01)
+        await self.started.wait()
         stub = HealthStub(self.site.public())
         request = health_pb2.HealthCheckRequest(service="sis.queue.v1.JobService")
         call = stub.Watch(request)
@@ -107,10 +108,9 @@ async def test_a_signal_lets_calls_in_flight_finish(running: Running) -> None:
     await running.until(SERVING)
     stub = JobServiceStub(running.site.public())
     call = asyncio.ensure_future(stub.GetJob(job_pb.GetJobRequest(job_id=1000), metadata=BEARER))
-    await running.jobs.reached.wait()
+    await running.jobs.waiting.get()
     os.kill(os.getpid(), signal.SIGTERM)
-    while not running.drained:
-        await asyncio.sleep(0.01)
+    await running.drained.wait()
     running.jobs.release.set()
     assert (await call).job.job_id == 1000
     await running.task
@@ -195,14 +195,16 @@ async def test_a_server_that_is_away_is_unavailable(site: Site) -> None:
 
 
 async def test_a_black_hole_is_noticed_by_keepalive(site: Site) -> None:
-    async with TcpProxy("127.0.0.1", site.server.ports[1]) as proxy:
-        async with secure_channel(proxy.endpoint, site.authority.service("hub")) as channel:
-            stub = DispatchServiceStub(channel)
-            await stub.CloseSession(dispatch_pb.CloseSessionRequest())
-            proxy.black_hole()
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await stub.CloseSession(dispatch_pb.CloseSessionRequest(), timeout=25)
-            assert isinstance(grpc_error(caught.value), errors.Unavailable)
+    async with (
+        TcpProxy("127.0.0.1", site.server.ports[1]) as proxy,
+        secure_channel(proxy.endpoint, site.authority.service("hub")) as channel,
+    ):
+        stub = DispatchServiceStub(channel)
+        await stub.CloseSession(dispatch_pb.CloseSessionRequest())
+        proxy.black_hole()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.CloseSession(dispatch_pb.CloseSessionRequest(), timeout=25)
+        assert isinstance(grpc_error(caught.value), errors.Unavailable)
 
 
 async def test_a_name_that_the_certificate_does_not_have_is_refused(site: Site) -> None:

@@ -83,7 +83,7 @@ BAD: dict[str, tuple[str, Change]] = {
     "a run timeout of 31 days": ("run_timeout", lambda r: setattr(r.run_timeout, "seconds", 31 * 86_400)),
     "a run timeout beyond all": ("run_timeout", lambda r: setattr(r.run_timeout, "seconds", 2**63 - 1)),
     "a negative run timeout": ("run_timeout", lambda r: setattr(r.run_timeout, "seconds", -5)),
-    "a heartbeat timeout under 15 s": ("heartbeat_timeout", lambda r: setattr(r.heartbeat_timeout, "seconds", 14)),
+    "a heartbeat timeout under 60 s": ("heartbeat_timeout", lambda r: setattr(r.heartbeat_timeout, "seconds", 59)),
     "a heartbeat timeout over a day": ("heartbeat_timeout", lambda r: setattr(r.heartbeat_timeout, "seconds", 86_401)),
     "33 labels": ("labels", lambda r: r.labels.update({f"k{n}": "v" for n in range(33)})),
     "a label without a key": ("labels", lambda r: r.labels.update({"": "v"})),
@@ -117,7 +117,7 @@ def test_all_wrong_fields_are_named_at_once() -> None:
         lambda r: setattr(r.site_target, "agent", "a" * 63),
         lambda r: setattr(r.run_timeout, "seconds", 30 * 86_400),
         lambda r: setattr(r.run_timeout, "seconds", 1),
-        lambda r: setattr(r.heartbeat_timeout, "seconds", 15),
+        lambda r: setattr(r.heartbeat_timeout, "seconds", 60),
         lambda r: r.labels.update({f"k{n}": "v" for n in range(32)}),
     ],
 )
@@ -162,8 +162,10 @@ def test_no_request_raises_anything_else(found: pb.CreateJobRequest) -> None:
 # Lists.
 
 
-@pytest.mark.parametrize("order", [*ORDERS, *(f"{name} desc" for name in ORDERS), *(f" {name}  asc " for name in ORDERS), ""])
-def test_every_documented_order_is_taken(order: str) -> None:
+@pytest.mark.parametrize("form", ["{}", "{} desc", " {}  asc "])
+@pytest.mark.parametrize("name", [*ORDERS, ""])
+def test_every_documented_order_is_taken(name: str, form: str) -> None:
+    order = form.format(name) if name else ""
     query = convert.list_jobs(pb.ListJobsRequest(order_by=order))
     assert query.order_by in ORDERS
     assert query.descending == ("desc" in order or not order)
@@ -220,7 +222,10 @@ def test_the_other_requests_name_their_fields() -> None:
         ("chunk", lambda: convert_packages.chunk(package_service_pb2.PushPackageRequest(chunk=bytes(2**20 + 1)))),
         ("page_size", lambda: convert_packages.page_size(-1)),
         ("name", lambda: convert_packages.package_name(package_service_pb2.GetPackageRequest())),
-        ("version", lambda: convert_packages.package_name(package_service_pb2.GetPackageRequest(name="a", version="\0"))),
+        (
+            "version",
+            lambda: convert_packages.package_name(package_service_pb2.GetPackageRequest(name="a", version="\0")),
+        ),
     ],
 )
 def test_a_wrong_field_of_the_library_is_named(field: str, call: Callable[[], object]) -> None:

@@ -268,18 +268,34 @@ def test_a_limit_ends_a_job_half_a_minute_late_and_not_before(
     status: Status, proven: dict[str, object], limit: timedelta, to: Status, reason: str
 ) -> None:
     found = job(status, attempt(accepted_at=NOW, **proven), run_timeout=timedelta(minutes=10))
-    assert not lifecycle.overrun(found, NOW + limit + MARGIN)
+    assert not lifecycle.overrun(found, NOW + limit + MARGIN, NOW)
     assert found.status is status and not found.new_history
-    assert lifecycle.overrun(found, NOW + limit + MARGIN + SECOND)
+    assert lifecycle.overrun(found, NOW + limit + MARGIN + SECOND, NOW)
     assert (found.status, found.failure_reason, found.stop_state) == (to, reason, StopState.PENDING)
     assert found.attempt is not None and found.attempt.stop_wish is StopKind.ABORT
 
 
 def test_a_job_without_a_run_timeout_runs_as_long_as_it_likes() -> None:
-    assert not lifecycle.overrun(running(), NOW + timedelta(days=365))
+    assert not lifecycle.overrun(running(), NOW + timedelta(days=365), NOW)
 
 
 def test_expiry_says_why() -> None:
     found = job(Status.WAITING)
     lifecycle.expire(found, NOW)
     assert (found.status, found.failure_reason) == (Status.EXPIRED, "LATEST_START")
+
+
+def test_an_agent_that_has_just_come_back_is_given_time_to_hand_in_what_it_has() -> None:
+    found = job(Status.RUNNING, attempt(accepted_at=NOW, first_process_at=NOW), run_timeout=timedelta(minutes=10))
+    assert found.attempt is not None
+    late = NOW + timedelta(minutes=30)
+    found.attempt.active_at = late
+    assert not lifecycle.overrun(found, late + MARGIN, NOW)
+    assert lifecycle.overrun(found, late + MARGIN + SECOND, NOW)
+
+
+def test_a_sweeper_judges_no_limit_before_it_has_watched_for_the_margin() -> None:
+    late = NOW + timedelta(minutes=30)
+    found = job(Status.RUNNING, attempt(accepted_at=NOW, first_process_at=NOW), run_timeout=timedelta(minutes=10))
+    assert not lifecycle.overrun(found, late + MARGIN, late)
+    assert lifecycle.overrun(found, late + MARGIN + SECOND, late)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 
 import pytest
@@ -55,10 +56,8 @@ def test_a_position_of_other_kinds_is_an_invalid_token(position: list[object]) -
 def test_a_changed_token_is_never_another_position(at: int, character: str) -> None:
     token = paging.encode(["key", 5], b"request")
     changed = token[: at % len(token)] + character + token[at % len(token) + 1 :]
-    try:
+    with contextlib.suppress(InvalidToken):
         assert paging.decode(changed, b"request", "page_token", KINDS) == ["key", 5]
-    except InvalidToken:
-        pass
 
 
 def test_an_edited_position_is_an_invalid_token() -> None:

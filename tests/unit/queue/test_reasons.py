@@ -33,8 +33,9 @@ def test_every_reason_that_is_given_where_an_error_is_raised_is_of_the_contract(
     given = {}
     for path in root.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.keyword) and node.arg == "reason" and isinstance(node.value, ast.Constant):
-                if isinstance(node.value.value, str) and node.value.value.isupper():
-                    given[f"{path.relative_to(root)}:{node.value.lineno}"] = node.value.value
+            if not (isinstance(node, ast.keyword) and node.arg == "reason" and isinstance(node.value, ast.Constant)):
+                continue
+            if isinstance(node.value.value, str) and node.value.value.isupper():
+                given[f"{path.relative_to(root)}:{node.value.lineno}"] = node.value.value
     assert given, "at least the interceptors give one"
     assert {at: reason for at, reason in given.items() if reason not in KNOWN} == {}

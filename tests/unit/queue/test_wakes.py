@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.queue.wakes import Wakes
+from services.queue.wakes import Wakes, job, payloads
 from services.runtime.errors import Unavailable
 
 
@@ -14,29 +14,41 @@ async def test_who_waits_for_a_topic_hears_of_it_and_nobody_else() -> None:
     wakes = Wakes()
     with wakes.subscribe("work", "stop") as both, wakes.subscribe("job:4") as four, wakes.subscribe("job:42") as other:
         wakes.heard("job:4 stop")
-        assert both.is_set() and four.is_set() and not other.is_set()
+        assert await wakes.wait(both, 30) == {"stop"}
+        assert await wakes.wait(four, 30) == {"job:4"}
+        assert await wakes.wait(other, 0.01) == set()
 
 
 async def test_a_wake_up_between_two_waits_is_not_lost() -> None:
     wakes = Wakes()
-    with wakes.subscribe("work") as event:
+    with wakes.subscribe("work") as subscription:
         wakes.heard("work")
         async with asyncio.timeout(1):
-            await wakes.wait(event, 30)
-        assert not event.is_set()
+            assert await wakes.wait(subscription, 30) == {"work"}
+        assert await wakes.wait(subscription, 0.01) == set()
 
 
 async def test_a_wait_without_news_ends_by_itself() -> None:
     wakes = Wakes()
-    with wakes.subscribe("work") as event:
-        await wakes.wait(event, 0.01)
+    with wakes.subscribe("work") as subscription:
+        assert await wakes.wait(subscription, 0.01) == set()
 
 
 async def test_after_a_reconnection_everybody_looks() -> None:
     wakes = Wakes()
-    with wakes.subscribe("job:1") as one, wakes.subscribe("job:2") as two:
+    with wakes.subscribe("job:1") as one, wakes.subscribe("job:2", "work") as two:
         wakes.heard_all()
-        assert one.is_set() and two.is_set()
+        assert await wakes.wait(one, 30) == {"job:1"}
+        assert await wakes.wait(two, 30) == {"job:2", "work"}
+
+
+def test_payloads_stay_within_what_postgresql_takes() -> None:
+    topics = [job(number) for number in range(5_000)]
+    found = payloads(topics)
+    assert all(len(payload) < 8_000 for payload in found)
+    assert " ".join(found).split(" ") == topics
+    assert payloads(["work", "work"]) == ["work"]
+    assert payloads([]) == []
 
 
 async def test_nobody_is_kept_who_no_longer_waits() -> None:

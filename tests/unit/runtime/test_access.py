@@ -67,9 +67,7 @@ def test_only_health_and_reflection_are_for_anyone() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(ACCESS))
-@pytest.mark.parametrize(
-    "caller", [ANYONE, PERSON, HUB, QUEUE, AGENT], ids=lambda caller: caller.kind + caller.name
-)
+@pytest.mark.parametrize("caller", [ANYONE, PERSON, HUB, QUEUE, AGENT], ids=lambda caller: caller.kind + caller.name)
 def test_a_method_is_for_its_audience_alone(method: str, caller: Caller) -> None:
     permitted = {
         Audience.VIEWER: {PERSON},

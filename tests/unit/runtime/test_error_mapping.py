@@ -42,9 +42,7 @@ def test_errors_survive_the_wire(
     violations: list[FieldViolation],
     retry_after: float | None,
 ) -> None:
-    sent = kind(
-        message, reason="JOB_NOT_FOUND", metadata=metadata, violations=violations, retry_after=retry_after
-    )
+    sent = kind(message, reason="JOB_NOT_FOUND", metadata=metadata, violations=violations, retry_after=retry_after)
     wire = to_status(sent).SerializeToString()
     received = from_status(status_pb2.Status.FromString(wire))
     assert type(received) is kind
@@ -68,7 +66,7 @@ def test_a_precondition_keeps_its_subject() -> None:
 
 @pytest.mark.parametrize("kind", [SisError, *KINDS, errors.FailedPrecondition])
 def test_default_reasons_are_in_the_contract(kind: type[SisError]) -> None:
-    assert f"REASON_{kind.reason}" in Reason.keys()
+    assert f"REASON_{kind.reason}" in Reason.DESCRIPTOR.values_by_name
 
 
 @pytest.mark.parametrize(

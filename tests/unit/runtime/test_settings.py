@@ -38,9 +38,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.tls == TlsFiles(Path("/tls/ca.pem"), Path("/tls/certificate.pem"), Path("/tls/key.pem"))
 
 
-def test_every_problem_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_problem_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         load(monkeypatch, SIS_THING_LISTEN="nowhere", SIS_THING_SLOTS="many")
     assert caught.value.code == 2

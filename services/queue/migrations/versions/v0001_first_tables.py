@@ -98,8 +98,8 @@ STATEMENTS = (
     """
     CREATE INDEX jobs_release ON queue.jobs (not_before) WHERE status = 'DEFERRED' AND not_before IS NOT NULL
     """,
-    """
-    CREATE INDEX jobs_text ON queue.jobs USING gin ((display_name || ' ' || operation || ' ' || target) public.gin_trgm_ops)
+    r"""
+    CREATE INDEX jobs_text ON queue.jobs USING gin ((display_name || E'\n' || operation || E'\n' || target) public.gin_trgm_ops)
     """,
     """
     CREATE TABLE queue.log (
@@ -148,6 +148,7 @@ STATEMENTS = (
         journal_id TEXT NOT NULL,
         claimed_at TIMESTAMP WITH TIME ZONE NOT NULL,
         last_heard_at TIMESTAMP WITH TIME ZONE NOT NULL,
+        active_at TIMESTAMP WITH TIME ZONE NOT NULL,
         accepted_at TIMESTAMP WITH TIME ZONE,
         first_process_at TIMESTAMP WITH TIME ZONE,
         payload_ended_at TIMESTAMP WITH TIME ZONE,

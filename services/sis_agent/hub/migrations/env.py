@@ -1,5 +1,5 @@
-"""Alembic's entry: `services.runtime.database.migrate` runs the scripts."""
+"""Alembic's entry: `services.runtime.migrations.migrate` runs the scripts."""
 
-from services.runtime.database import run_migrations
+from services.runtime.migrations import run_migrations
 
 run_migrations()

@@ -1,0 +1,58 @@
+# Everything a contributor runs. `make setup` builds the environment, and every other target does so when it must.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-root lint format generate bench wheel-test clean
+
+bin := .venv/bin
+stamp := .venv/.locked
+
+# An activated environment, or somebody's PYTHONPATH, must not be mixed with ours.
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+# Compiled once instead of at every start of every process.
+unexport PYTHONDONTWRITEBYTECODE
+export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+export BUF_CACHE_DIR := $(CURDIR)/build/buf-cache
+
+help:
+	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(stamp): pyproject.toml uv.lock tools/setup.sh
+	@PYTHON='$(PYTHON)' tools/setup.sh
+	@touch $@
+
+setup: $(stamp) ## the locked environment in .venv, and nothing else
+
+demo: $(stamp) ## starts everything, runs three jobs in front of you, takes everything down
+	@$(bin)/sis demo
+
+test: $(stamp) ## what any user can run; skips nothing
+	$(bin)/python -m pytest -m 'not root'
+
+test-root: $(stamp) ## what needs root: a second user, cgroups
+	$(bin)/python -m pytest -m root
+
+lint: $(stamp) ## ruff, mypy --strict, contracts, generated code, import rules
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/python tools/generate.py --check
+	$(bin)/python tools/state_diagram.py --check
+	$(bin)/buf lint build/protos.binpb
+	$(bin)/lint-imports --no-cache
+
+format: $(stamp)
+	$(bin)/ruff check --fix-only .
+	$(bin)/ruff format .
+
+generate: $(stamp) ## stubs from protos/, the state diagram in ARCHITECTURE.md
+	$(bin)/python tools/generate.py
+	$(bin)/python tools/state_diagram.py
+
+bench: $(stamp) ## measurements beside the peers, in one run
+	@$(bin)/python -m bench
+
+wheel-test: $(stamp) ## the wheel builds, installs and starts outside this tree
+	@tools/wheel_test.sh
+
+clean: ## removes what was built, the environment too
+	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,369 @@
+"""What happens because time has passed."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from services.queue import sweeper as rules
+from services.queue.jobs import Priority
+from services.queue.sessions import AttemptKey
+from services.queue.sweeper import Sweeper
+from tests.integration.queue.clock import Clock
+from tests.integration.queue.rig import Rig, check, of
+
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+async def sweeper(rig: Rig, clock: Clock) -> Sweeper:
+    """One that has watched for a minute, longer than most jobs here may be silent."""
+    found = Sweeper(rig.database)
+    await found.sweep()
+    await clock.elapse(60, found.sweep)
+    return found
+
+
+async def test_a_deferred_job_is_released_when_its_time_comes_and_not_before(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    job_id = await rig.create(not_before=clock.now + timedelta(seconds=20))
+    held = await rig.create(deferred=True)
+    await clock.advance(19.9)
+    await sweeper.sweep()
+    assert await rig.status(job_id) == "DEFERRED"
+    await clock.advance(0.1)
+    await sweeper.sweep()
+    job = await rig.job(job_id)
+    assert (job.status, job.queued_at) == ("WAITING", clock.now)
+    assert await rig.status(held) == "DEFERRED"  # until somebody activates it
+    (entry,) = [e for e in await rig.history(job_id) if e.event == "RELEASE"]
+    assert entry.actor == "sweeper"
+
+
+async def test_what_nobody_started_by_its_latest_start_expires(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    latest = clock.now + timedelta(seconds=20)
+    claimed = await rig.create(latest_start=latest, agent=await _agent(rig))
+    await rig.claim()
+    waiting = await rig.create(latest_start=latest)
+    deferred = await rig.create(latest_start=latest, deferred=True)
+    await clock.advance(19.9)
+    await sweeper.sweep()
+    assert await rig.status(waiting) == "WAITING"
+    await clock.advance(0.1)
+    await sweeper.sweep()
+    for job_id in (waiting, deferred):
+        job = await rig.job(job_id)
+        assert (job.status, job.failure_reason) == ("EXPIRED", "LATEST_START")
+    assert await rig.status(claimed) == "STARTING"
+    assert [k.job_id for k in await rig.claim()] == []
+
+
+async def _agent(rig: Rig) -> str:
+    await rig.hello()
+    return "a"
+
+
+# Silence.
+
+
+async def test_a_job_is_awol_after_its_timeout_and_not_before(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    key, _ = await rig.started(heartbeat_timeout=timedelta(seconds=45))
+    patient, _ = await rig.started("b", heartbeat_timeout=timedelta(seconds=300))
+    await clock.elapse(45, sweeper.sweep)
+    assert await rig.status(key.job_id) == "RUNNING"
+    await clock.advance(0.001)
+    await sweeper.sweep()
+    assert await rig.status(key.job_id) == "AWOL"
+    assert await rig.status(patient.job_id) == "RUNNING"
+    job = await rig.job(key.job_id)
+    assert job.completed_at is None and job.stop_state == "NONE"
+
+
+async def test_whoever_is_heard_is_not_awol(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    by_beat, _ = await rig.started("a", heartbeat_timeout=timedelta(seconds=45))
+    by_report, spool = await rig.started("b", heartbeat_timeout=timedelta(seconds=45))
+    not_in_hand, _ = await rig.started("c", heartbeat_timeout=timedelta(seconds=45))
+    for _ in range(4):
+        await clock.advance(30)
+        await rig.beat("a", by_beat)
+        await rig.report(by_report, spool.output(b"x"), name="b")
+        await rig.beat("c")  # the agent is heard, and says nothing of this attempt
+        await sweeper.sweep()
+    assert [await rig.status(k.job_id) for k in (by_beat, by_report, not_in_hand)] == ["RUNNING", "RUNNING", "AWOL"]
+
+
+@pytest.mark.parametrize("status", ["STARTING", "RUNNING", "PROCESSING_OUTPUT", "CANCEL_REQUESTED"])
+async def test_each_status_that_an_agent_holds_can_become_awol(
+    rig: Rig, clock: Clock, sweeper: Sweeper, status: str
+) -> None:
+    key, spool = await rig.started(heartbeat_timeout=timedelta(seconds=15))
+    match status:
+        case "STARTING":
+            await rig.create(agent="a", heartbeat_timeout=timedelta(seconds=15))
+            (key,) = await rig.claim()
+        case "PROCESSING_OUTPUT":
+            await rig.report(key, spool.payload_ended(0))
+        case "CANCEL_REQUESTED":
+            await rig.cancel(key.job_id)
+    assert await rig.status(key.job_id) == status
+    await clock.elapse(16, sweeper.sweep)
+    assert await rig.status(key.job_id) == "AWOL"
+    await check(rig.database, [key.job_id])
+
+
+async def test_nobody_is_judged_right_after_a_sweepers_start(rig: Rig, clock: Clock) -> None:
+    key, _ = await rig.started(heartbeat_timeout=timedelta(seconds=45))
+    await clock.advance(3_600)
+    sweeper = Sweeper(rig.database)
+    await sweeper.sweep()
+    await clock.elapse(44, sweeper.sweep)
+    assert await rig.status(key.job_id) == "RUNNING"
+    await clock.elapse(1, sweeper.sweep)
+    assert await rig.status(key.job_id) == "AWOL"
+
+
+async def test_nobody_is_judged_right_after_a_gap(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    key, _ = await rig.started(heartbeat_timeout=timedelta(seconds=45))
+    await clock.advance(3_600)  # the database was away, for sweeper and hubs alike
+    await sweeper.sweep()
+    await clock.elapse(30, sweeper.sweep)
+    assert await rig.status(key.job_id) == "RUNNING"
+    await rig.beat("a", key)
+    await clock.elapse(45, sweeper.sweep)
+    assert await rig.status(key.job_id) == "RUNNING"
+
+
+async def test_a_clock_that_jumps_back_begins_the_watch_anew(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    key, _ = await rig.started(heartbeat_timeout=timedelta(seconds=15))
+    await clock.advance(25)
+    await rig.beat("a", key)
+    await sweeper.sweep()
+    await clock.advance(-20)
+    await rig.execute("UPDATE queue.attempts SET last_heard_at = last_heard_at - interval '1 day'")
+    await sweeper.sweep()
+    assert await rig.status(key.job_id) == "RUNNING"
+    await clock.advance(20)
+
+
+async def test_an_aborted_job_whose_agent_is_not_heard_has_an_unconfirmed_stop(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    key, spool = await rig.started(heartbeat_timeout=timedelta(seconds=15))
+    await rig.abort(key.job_id)
+    await sweeper.sweep()
+    assert (await rig.job(key.job_id)).stop_state == "PENDING"
+    await clock.elapse(16, sweeper.sweep)
+    assert (await rig.job(key.job_id)).stop_state == "UNCONFIRMED"
+    # The evidence may still come.
+    await rig.report(key, of(spool.stop_begun("ABORT"), spool.finished("STOPPED")))
+    assert (await rig.job(key.job_id)).stop_state == "CONFIRMED"
+
+
+# Limits that an agent which is heard does not keep.
+
+
+async def _heard(rig: Rig, clock: Clock, sweeper: Sweeper, key: AttemptKey, seconds: float) -> None:
+    await clock.elapse(seconds, lambda: rig.beat("a", key), sweeper.sweep)
+
+
+async def test_the_run_timeout_half_a_minute_late(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    key, spool = await rig.started(run_timeout=timedelta(seconds=60))
+    await _heard(rig, clock, sweeper, key, 90)
+    assert await rig.status(key.job_id) == "RUNNING"
+    await _heard(rig, clock, sweeper, key, 1)
+    job = await rig.job(key.job_id)
+    assert (job.status, job.failure_reason, job.stop_state) == ("TIMED_OUT", "RUN_TIMEOUT", "PENDING")
+    assert await rig.stops() == {key: "ABORT"}
+    await rig.report(key, of(spool.stop_begun("ABORT"), spool.finished("STOPPED")))
+    assert (await rig.job(key.job_id)).stop_state == "CONFIRMED"
+    await check(rig.database, [key.job_id])
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_the_start_limit_half_a_minute_late(rig: Rig, clock: Clock, sweeper: Sweeper, accepted: bool) -> None:
+    await rig.create(agent=await _agent(rig))
+    (key,) = await rig.claim()
+    if accepted:
+        await rig.accept(key)
+    await _heard(rig, clock, sweeper, key, 330)
+    assert await rig.status(key.job_id) == "STARTING"
+    await _heard(rig, clock, sweeper, key, 1)
+    job = await rig.job(key.job_id)
+    assert (job.status, job.failure_reason, job.stop_state) == ("FAILED", "START_TIMEOUT", "PENDING")
+    if not accepted:
+        await rig.decline(key)
+        assert (await rig.job(key.job_id)).stop_state == "CONFIRMED"
+
+
+async def test_the_output_limit_half_a_minute_late(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    key, spool = await rig.started()
+    await rig.report(key, spool.payload_ended(0))
+    await _heard(rig, clock, sweeper, key, 90)
+    assert await rig.status(key.job_id) == "PROCESSING_OUTPUT"
+    await _heard(rig, clock, sweeper, key, 1)
+    job = await rig.job(key.job_id)
+    assert (job.status, job.failure_reason, job.stop_state) == ("FAILED", "OUTPUT_TIMEOUT", "PENDING")
+
+
+async def test_the_stop_limit_half_a_minute_late(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    key, spool = await rig.started()
+    await rig.cancel(key.job_id)
+    await rig.report(key, spool.stop_begun("CANCEL"))
+    await _heard(rig, clock, sweeper, key, 70)
+    assert await rig.status(key.job_id) == "CANCEL_REQUESTED"
+    await _heard(rig, clock, sweeper, key, 1)
+    job = await rig.job(key.job_id)
+    assert (job.status, job.failure_reason, job.stop_state) == ("FAILED", "STOP_UNCONFIRMED", "PENDING")
+    assert await rig.stops() == {key: "ABORT"}
+
+
+async def test_no_limit_ends_the_job_of_an_agent_that_is_not_heard(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    key, _ = await rig.started(run_timeout=timedelta(seconds=30), heartbeat_timeout=timedelta(seconds=45))
+    await clock.elapse(180, sweeper.sweep)
+    assert await rig.status(key.job_id) == "AWOL"
+
+
+# What is kept, and what is not.
+
+
+async def test_request_ids_are_forgotten_after_seven_days(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    first = await rig.create(request_id=rig.group)
+    await clock.advance(7 * 86_400)
+    await sweeper.sweep()
+    assert await rig.create(request_id=rig.group) == first
+    await clock.advance(1)
+    await sweeper.sweep()
+    assert await rig.create(request_id=rig.group) != first
+
+
+async def gone(rig: Rig, job_id: int) -> bool:
+    async with rig.database.begin() as connection:
+        found = await connection.exec_driver_sql(
+            "SELECT (SELECT count(*) FROM queue.jobs WHERE job_id = %(i)s),"
+            " (SELECT count(*) FROM queue.attempts WHERE job_id = %(i)s)"
+            " + (SELECT count(*) FROM queue.history WHERE job_id = %(i)s)"
+            " + (SELECT count(*) FROM queue.log WHERE job_id = %(i)s)",
+            {"i": job_id},
+        )
+        jobs, rest = found.one()
+    assert jobs or not rest, "something of a purged job was left"
+    return not jobs
+
+
+async def test_a_deleted_job_is_purged_once_its_stop_is_settled(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    waiting = await rig.create()
+    await rig.delete(waiting)
+    key, spool = await rig.started()
+    await rig.report(key, spool.output(b"x"))
+    await rig.cancel(key.job_id)
+    await rig.delete(key.job_id)
+    aborted, aborted_spool = await rig.started("b")
+    await rig.abort(aborted.job_id)
+    await rig.delete(aborted.job_id)
+    await sweeper.sweep()
+    assert [await gone(rig, j) for j in (waiting, key.job_id, aborted.job_id)] == [True, False, False]
+    await rig.report(key, of(spool.stop_begun("CANCEL"), spool.finished("STOPPED")))
+    stop = of(aborted_spool.stop_begun("ABORT"), aborted_spool.finished("STOPPED"))
+    await rig.report(aborted, stop, name="b")
+    await sweeper.sweep()
+    assert [await gone(rig, j) for j in (key.job_id, aborted.job_id)] == [True, True]
+
+
+async def test_a_deleted_job_is_purged_too_when_nobody_can_settle_its_stop(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    key, _ = await rig.started(heartbeat_timeout=timedelta(seconds=15))
+    await rig.cancel(key.job_id)
+    await rig.delete(key.job_id)
+    await clock.elapse(17, sweeper.sweep)
+    await sweeper.sweep()
+    assert await gone(rig, key.job_id)
+    # Should its agent return: there is no such job.
+    assert [v.value for _, v, _ in (await rig.hello(in_hand=[key])).verdicts] == ["FORGET"]
+
+
+async def test_a_long_log_is_purged_in_parts(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    """One statement for gigabytes would run into its limit every time, and nothing would ever be purged."""
+    key, spool = await rig.started()
+    end = of(spool.payload_ended(0), spool.finished("SUCCEEDED"))
+    await rig.report(key, end)
+    await rig.execute(
+        "INSERT INTO queue.log SELECT job_id, attempt, n, channel, severity, at, body FROM queue.log,"
+        " generate_series(10, :last) n WHERE job_id = :job_id AND sequence = 1",
+        job_id=key.job_id, last=10 + 2 * rules.PURGE_ROWS,
+    )  # fmt: skip
+    other = await rig.create()
+    await rig.delete(key.job_id)
+    await rig.delete(other)
+    assert await sweeper.sweep()  # there is more to do at once
+    assert not await gone(rig, key.job_id)
+    for _ in range(3):
+        await sweeper.sweep()
+    assert await gone(rig, key.job_id) and await gone(rig, other)
+
+
+async def test_a_log_whose_end_never_comes_is_sealed_with_a_gap(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    key, spool = await rig.started()
+    await rig.abort(key.job_id)
+    await clock.advance(86_399)
+    await sweeper.sweep()
+    assert (await rig.attempt(key)).verdict == "OPEN"
+    await clock.advance(2)
+    await sweeper.sweep()
+    attempt, job = await rig.attempt(key), await rig.job(key.job_id)
+    assert (attempt.verdict, attempt.sealed_at) == ("GAPPED", clock.now)
+    # Whatever comes now is refused, so the stop can be confirmed no more.
+    assert (await rig.report(key, spool.finished("STOPPED"))).error is not None
+    assert job.stop_state == "UNCONFIRMED"
+
+
+# Many sweepers, many jobs.
+
+
+async def test_sweepers_share_the_work_and_do_everything_once(rig: Rig, clock: Clock) -> None:
+    due = clock.now + SECOND
+    released = await rig.create_many(60, not_before=due)
+    expired = await rig.create_many(60, latest_start=due, priority=Priority.LOW)
+    await clock.advance(2)
+    sweepers = [Sweeper(rig.database) for _ in range(4)]
+    for _ in range(3):
+        await asyncio.gather(*(sweeper.sweep() for sweeper in sweepers))
+    assert {await rig.status(job_id) for job_id in released} == {"WAITING"}
+    assert {await rig.status(job_id) for job_id in expired} == {"EXPIRED"}
+    for job_id in (*released, *expired):
+        assert len(await rig.history(job_id)) == 2
+    await check(rig.database, [*released, *expired])
+
+
+async def test_a_batch_that_was_full_says_that_there_is_more(
+    rig: Rig, clock: Clock, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "BATCH", 5)
+    job_ids = await rig.create_many(12, not_before=clock.now + SECOND)
+    await clock.advance(1)
+    assert [await sweeper.sweep() for _ in range(3)] == [True, True, False]
+    assert {await rig.status(job_id) for job_id in job_ids} == {"WAITING"}
+
+
+async def test_a_job_that_was_given_up_stays_so_whatever_its_agent_says_in_the_end(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    key, spool = await rig.started(run_timeout=timedelta(seconds=10))
+    await _heard(rig, clock, sweeper, key, 60)
+    told = await rig.report(key, of(spool.payload_ended(0), spool.finished("SUCCEEDED", outputs={"a": "1"})))
+    assert told.sealed
+    job = await rig.job(key.job_id)
+    assert (job.status, job.stop_state, job.outputs) == ("TIMED_OUT", "CONFIRMED", {})
+    await check(rig.database, [key.job_id])
+
+
+async def test_an_attempt_is_heard_from_its_claim_on(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    await rig.create(agent=await _agent(rig), heartbeat_timeout=timedelta(seconds=15))
+    await clock.advance(29)
+    (key,) = await rig.claim()
+    await sweeper.sweep()
+    assert await rig.status(key.job_id) == "STARTING"
+    assert (await rig.attempt(key)).last_heard_at == clock.now

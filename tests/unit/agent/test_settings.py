@@ -1,0 +1,52 @@
+"""The agent's environment is read strictly, and what is wrong is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.sis_agent.agent.settings import AgentSettings
+
+GOOD = {
+    "STATE": "/var/lib/sis",
+    "HUB_ENDPOINTS": "one:1, [::1]:2,",
+    "TLS_CA": "ca.pem",
+    "TLS_CERTIFICATE": "agent.pem",
+    "TLS_KEY": "agent.key",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in GOOD.items():
+        monkeypatch.setenv(f"SIS_AGENT_{name}", value)
+    return monkeypatch
+
+
+def test_lists_and_pairs_are_separated_by_commas(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SIS_AGENT_LABELS", "rack=12, note=a=b ,empty=")
+    settings = AgentSettings.load()
+    assert settings.hub_endpoints == ["one:1", "[::1]:2"]
+    assert settings.labels == {"rack": "12", "note": "a=b", "empty": ""}
+    assert settings.slots == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLOTS", "0"),
+        ("SLOTS", "1001"),
+        ("SLOTS", "many"),
+        ("HUB_ENDPOINTS", ""),
+        ("HUB_ENDPOINTS", "one:1,nowhere"),
+        ("LABELS", "rack"),
+        ("LABELS", "=12"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    environment.setenv(f"SIS_AGENT_{name}", value)
+    with pytest.raises(SystemExit) as ended:
+        AgentSettings.load()
+    assert ended.value.code == 2
+    assert f"error: SIS_AGENT_{name}" in capsys.readouterr().err

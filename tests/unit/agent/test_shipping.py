@@ -1,0 +1,168 @@
+"""What is sent, in which order, and how much of it at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.sis_agent.agent import shipping as module
+from services.sis_agent.agent.attempts import AttemptKey
+from services.sis_agent.agent.shipping import Shipping
+from services.sis_agent.agent.spool import SpoolWriter
+from sis.agent.v1.agent_service_pb2 import AgentReport
+from sis.queue.v1 import dispatch_service_pb2 as dispatch
+from sis.queue.v1 import frame_pb2, job_pb2
+
+ONE, TWO = AttemptKey(1, 1), AttemptKey(2, 1)
+
+
+@pytest.fixture
+def spools(tmp_path: Path) -> dict[AttemptKey, SpoolWriter]:
+    return {key: SpoolWriter.open(tmp_path / str(key)) for key in (ONE, TWO)}
+
+
+@pytest.fixture
+def shipping(tmp_path: Path, spools: dict[AttemptKey, SpoolWriter]) -> Shipping:
+    shipping = Shipping()
+    for key in spools:
+        shipping.open(key, tmp_path / str(key))
+    shipping.begin(10_000)
+    for key in spools:
+        shipping.resume(key, 0)
+    return shipping
+
+
+def fill(spool: SpoolWriter, frames: int, size: int = 1_000) -> None:
+    for _ in range(frames):
+        spool.append_chunk(job_pb2.CHANNEL_STDOUT, bytes(size))
+
+
+async def take(shipping: Shipping) -> list[tuple[AttemptKey, list[int]]]:
+    """The attempts and the sequences of what is to be sent next."""
+    reports, _ = await shipping.take()
+    return [
+        (AttemptKey.of(report.attempt), [frame_pb2.Frame.FromString(raw).sequence for raw in report.frames.frames])
+        for report in reports
+    ]
+
+
+async def test_nothing_is_said_of_an_empty_spool(shipping: Shipping) -> None:
+    assert await take(shipping) == []
+    await shipping.wait(0.01)
+
+
+async def test_answers_go_before_frames(shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]) -> None:
+    fill(spools[ONE], 1)
+    shipping.look(ONE)
+    shipping.answer(AgentReport(attempt=TWO.to_proto(), accepted=dispatch.Accepted()))
+    assert await take(shipping) == [(TWO, []), (ONE, [1])]
+
+
+async def test_what_is_under_way_stays_below_the_limit_and_attempts_take_turns(
+    shipping: Shipping, spools: dict[AttemptKey, SpoolWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LANE_BYTES", 2_100)
+    for key, spool in spools.items():
+        fill(spool, 20)
+        shipping.look(key)
+    assert await take(shipping) == [(ONE, [1, 2]), (TWO, [1, 2])]
+    assert await take(shipping) == [(ONE, [3, 4]), (TWO, [3, 4])]
+    assert await take(shipping) == [(ONE, [5])]
+    assert await take(shipping) == []
+    shipping.settle(ONE, 2)
+    await shipping.wait(1)
+    assert await take(shipping) == [(TWO, [5, 6])]
+    shipping.settle(TWO, 6)
+    await shipping.wait(1)
+    assert await take(shipping) == [(ONE, [6, 7]), (TWO, [7, 8])]
+
+
+async def test_a_frame_beyond_the_limit_goes_alone(shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]) -> None:
+    fill(spools[ONE], 1, 500)
+    fill(spools[ONE], 2, 20_000)
+    shipping.look(ONE)
+    assert await take(shipping) == [(ONE, [1])]
+    assert await take(shipping) == []
+    for sequence in (1, 2):
+        shipping.settle(ONE, sequence)
+        await shipping.wait(1)
+        assert await take(shipping) == [(ONE, [sequence + 1])]
+        assert await take(shipping) == []
+
+
+async def test_a_refusal_waits_for_all_answers_before_it_sends_again(
+    shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]
+) -> None:
+    for _ in range(3):
+        fill(spools[ONE], 2)
+        shipping.look(ONE)
+        await take(shipping)
+    shipping.refuse(ONE, 1, 0)
+    fill(spools[ONE], 1)
+    shipping.look(ONE)
+    assert await take(shipping) == []
+    shipping.refuse(ONE, 1, 0)
+    assert await take(shipping) == []
+    shipping.refuse(ONE, 1, 0)
+    assert await take(shipping) == [(ONE, [2, 3, 4, 5, 6, 7])]
+    shipping.settle(ONE, 7)
+    assert (shipping.acknowledged(ONE), shipping.silence()) == (7, 0)
+
+
+async def test_a_refusal_that_names_a_time_is_heeded(shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]) -> None:
+    fill(spools[ONE], 1)
+    shipping.look(ONE)
+    await take(shipping)
+    shipping.refuse(ONE, None, 0.05)
+    shipping.look(ONE)
+    assert await take(shipping) == []
+    await shipping.wait(5)
+    while not (found := await take(shipping)):
+        await shipping.wait(5)
+    assert found == [(ONE, [1])]
+
+
+async def test_a_new_stream_forgets_what_was_under_way(
+    shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]
+) -> None:
+    fill(spools[ONE], 10)
+    shipping.look(ONE)
+    await take(shipping)
+    shipping.answer(AgentReport(attempt=TWO.to_proto(), accepted=dispatch.Accepted()))
+    shipping.begin(3_100)
+    assert await take(shipping) == []
+    assert not shipping.reports(ONE)
+    shipping.resume(ONE, 4)
+    assert await take(shipping) == [(ONE, [5, 6, 7])]
+    shipping.settle(ONE, 3)  # the answer to something older
+    assert shipping.acknowledged(ONE) == 4
+
+
+async def test_a_server_that_has_more_than_the_spool_is_noticed(
+    shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]
+) -> None:
+    fill(spools[ONE], 2)
+    shipping.begin(1_000)
+    shipping.resume(ONE, 3)
+    shipping.resume(TWO, 0)
+    assert await shipping.take() == ([], [ONE])
+
+
+async def test_a_spool_that_is_closed_is_sent_no_longer_and_frees_its_room(
+    shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]
+) -> None:
+    fill(spools[ONE], 20)
+    shipping.look(ONE)
+    assert len((await take(shipping))[0][1]) >= 9
+    fill(spools[TWO], 1)
+    shipping.look(TWO)
+    assert await take(shipping) in ([], [(TWO, [1])])
+    shipping.close(ONE)
+    shipping.close(ONE)
+    shipping.look(ONE)
+    shipping.settle(ONE, 5)
+    shipping.refuse(ONE, 5, 1)
+    shipping.look(TWO)
+    fill(spools[TWO], 1)
+    assert (await take(shipping))[0][0] == TWO
