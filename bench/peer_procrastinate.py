@@ -23,11 +23,12 @@ def measure(postgres: Postgres) -> list[Figure]:
 
 async def _measure(conninfo: str) -> list[Figure]:
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=conninfo))
-    begun: dict[int, float] = {}
+    begun: dict[int, asyncio.Future[float]] = {}
 
     @app.task(name="noop")
     async def noop(number: int) -> None:
-        begun[number] = time.perf_counter()
+        if number in begun:
+            begun[number].set_result(time.perf_counter())
 
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
@@ -36,18 +37,15 @@ async def _measure(conninfo: str) -> list[Figure]:
         await app.run_worker_async(wait=False, concurrency=CONCURRENCY, install_signal_handlers=False)
         drain = time.perf_counter() - before
         worker = asyncio.create_task(app.run_worker_async(concurrency=CONCURRENCY, install_signal_handlers=False))
-        await noop.defer_async(number=-1)
-        while -1 not in begun:  # the worker listens now
-            await asyncio.sleep(0.01)
         waits = []
-        for number in range(JOBS, JOBS + SAMPLES):
+        for number in range(JOBS, JOBS + SAMPLES + 1):
+            begun[number] = asyncio.get_running_loop().create_future()
             await noop.defer_async(number=number)
             returned = time.perf_counter()
-            while number not in begun:
-                await asyncio.sleep(0.0005)
-            waits.append(max(0.0, begun[number] - returned))
+            waits.append(max(0.0, await begun[number] - returned))
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
+    del waits[0]  # the worker was only just beginning to listen
     return [
         Figure(f"procrastinate, drain of {JOBS:,} no-op tasks", rate(JOBS, drain, "jobs"), "no process is started"),
         Figure("procrastinate, deferred -> task's first line", quantiles(waits)),

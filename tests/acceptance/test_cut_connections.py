@@ -98,12 +98,15 @@ def test_between_client_and_queue(stack: Stack, tmp_path: Path) -> None:
     state = stack.state
     token = (stack.data / "admin.token").read_text().strip()
     ca = (stack.data / "tls" / "ca.pem").read_bytes()
-    with proxied(state.queue_endpoint) as proxy, stack.client() as client:
-        with Client(proxy.proxy.endpoint, "", token, ca) as watcher:
-            job = NumberedJob(client, tmp_path, watcher=watcher)
-            job.wait_lines()
-            disturb(proxy, job)
-            job.check()
+    with (
+        proxied(state.queue_endpoint) as proxy,
+        stack.client() as client,
+        Client(proxy.proxy.endpoint, "", token, ca) as watcher,
+    ):
+        job = NumberedJob(client, tmp_path, watcher=watcher)
+        job.wait_lines()
+        disturb(proxy, job)
+        job.check()
 
 
 def test_between_hub_and_queue(stack: Stack, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ AGENT = Actor("agent a-1")
 
 def attempt(**changes: Any) -> Attempt:
     values: dict[str, Any] = {
-        "number": 1, "agent": "a-1", "epoch": 1, "journal_id": "journal", "claimed_at": NOW, "last_heard_at": NOW, "active_at": NOW,
+        "number": 1, "agent": "a-1", "epoch": 1, "journal_id": "journal", "claimed_at": NOW, "last_heard_at": NOW,
+        "active_at": NOW,
     }  # fmt: skip
     return Attempt(**(values | changes))
 
