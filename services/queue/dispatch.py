@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import wakes
@@ -20,6 +20,9 @@ LOG_CAP_BYTES = 1 << 30
 
 CLAIMS = 1_000
 """Jobs claimed in one transaction at the most."""
+
+SMALL_BYTES = 4_000
+"""Parameters shorter than this are read with the claim: a thousand of them fit in an answer."""
 
 ANSWER_BYTES = 8 << 20
 """Parameters in one answer at the most, and one job's more: a message is limited to twice that."""
@@ -83,16 +86,19 @@ async def claim(
                 "names": [name for _, name, _ in sites],
                 "limits": [min(free, CLAIMS) for _, _, free in sites],
                 "total": CLAIMS,
+                "small": SMALL_BYTES,
             },
         )
     ).all()
     chosen: dict[int, str] = {}
+    delivered: list[tuple[str, Assignment]] = []
     for row in sorted(candidates, key=lambda r: (r.claim_key, r.job_id)):
         takers = [row.site_name] if row.site_kind == "agent" else members[row.site_name]
         agent = max(takers, key=lambda a: room[a])
         if room[agent] > 0:
             room[agent] -= 1
             chosen[row.job_id] = agent
+            delivered.append((agent, _assignment(row)))
     if not chosen:
         return [], stale
     claimed = sorted(chosen)
@@ -114,10 +120,19 @@ async def claim(
             "waiting": Status.WAITING,
             "starting": next_status(Status.WAITING, Event.CLAIM),
             "event": Event.CLAIM,
+            "at": candidates[0].now,
             "digest": DIGEST_START,
         },
     )
-    return await assignments(connection, claimed), stale
+    if any(row.parameters is None for row in candidates):
+        return await assignments(connection, claimed), stale
+    return delivered, stale
+
+
+def _assignment(row: Row[Any]) -> Assignment:
+    """What is delivered of a candidate."""
+    values = {name: value for name, value in row._mapping.items() if name in Assignment.__slots__}
+    return Assignment(**values, claimed_at=row.now)
 
 
 _SESSIONS = text("""
@@ -126,10 +141,13 @@ _SESSIONS = text("""
 """)
 
 _CANDIDATES = text("""
-    SELECT j.job_id, j.claim_key, s.kind AS site_kind, s.name AS site_name
+    SELECT j.*, s.kind AS site_kind, s.name AS site_name
     FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:limits AS int[])) AS s(kind, name, slots)
     CROSS JOIN LATERAL (
-        SELECT job_id, claim_key FROM queue.jobs
+        SELECT job_id, attempt + 1 AS attempt, claim_key, display_name, package_name, package_version, package_digest,
+            operation, run_timeout, queue.now() AS now,
+            CASE WHEN octet_length(CAST(parameters AS text)) < :small THEN parameters END AS parameters
+        FROM queue.jobs
         WHERE status = 'WAITING' AND site_kind = s.kind AND site_name = s.name
             AND (retry_at IS NULL OR retry_at <= queue.now())
         ORDER BY claim_key, job_id
@@ -142,7 +160,7 @@ _CANDIDATES = text("""
 
 _CLAIM = text("""
     WITH chosen AS (
-        SELECT *, queue.now() AS at
+        SELECT *, CAST(:at AS timestamptz) AS at
         FROM unnest(CAST(:job_ids AS bigint[]), CAST(:agents AS text[]), CAST(:epochs AS bigint[]),
                     CAST(:journals AS text[]), CAST(:hosts AS text[]), CAST(:hubs AS text[]))
             AS c(job_id, agent, epoch, journal_id, hostname, hub)

@@ -227,7 +227,7 @@ class _StopStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopState.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     STOP_STATE_UNSPECIFIED: _StopState.ValueType  # 0
     STOP_STATE_NONE: _StopState.ValueType  # 1
-    """Nothing had to be stopped so far."""
+    """Nothing was ended by force so far. (A cancel that is under way shows in the status.)"""
     STOP_STATE_PENDING: _StopState.ValueType  # 2
     """Asked for; the evidence is not in."""
     STOP_STATE_CONFIRMED: _StopState.ValueType  # 3
@@ -240,7 +240,7 @@ class StopState(_StopState, metaclass=_StopStateEnumTypeWrapper):
 
 STOP_STATE_UNSPECIFIED: StopState.ValueType  # 0
 STOP_STATE_NONE: StopState.ValueType  # 1
-"""Nothing had to be stopped so far."""
+"""Nothing was ended by force so far. (A cancel that is under way shows in the status.)"""
 STOP_STATE_PENDING: StopState.ValueType  # 2
 """Asked for; the evidence is not in."""
 STOP_STATE_CONFIRMED: StopState.ValueType  # 3
