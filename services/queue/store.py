@@ -105,7 +105,8 @@ _SAVE = text("""
     WITH saved_jobs AS (
         UPDATE queue.jobs AS j SET
             status = r.status, agent = r.agent,
-            target = CASE WHEN r.agent = '' AND j.site_kind = 'group' THEN '' ELSE j.target END, queued_at = r.queued_at, not_before = r.not_before,
+            target = CASE WHEN r.agent = '' AND j.site_kind = 'group' THEN '' ELSE j.target END,
+            queued_at = r.queued_at, not_before = r.not_before,
             retry_at = r.retry_at, started_at = r.started_at, completed_at = r.completed_at,
             cancel_requested_at = r.cancel_requested_at, stop_state = r.stop_state, hidden_at = r.hidden_at,
             result_code = r.result_code, failure_reason = r.failure_reason, status_message = r.status_message,

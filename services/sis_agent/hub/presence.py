@@ -10,8 +10,9 @@ from services.runtime.backoff import Backoff
 from services.runtime.database import Database
 from services.runtime.errors import SisError
 from services.sis_agent.hub import registry
-from services.sis_agent.hub.registry import Beat, Changes, Opened
+from services.sis_agent.hub.registry import Changes
 from services.sis_agent.hub.sessions import Session, Sessions
+from services.sis_agent.hub.store import Beat, Opened
 
 _log = logging.getLogger("presence")
 

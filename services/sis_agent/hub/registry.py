@@ -11,33 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.sis_agent.hub import store
 from services.sis_agent.hub.errors import AgentNotFound
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A session began."""
-
-    name: str
-    agent_group: str
-    epoch: int
-    hub: str
-    version: str
-    platform: str
-    hostname: str
-    slots: int
-    draining: bool
-    labels: dict[str, str]
-    attempts: list[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """A session was heard, with these attempts (job id, number) in its hand."""
-
-    name: str
-    epoch: int
-    draining: bool
-    attempts: list[tuple[int, int]]
+from services.sis_agent.hub.store import Beat, Opened
 
 
 @dataclass(slots=True)

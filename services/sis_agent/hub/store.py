@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -13,11 +13,36 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.sis_agent.hub.tables import agents
 
-if TYPE_CHECKING:
-    from services.sis_agent.hub.registry import Beat, Opened
-
 ONLINE_SECONDS = 30
 """An agent whose hub has not said that it was heard for so long counts as offline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session began."""
+
+    name: str
+    agent_group: str
+    epoch: int
+    hub: str
+    version: str
+    platform: str
+    hostname: str
+    slots: int
+    draining: bool
+    labels: dict[str, str]
+    attempts: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A session was heard, with these attempts (job id, number) in its hand."""
+
+    name: str
+    epoch: int
+    draining: bool
+    attempts: list[tuple[int, int]]
+
 
 # Rows are locked in the order of their names, so that the batches of two hubs cannot deadlock.
 _OPEN = text("""

@@ -13,7 +13,8 @@ from services.runtime.channels import grpc_error
 from services.runtime.database import Database
 from services.sis_agent.hub import registry
 from services.sis_agent.hub.errors import AgentNotFound
-from services.sis_agent.hub.registry import Beat, Changes, ListAgents, Opened
+from services.sis_agent.hub.registry import Changes, ListAgents
+from services.sis_agent.hub.store import Beat, Opened
 from services.sis_agent.hub.tables import SCHEMA, metadata
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.stack.postgres import Postgres
