@@ -59,14 +59,6 @@ class RequestIdReused(AlreadyExists):
         )
 
 
-class InvalidToken(InvalidArgument):
-    reason = "INVALID_TOKEN"
-
-    def __init__(self, field: str) -> None:
-        description = "is damaged or was made for another request; begin again without it"
-        super().__init__(f"{field}: {description}", violations=[FieldViolation(field, description)])
-
-
 class PackageNotFound(NotFound):
     reason = "PACKAGE_NOT_FOUND"
 

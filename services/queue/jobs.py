@@ -26,9 +26,10 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import lifecycle, packages, paging, store, wakes
+from services.queue import lifecycle, packages, store, wakes
 from services.queue.errors import (
     AgentNotFound,
     InvalidParameters,
@@ -39,6 +40,7 @@ from services.queue.errors import (
 from services.queue.lifecycle import Actor, HistoryEntry
 from services.queue.states import RUN_STATES, RunState, Status
 from services.queue.tables import JobType, attempts, history, jobs
+from services.runtime import paging
 from services.runtime.errors import FieldViolation, InvalidArgument
 from sis.packages import parameters as package_parameters
 
@@ -301,7 +303,10 @@ async def list_page(connection: AsyncConnection, query: ListJobs) -> JobPage:
     order = ORDERS[query.order_by]
     ordering = [jobs.c.job_id] if by_id else [order, jobs.c.job_id]
     selection = selection.order_by(*(c.desc() if query.descending else c.asc() for c in ordering))
-    rows = (await connection.execute(selection.limit(query.page_size + 1))).all()
+    try:
+        rows = (await connection.execute(selection.limit(query.page_size + 1))).all()
+    except DataError:  # a position that was made up, and is none in this column
+        raise paging.InvalidToken("page_token") from None
     total = (await connection.execute(select(func.count()).select_from(jobs).where(*conditions))).scalar_one()
     page = list(rows[: query.page_size])
     token = ""

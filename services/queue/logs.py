@@ -17,12 +17,13 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import jobs, paging, wakes
+from services.queue import jobs, wakes
 from services.queue.frames import Channel, Severity
 from services.queue.jobs import JobView
 from services.queue.lifecycle import HistoryEntry
 from services.queue.states import TERMINAL, StopState
 from services.queue.wakes import Wakes
+from services.runtime import paging
 from services.runtime.database import Database
 
 READ_ROWS = 2_000

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import uvloop
 from pydantic_settings import SettingsConfigDict
 
 from services.queue.servicers.dispatch import DispatchServicer
@@ -15,10 +13,9 @@ from services.queue.sweeper import Sweeper
 from services.queue.tables import SCHEMA
 from services.queue.wakes import CHANNEL, Wakes
 from services.runtime.database import Database
-from services.runtime.errors import SisError
+from services.runtime.process import start
 from services.runtime.server import Listener, Server, run
 from services.runtime.settings import Endpoint, Settings, Sha256Hex
-from services.runtime.telemetry import configure_logging
 from sis.queue.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 from sis.queue.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from sis.queue.v1.package_service_pb2_grpc import add_PackageServiceServicer_to_server
@@ -75,17 +72,7 @@ async def serve(settings: QueueSettings) -> None:
 
 
 def main() -> None:
-    configure_logging("queue")
-    settings = QueueSettings.load()
-    if sys.argv[1:] == ["migrate"]:
-        from services.runtime.migrations import migrate  # Alembic is slow to import, and this alone needs it
-
-        try:
-            migrate(settings.database_direct_url or settings.database_url, MIGRATIONS, SCHEMA)
-        except SisError as error:
-            sys.exit(f"error: {error}")
-        return
-    uvloop.run(serve(settings))
+    start("queue", QueueSettings, serve, MIGRATIONS, SCHEMA)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from sqlalchemy import Row, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import paging, store
+from services.queue import store
 from services.queue.errors import InvalidPackage, PackageNotFound, PackageVersionExists
 from services.queue.lifecycle import Actor
 from services.queue.tables import package_chunks, packages
+from services.runtime import paging
 from services.runtime.database import Database
 from services.runtime.errors import FieldViolation, InvalidArgument
 from sis.packages import archive

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from services.queue.convert.fields import Violations, members, numbers, to_duration, to_timestamp
 from services.queue.dispatch import LOG_CAP_BYTES, Assignment, Capacity
 from services.queue.errors import MalformedFrame
 from services.queue.frames import (
@@ -30,6 +29,7 @@ from services.queue.lifecycle import CANCEL_GRACE, OUTPUT_LIMIT, START_LIMIT
 from services.queue.reports import Accepted, Declined, Report, Result
 from services.queue.sessions import AttemptKey, Heartbeat, OpenSession, Session, Stop, Verdict, Welcome
 from services.runtime.errors import InvalidArgument, to_status
+from services.runtime.fields import Violations, members, numbers, to_duration, to_timestamp
 from sis.queue.v1 import dispatch_service_pb2, frame_pb2, job_pb2
 
 CHANNELS = members(job_pb2.Channel, "CHANNEL_", Channel)

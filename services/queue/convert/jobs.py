@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import json_format
 
 from services.queue import logs
-from services.queue.convert.fields import Violations, members, numbers, to_duration, to_timestamp
 from services.queue.jobs import ORDERS, CreateJob, JobFilter, JobPage, JobView, ListJobs, Priority
 from services.queue.lifecycle import HistoryEntry, LogVerdict
 from services.queue.logs import DebugLogView, LogRow, News
 from services.queue.states import TERMINAL, RunState, Status, StopState
 from services.queue.tables import JobType
 from services.runtime.errors import InvalidArgument
+from services.runtime.fields import Violations, members, numbers, to_duration, to_timestamp
 from sis.queue.v1 import frame_pb2, job_pb2, job_service_pb2
 
 if TYPE_CHECKING:
@@ -66,11 +66,7 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
         heartbeat = wrong.duration(
             "heartbeat_timeout", request.heartbeat_timeout, timedelta(seconds=60), timedelta(days=1)
         )
-    if len(request.labels) > 32:
-        wrong.add("labels", f"has {len(request.labels)} labels; at most 32 are taken")
-    for key, value in sorted(request.labels.items())[:32]:
-        wrong.line("labels", key, 63, required=True)
-        wrong.line(f"labels.{key[:63]}", value, 200)
+    wrong.labels("labels", request.labels)
     wrong.line("request_id", request.request_id, 64)
     wrong.refuse()
     assert priority is not None and heartbeat is not None

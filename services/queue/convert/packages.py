@@ -6,9 +6,9 @@ import re
 
 from google.protobuf import duration_pb2
 
-from services.queue.convert.fields import Violations, to_timestamp
 from services.queue.packages import Package, Upload
 from services.runtime.errors import InvalidArgument
+from services.runtime.fields import Violations, to_timestamp
 from sis.packages.archive import MAX_PACKED_BYTES
 from sis.packages.manifest import Input, Operation
 from sis.packages.values import text

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from services.queue import jobs, logs, paging
+from services.queue import jobs, logs
 from services.queue.convert import jobs as convert
 from services.queue.lifecycle import Actor, HistoryEntry
 from services.queue.wakes import Wakes
+from services.runtime import paging
 from services.runtime.access import current_caller
 from services.runtime.database import Database
 from services.runtime.interceptors import Context

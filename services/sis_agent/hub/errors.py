@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.runtime.errors import Aborted, DeadlineExceeded, FieldViolation, InvalidArgument, NotFound, Unavailable
+from services.runtime.errors import Aborted, DeadlineExceeded, NotFound, Unavailable
 
 
 class StaleEpoch(Aborted):
@@ -40,11 +40,3 @@ class AgentNotFound(NotFound):
             f"name: no agent {name!r} has ever been connected; `sis agents list` shows the agents",
             metadata={"name": name},
         )
-
-
-class InvalidToken(InvalidArgument):
-    reason = "INVALID_TOKEN"
-
-    def __init__(self, field: str) -> None:
-        description = "is damaged or was made for another request; begin again without it"
-        super().__init__(f"{field}: {description}", violations=[FieldViolation(field, description)])

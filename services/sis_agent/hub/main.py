@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import uvloop
 from pydantic import Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.database import Database
-from services.runtime.errors import SisError
+from services.runtime.process import start
 from services.runtime.server import Listener, Server, run
 from services.runtime.settings import Endpoint, Settings, Sha256Hex
-from services.runtime.telemetry import configure_logging
 from services.sis_agent.hub.dispatcher import Dispatcher
 from services.sis_agent.hub.heartbeats import Heartbeats
 from services.sis_agent.hub.presence import Presence
@@ -140,17 +137,7 @@ async def serve(settings: HubSettings) -> None:
 
 
 def main() -> None:
-    configure_logging("hub")
-    settings = HubSettings.load()
-    if sys.argv[1:] == ["migrate"]:
-        from services.runtime.migrations import migrate  # Alembic is slow to import, and this alone needs it
-
-        try:
-            migrate(settings.database_direct_url or settings.database_url, MIGRATIONS, SCHEMA)
-        except SisError as error:
-            sys.exit(f"error: {error}")
-        return
-    uvloop.run(serve(settings))
+    start("hub", HubSettings, serve, MIGRATIONS, SCHEMA)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,14 @@ class Violations:
             return None
         return found
 
+    def labels(self, field: str, found: Mapping[str, str]) -> None:
+        """At most 32 labels; keys of 1 to 63 characters, values of at most 200."""
+        if len(found) > 32:
+            self.add(field, f"has {len(found)} labels; at most 32 are taken")
+        for key, value in sorted(found.items())[:32]:
+            self.line(field, key, 63, required=True)
+            self.line(f"{field}.{key[:63]}", value, 200)
+
     def page_size(self, size: int, default: int = 50) -> int:
         """The size of a page: 1 to 1,000, the default for 0; larger ones are cut (AIP-158)."""
         if size < 0:

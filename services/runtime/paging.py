@@ -6,9 +6,19 @@ import base64
 import hashlib
 import json
 
-from services.queue.errors import InvalidToken
+from services.runtime.errors import FieldViolation, InvalidArgument
 
 TOKEN_CHARACTERS = 2_000
+
+
+class InvalidToken(InvalidArgument):
+    """The token in `field` does not belong to the request that it came with."""
+
+    reason = "INVALID_TOKEN"
+
+    def __init__(self, field: str) -> None:
+        description = "is damaged or was made for another request; begin again without it"
+        super().__init__(f"{field}: {description}", violations=[FieldViolation(field, description)])
 
 
 def encode(position: list[object], request: bytes) -> str:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.queue import logs, paging
-from services.queue.errors import InvalidToken
+from services.queue import logs
 from services.queue.logs import Position
+from services.runtime import paging
+from services.runtime.paging import InvalidToken
 
 KINDS: tuple[type, ...] = (str, int)
 json_values = st.recursive(
