@@ -38,14 +38,14 @@ async def _measure(conninfo: str) -> list[Figure]:
         drain = time.perf_counter() - before
         worker = asyncio.create_task(app.run_worker_async(concurrency=CONCURRENCY, install_signal_handlers=False))
         waits = []
-        for number in range(JOBS, JOBS + SAMPLES + 1):
+        for number in range(JOBS, JOBS + SAMPLES + 5):
             begun[number] = asyncio.get_running_loop().create_future()
             await noop.defer_async(number=number)
             returned = time.perf_counter()
             waits.append(max(0.0, await begun[number] - returned))
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
-    del waits[0]  # the worker was only just beginning to listen
+    del waits[:5]  # the worker was only just beginning to listen
     return [
         Figure(f"procrastinate, drain of {JOBS:,} no-op tasks", rate(JOBS, drain, "jobs"), "no process is started"),
         Figure("procrastinate, deferred -> task's first line", quantiles(waits)),

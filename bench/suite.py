@@ -37,7 +37,9 @@ def latency(client: Client) -> list[Figure]:
         to_supervisor.append(times["Package processing"] - returned)
         to_payload.append(float(clock.decode().replace(",", ".")) - returned)
     return [
-        Figure("create returned -> assignment at the agent", quantiles(to_agent), "the aim: p50 under 10 ms"),
+        Figure(
+            "create returned -> assignment in the journal of the agent", quantiles(to_agent), "the aim: p50 under 10 ms"
+        ),
         Figure("create returned -> supervisor at the agent", quantiles(to_supervisor), "accepted, journalled, forked"),
         Figure("create returned -> payload's first instruction", quantiles(to_payload), "the aim: p50 under 50 ms"),
     ]
