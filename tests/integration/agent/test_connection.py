@@ -242,7 +242,7 @@ async def test_the_verdict_forget_ends_an_attempt_and_nothing_is_reported(site: 
     site.agent.start()
     stream = await site.hub.stream()
     stream.welcome()
-    job = site.job("echo $$ > $SCRATCH/pid; exec sleep 1000")
+    job = site.job("echo $$ > $SCRATCH/pid; echo up; exec sleep 1000")
     await stream.accept(job)
     await stream.commit_until(lambda: (site.scratch / "pid").exists() and bool(site.hub.logs[key(job)].frames))
     stream.end()
