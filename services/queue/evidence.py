@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from services.queue.errors import IllegalTransition, LogSealed, SequenceGap, StaleAttempt
+from services.queue.errors import LogSealed, SequenceGap, StaleAttempt
 from services.queue.frames import (
     Fact,
     Finished,
@@ -23,7 +23,7 @@ from services.queue.frames import (
     StopKind,
     extend_digest,
 )
-from services.queue.lifecycle import NO_OP_ROWS, SWEEPER_MARGIN, Actor, Attempt, HistoryEntry, Job, LogVerdict, apply
+from services.queue.lifecycle import SWEEPER_MARGIN, Actor, Attempt, Job, LogVerdict, apply, note
 from services.queue.states import TERMINAL, Event, Status, StopState
 
 PROCESSES = 1_000
@@ -77,7 +77,7 @@ def _learn(job: Job, attempt: Attempt, fact: Fact, digest_before: bytes, now: da
             if fact.payload and attempt.first_process_at is None:
                 attempt.first_process_at = now
                 job.started_at = job.started_at or now
-                _note(job, Event.FIRST_PROCESS, now, by, f"payload process {fact.pid}")
+                note(job, Event.FIRST_PROCESS, now, by, f"payload process {fact.pid}")
         case ProcessSignalled():
             for process in _running(attempt, fact.pid):
                 signals = process.setdefault("signals", [])
@@ -96,10 +96,10 @@ def _learn(job: Job, attempt: Attempt, fact: Fact, digest_before: bytes, now: da
         case PayloadEnded():
             attempt.payload_ended_at = attempt.payload_ended_at or now
             job.result_code = fact.exit_code
-            _note(job, Event.PAYLOAD_ENDED, now, by)
+            note(job, Event.PAYLOAD_ENDED, now, by)
         case StopBegun():
             attempt.stop_begun = fact.kind
-            if fact.kind is StopKind.TIME_OUT and _note(job, Event.RUN_TIMEOUT, now, by, fact.reason):
+            if fact.kind is StopKind.TIME_OUT and note(job, Event.RUN_TIMEOUT, now, by, fact.reason):
                 job.stop_state = StopState.PENDING
                 job.failure_reason, job.status_message = "RUN_TIMEOUT", fact.reason
         case Finished():
@@ -115,7 +115,7 @@ def _running(attempt: Attempt, pid: int) -> list[dict[str, object]]:
 def _finish(job: Job, attempt: Attempt, fact: Finished, digest_before: bytes, now: datetime, by: Actor) -> None:
     ended_before = job.status in TERMINAL
     unasked = fact.outcome is Outcome.STOPPED and job.status is not Status.CANCEL_REQUESTED
-    if _note(job, _FINISH[fact.outcome], now, by, fact.message) and not ended_before:
+    if note(job, _FINISH[fact.outcome], now, by, fact.message) and not ended_before:
         job.failure_reason = "STOPPED_AT_SITE" if unasked else fact.failure_reason
         job.status_message = fact.message
     if job.status not in TERMINAL:
@@ -138,26 +138,3 @@ def _finish(job: Job, attempt: Attempt, fact: Finished, digest_before: bytes, no
         attempt.verdict = LogVerdict.GAPPED
     else:
         attempt.verdict = LogVerdict.TRUNCATED if fact.discarded_bytes else LogVerdict.COMPLETE
-
-
-def _note(job: Job, event: Event, now: datetime, by: Actor, message: str = "") -> bool:
-    """Apply an event from the site; where the rulebook refuses, record it as evidence and go on."""
-    try:
-        return apply(job, event, now, by, message)
-    except IllegalTransition:
-        if job.history_sequence < NO_OP_ROWS:
-            job.history_sequence += 1
-            job.new_history.append(
-                HistoryEntry(
-                    job.history_sequence,
-                    now,
-                    job.status,
-                    job.status,
-                    event,
-                    by.name,
-                    by.origin,
-                    f"ignored: {message}" if message else "ignored",
-                    job.attempt_number,
-                )
-            )
-        return False

@@ -145,25 +145,29 @@ def apply(job: Job, event: Event, now: datetime, by: Actor, message: str = "") -
     except IllegalTransition as error:
         raise IllegalTransition(error.status, error.event, job.job_id) from None
     moved = to is not job.status
-    if moved or job.history_sequence < NO_OP_ROWS:
-        job.history_sequence += 1
-        job.new_history.append(
-            HistoryEntry(
-                job.history_sequence,
-                now,
-                job.status,
-                to,
-                event,
-                by.name,
-                by.origin,
-                message,
-                job.attempt_number,
-            )
-        )
+    _record(job, event, to, now, by, message)
     job.status = to
     if moved and to in TERMINAL:
         job.completed_at = now
     return moved
+
+
+def note(job: Job, event: Event, now: datetime, by: Actor, message: str = "") -> bool:
+    """As `apply`, of an event from the site: where the rulebook refuses it, it is recorded as ignored."""
+    try:
+        return apply(job, event, now, by, message)
+    except IllegalTransition:
+        _record(job, event, job.status, now, by, f"ignored: {message}" if message else "ignored")
+        return False
+
+
+def _record(job: Job, event: Event, to: Status, now: datetime, by: Actor, message: str) -> None:
+    if to is job.status and job.history_sequence >= NO_OP_ROWS:
+        return
+    job.history_sequence += 1
+    job.new_history.append(
+        HistoryEntry(job.history_sequence, now, job.status, to, event, by.name, by.origin, message, job.attempt_number)
+    )
 
 
 # What people ask for.

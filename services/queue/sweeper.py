@@ -94,7 +94,7 @@ class Sweeper:
         return await _save(connection, list(found.values()))
 
     async def _silence(self, connection: AsyncConnection, now: datetime) -> int:
-        # Not older than our own watch: `least` of the two is what we can vouch for.
+        # Silence is vouched for only by who has watched for as long.
         unheard = and_(
             attempts.c.last_heard_at < now - jobs.c.heartbeat_timeout,
             jobs.c.heartbeat_timeout <= now - (self._watching_since or now),
