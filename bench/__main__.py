@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bench import parts, peer_procrastinate, suite
+from bench import masking, parts, peer_procrastinate, suite
 from bench.figures import show
 from sis import stack
 from sis.client import Client
@@ -16,6 +16,7 @@ from sis.stack import postgres
 def main() -> None:
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f}{'  (others are at work: trust ratios only)' if load > 0.5 else ''}")
+    show("Masking, one core", masking.measure())
     with tempfile.TemporaryDirectory(prefix="sis-bench-") as name:
         with postgres.running(Path(name) / "peers") as server:
             show("The parts", parts.grpc_calls() + parts.skip_locked(server))

@@ -66,8 +66,9 @@ def _migrated(postgres: embedded.Postgres, module: str, prefix: str, name: str) 
         "LISTEN": "127.0.0.1:0",
         "INTERNAL_LISTEN": "127.0.0.1:0",
         "TLS_CA": "/dev/null",
-        "TLS_CERTIFICATE": "/dev/null",
-        "TLS_KEY": "/dev/null",
+        "IDENTITY": "/dev/null",
+        "JOIN_ENDPOINT": "127.0.0.1:0",
+        "JOIN_TOKEN_FILE": "/dev/null",
         "ADMIN_TOKEN_SHA256": secrets.token_hex(32),
     }
     done = subprocess.run(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import wakes
+from services.queue import credentials, wakes
+from services.queue.credentials import CredentialUse
 from services.queue.frames import DIGEST_START
 from services.queue.states import Event, Status, next_status
 
@@ -22,10 +23,10 @@ CLAIMS = 1_000
 """Jobs claimed in one transaction at the most."""
 
 SMALL_BYTES = 4_000
-"""Parameters shorter than this are read with the claim: a thousand of them fit in an answer."""
+"""Parameters and credentials shorter than this are read with the claim: a thousand of them fit in an answer."""
 
 ANSWER_BYTES = 8 << 20
-"""Parameters in one answer at the most, and one job's more: a message is limited to twice that."""
+"""Parameters and credentials in one answer at the most, and one job's more: a message is limited to twice that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Assignment:
     parameters: dict[str, Any]
     run_timeout: timedelta | None
     claimed_at: datetime
+    credentials: list[CredentialUse]
+    requester: str
 
 
 async def claim(
@@ -98,7 +101,7 @@ async def claim(
         if room[agent] > 0:
             room[agent] -= 1
             chosen[row.job_id] = agent
-            delivered.append((agent, _assignment(row)))
+            delivered.append((agent, _assignment(row._mapping, claimed_at=row.now)))
     if not chosen:
         return [], stale
     claimed = sorted(chosen)
@@ -129,10 +132,11 @@ async def claim(
     return delivered, stale
 
 
-def _assignment(row: Row[Any]) -> Assignment:
-    """What is delivered of a candidate."""
-    values = {name: value for name, value in row._mapping.items() if name in Assignment.__slots__}
-    return Assignment(**values, claimed_at=row.now)
+def _assignment(row: RowMapping, **more: Any) -> Assignment:
+    """What is delivered of a row."""
+    values = {name: value for name, value in row.items() if name in Assignment.__slots__}
+    values["credentials"] = credentials.from_rows(row["credentials"])
+    return Assignment(**values, **more)
 
 
 _SESSIONS = text("""
@@ -145,8 +149,9 @@ _CANDIDATES = text("""
     FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:limits AS int[])) AS s(kind, name, slots)
     CROSS JOIN LATERAL (
         SELECT job_id, attempt + 1 AS attempt, claim_key, display_name, package_name, package_version, package_digest,
-            operation, run_timeout, queue.now() AS now,
-            CASE WHEN octet_length(CAST(parameters AS text)) < :small THEN parameters END AS parameters
+            operation, run_timeout, queue.now() AS now, credentials, creator AS requester,
+            CASE WHEN octet_length(CAST(parameters AS text)) + octet_length(CAST(credentials AS text)) < :small
+                THEN parameters END AS parameters
         FROM queue.jobs
         WHERE status = 'WAITING' AND site_kind = s.kind AND site_name = s.name
             AND (retry_at IS NULL OR retry_at <= queue.now())
@@ -166,7 +171,8 @@ _CLAIM = text("""
             AS c(job_id, agent, epoch, journal_id, hostname, hub)
     ), claimed AS (
         UPDATE queue.jobs AS j
-        SET status = :starting, agent = c.agent, target = c.hostname, attempt = j.attempt + 1, retry_at = NULL,
+        SET status = :starting, agent = c.agent, target = c.hostname, attempt = j.attempt + 1,
+            retry_at = NULL, wait_reason = NULL, wait_message = '',
             history_sequence = j.history_sequence + 1, revision = j.revision + 1
         FROM chosen c WHERE j.job_id = c.job_id
         RETURNING j.job_id, j.attempt, j.history_sequence, c.agent, c.epoch, c.journal_id, c.hub, c.at
@@ -187,27 +193,25 @@ _CLAIM = text("""
 async def assignments(connection: AsyncConnection, job_ids: Collection[int]) -> list[tuple[str, Assignment]]:
     """The current attempts of these jobs as their agents get them, by agent.
 
-    Once their parameters pass ANSWER_BYTES the rest is left out, so that the answer fits in a message: attempts that
-    do not arrive are delivered with the heartbeats.
+    Once their parameters and credentials pass ANSWER_BYTES the rest is left out, so that the answer fits in a message:
+    attempts that do not arrive are delivered with the heartbeats.
     """
     if not job_ids:
         return []
     rows = await connection.execute(_ASSIGNMENTS, {"job_ids": list(job_ids), "limit": ANSWER_BYTES})
-    found = []
-    for row in rows:
-        values = dict(row._mapping)
-        agent = values.pop("agent")
-        found.append((agent, Assignment(**values)))
-    return found
+    return [(row.agent, _assignment(row._mapping)) for row in rows]
 
 
 _ASSIGNMENTS = text("""
     SELECT j.job_id, j.attempt, j.display_name, j.package_name, j.package_version, j.package_digest, j.operation,
-        j.parameters, j.run_timeout, a.claimed_at, a.agent
+        j.parameters, j.run_timeout, a.claimed_at, a.agent, j.credentials, j.creator AS requester
     FROM (
-        SELECT job_id, sum(octet_length(CAST(parameters AS text))) OVER (ORDER BY job_id)
-            - octet_length(CAST(parameters AS text)) AS before
-        FROM queue.jobs WHERE job_id = ANY(:job_ids)
+        SELECT job_id, sum(size) OVER (ORDER BY job_id) - size AS before
+        FROM (
+            SELECT job_id,
+                octet_length(CAST(parameters AS text)) + octet_length(CAST(credentials AS text)) AS size
+            FROM queue.jobs WHERE job_id = ANY(:job_ids)
+        ) AS each_one
     ) AS sized
     JOIN queue.jobs j USING (job_id)
     JOIN queue.attempts a ON a.job_id = j.job_id AND a.number = j.attempt

@@ -23,7 +23,8 @@ from services.queue.frames import (
     StopKind,
     extend_digest,
 )
-from services.queue.lifecycle import SWEEPER_MARGIN, Actor, Attempt, Job, LogVerdict, apply, note
+from services.queue.lifecycle import SWEEPER_MARGIN, apply, note
+from services.queue.model import Actor, Attempt, Job, LogVerdict
 from services.queue.states import TERMINAL, Event, Status, StopState
 
 PROCESSES = 1_000

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Row,
-    Select,
-    String,
-    Text,
-    and_,
     bindparam,
-    func,
-    literal,
-    literal_column,
-    or_,
     select,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import lifecycle, packages, store, wakes
+from services.queue import credentials, lifecycle, packages, store, wakes
 from services.queue.errors import (
     AgentNotFound,
     InvalidParameters,
@@ -37,12 +27,14 @@ from services.queue.errors import (
     OperationNotFound,
     RequestIdReused,
 )
-from services.queue.lifecycle import Actor, HistoryEntry
-from services.queue.states import RUN_STATES, RunState, Status
+from services.queue.model import Actor, HistoryEntry
+from services.queue.states import Status
 from services.queue.tables import JobType, attempts, history, jobs
-from services.runtime import paging
 from services.runtime.errors import FieldViolation, InvalidArgument
 from sis.packages import parameters as package_parameters
+from sis.packages.manifest import Operation
+from sis.packages.operation import ADMIN, RUN_AS
+from sis.packages.values import Value
 
 
 class Priority(IntEnum):
@@ -75,6 +67,13 @@ class CreateJob:
     request_id: str
     fingerprint: bytes
     """Of the request, so that a reused id is told from a retry."""
+    admin: str = ""
+    """The name of a credential, "" for none, as …"""
+    run_as: str = ""
+    credentials: Mapping[str, str] = field(default_factory=dict)
+    """… those of the references of the operation …"""
+    parameter_credentials: Mapping[str, str] = field(default_factory=dict)
+    """… and those of its sensitive inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +100,14 @@ async def create(connection: AsyncConnection, command: CreateJob, by: Actor) -> 
     if operation is None:
         known = sorted(package.manifest.operations)
         raise OperationNotFound(f"{package.name} {package.version}", command.operation, known)
-    resolved, problems = package_parameters.check(operation, command.parameters)
-    if problems:
-        raise InvalidParameters([FieldViolation(f"parameters.{p.path}", p.message) for p in problems])
+    resolved = _check(operation, command)
+    leased = credentials.uses(
+        operation,
+        admin=command.admin,
+        run_as=command.run_as,
+        references=command.credentials,
+        parameters=command.parameter_credentials,
+    )
     now = await store.now(connection)
     _check_times(command, now)
     target = ""
@@ -125,6 +129,7 @@ async def create(connection: AsyncConnection, command: CreateJob, by: Actor) -> 
                 "package_version": package.version,
                 "package_digest": package.digest,
                 "parameters": resolved,
+                "credentials": [asdict(use) for use in leased],
                 "site_kind": command.site_kind,
                 "site_name": command.site_name,
                 "target": target,
@@ -156,12 +161,12 @@ _CREATE = (
         INSERT INTO queue.jobs (
             display_name, type, status, operation, package_name, package_version, package_digest, parameters,
             site_kind, site_name, target, priority, claim_key, queued_at, not_before, latest_start, run_timeout,
-            heartbeat_timeout, labels, created_at, creator, history_sequence)
+            heartbeat_timeout, labels, created_at, creator, history_sequence, credentials)
         VALUES (
             :display_name, :type, :status, :operation, :package_name, :package_version, :package_digest, :parameters,
             :site_kind, :site_name, :target, :priority,
             queue.claim_key(CAST(:queued_at AS timestamptz), CAST(:priority AS smallint)), :queued_at, :not_before,
-            :latest_start, :run_timeout, :heartbeat_timeout, :labels, :now, :creator, 1)
+            :latest_start, :run_timeout, :heartbeat_timeout, :labels, :now, :creator, 1, :credentials)
         RETURNING *
     ), recorded AS (
         INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
@@ -169,7 +174,7 @@ _CREATE = (
     )
     SELECT * FROM created
 """)
-    .bindparams(bindparam("parameters", type_=JSONB), bindparam("labels", type_=JSONB))
+    .bindparams(*(bindparam(name, type_=JSONB) for name in ("parameters", "labels", "credentials")))
     .columns(*jobs.columns)
 )
 _REMEMBER_REQUEST = text(
@@ -202,6 +207,21 @@ async def _claim_request_id(
     if not hmac.compare_digest(bytes(found.fingerprint), fingerprint):
         raise RequestIdReused(request_id)
     return int(found.job_id)
+
+
+def _check(operation: Operation, command: CreateJob) -> dict[str, Value]:
+    """The parameters as the operation takes them."""
+    resolved, problems = package_parameters.check(operation, command.parameters, command.parameter_credentials)
+    wrong = [FieldViolation(f"parameters.{p.path}", p.message) for p in problems]
+    for problem in package_parameters.check_credentials(
+        operation, command.credentials, admin=command.admin, run_as=command.run_as
+    ):
+        # The accounts of the job are fields of their own; in the map they are the mistake itself.
+        account = problem.path in (ADMIN, RUN_AS) and problem.path not in command.credentials
+        wrong.append(FieldViolation(problem.path if account else f"credentials.{problem.path}", problem.message))
+    if wrong:
+        raise InvalidParameters(wrong)
+    return resolved
 
 
 def _check_times(command: CreateJob, now: datetime) -> None:
@@ -238,109 +258,8 @@ async def _view(connection: AsyncConnection, job_id: int, *, hidden: bool = Fals
     return JobView(job, (await connection.execute(query)).first())
 
 
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """Which jobs; the conditions are joined by AND, the values of one by OR."""
-
-    types: Sequence[JobType] = ()
-    run_states: Sequence[RunState] = ()
-    statuses: Sequence[Status] = ()
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ListJobs:
-    """A page of jobs. `request` is what the page token is bound to."""
-
-    filter: JobFilter
-    page_size: int
-    page_token: str
-    order_by: str
-    descending: bool
-    request: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class JobPage:
-    """One page, and how many jobs match on all of them."""
-
-    jobs: list[Row[Any]]
-    next_page_token: str
-    total: int
-
-
-_NEVER = literal("infinity").cast(jobs.c.started_at.type)
-ORDERS: dict[str, ColumnElement[Any]] = {
-    "job_id": jobs.c.job_id,
-    "display_name": jobs.c.display_name.collate("C"),
-    "type": jobs.c.type,
-    "status": jobs.c.status,
-    "create_time": jobs.c.created_at,
-    "start_time": func.coalesce(jobs.c.started_at, _NEVER),
-    "complete_time": func.coalesce(jobs.c.completed_at, _NEVER),
-}
-"""What a list can be ordered by; a job that has no such time yet counts as later than all that have."""
-
 HISTORY_ROWS = 10_000
 """More rows of a history than this are not read at once."""
-
-_LISTED = [c for c in jobs.columns if c.name not in ("parameters", "outputs")]
-
-
-async def list_page(connection: AsyncConnection, query: ListJobs) -> JobPage:
-    """A page of the jobs that match, by keyset.
-
-    Raises:
-        InvalidToken
-    """
-    conditions = matching(query.filter)
-    key = ORDERS[query.order_by].cast(String)
-    by_id = query.order_by == "job_id"
-    selection: Select[Any] = select(*_LISTED, key.label("order_key")).where(*conditions)
-    if query.page_token:
-        last_key, last_id = paging.decode(query.page_token, query.request, "page_token", (str, int))
-        selection = selection.where(_after(query, str(last_key), last_id, by_id=by_id))
-    order = ORDERS[query.order_by]
-    ordering = [jobs.c.job_id] if by_id else [order, jobs.c.job_id]
-    selection = selection.order_by(*(c.desc() if query.descending else c.asc() for c in ordering))
-    try:
-        rows = (await connection.execute(selection.limit(query.page_size + 1))).all()
-    except DataError:  # a position that was made up, and is none in this column
-        raise paging.InvalidToken("page_token") from None
-    total = (await connection.execute(select(func.count()).select_from(jobs).where(*conditions))).scalar_one()
-    page = list(rows[: query.page_size])
-    token = ""
-    if len(rows) > query.page_size:
-        token = paging.encode([page[-1].order_key, page[-1].job_id], query.request)
-    return JobPage(page, token, total)
-
-
-def _after(query: ListJobs, last_key: str, last_id: object, *, by_id: bool) -> ColumnElement[bool]:
-    order = ORDERS[query.order_by]
-    beyond_id = jobs.c.job_id < last_id if query.descending else jobs.c.job_id > last_id
-    if by_id:
-        return beyond_id
-    key = literal(last_key).cast(order.type)
-    beyond = order < key if query.descending else order > key
-    return or_(beyond, and_(order == key, beyond_id))
-
-
-def matching(wanted: JobFilter) -> list[ColumnElement[bool]]:
-    """The conditions of a filter; deleted jobs match none."""
-    conditions: list[ColumnElement[bool]] = [jobs.c.hidden_at.is_(None)]
-    if wanted.types:
-        conditions.append(jobs.c.type.in_([t.value for t in wanted.types]))
-    if wanted.run_states:
-        statuses = set().union(*(RUN_STATES[s] for s in wanted.run_states))
-        conditions.append(jobs.c.status.in_(sorted(statuses)))
-    if wanted.statuses:
-        conditions.append(jobs.c.status.in_([s.value for s in wanted.statuses]))
-    if wanted.text:
-        # The very expression of the trigram index. No text holds a line break, so none is found across two columns.
-        line_break: ColumnElement[str] = literal_column(r"E'\n'", Text)
-        searched = jobs.c.display_name + line_break + jobs.c.operation + line_break + jobs.c.target
-        conditions.append(searched.icontains(wanted.text, autoescape=True))
-    return conditions
 
 
 async def activate(connection: AsyncConnection, job_id: int, by: Actor) -> JobView:

@@ -1,17 +1,16 @@
-"""A job as its transitions see it, and what each event does to it. Pure: no clock, no storage.
+"""What each event does to a job. Pure: no clock, no storage.
 
-Every change of a status goes through `_apply`, which asks the rulebook (`states`) and writes the history. `store`
+Every change of a status goes through `apply`, which asks the rulebook (`states`) and writes the history. `store`
 loads a `Job` under lock and saves what changed. Times are the database's (`queue.now()`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from services.queue.errors import IllegalTransition, StaleAttempt
-from services.queue.frames import DIGEST_START, StopKind
+from services.queue.frames import StopKind
+from services.queue.model import Actor, Attempt, HistoryEntry, Job, LeaseRefusal, LogVerdict, WaitReason
 from services.queue.states import HELD_BY_AGENT, TERMINAL, Event, Status, StopState, next_status
 
 START_LIMIT = timedelta(minutes=5)
@@ -23,115 +22,9 @@ SWEEPER_MARGIN = timedelta(seconds=30)
 NO_OP_ROWS = 1_000
 """A history longer than this records moves only, so that a client in a loop cannot fill the database."""
 RETRY_LIMIT = timedelta(minutes=1)
-
-
-class LogVerdict(StrEnum):
-    """How complete a log is."""
-
-    OPEN = "OPEN"
-    COMPLETE = "COMPLETE"
-    TRUNCATED = "TRUNCATED"
-    GAPPED = "GAPPED"
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who does something, and from which machine."""
-
-    name: str
-    origin: str = ""
-
-
+RETRY_SPREAD = 0.1
+"""Jobs that were refused together come back apart: by up to this share of their delay."""
 SWEEPER = Actor("sweeper")
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
-    """One row of a job's history; `from_status == to_status` where something was recorded and nothing moved."""
-
-    sequence: int
-    at: datetime
-    from_status: Status | None
-    to_status: Status
-    event: str
-    actor: str
-    origin: str
-    message: str
-    attempt: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Attempt:
-    """One claim of a job, and everything its agent has proven so far."""
-
-    number: int
-    agent: str
-    epoch: int
-    journal_id: str
-    claimed_at: datetime
-    last_heard_at: datetime
-    # When its agent last began a session with it, or handed in something old: right after, it is still catching up.
-    active_at: datetime
-    accepted_at: datetime | None = None
-    first_process_at: datetime | None = None
-    payload_ended_at: datetime | None = None
-    sequence: int = 0
-    digest: bytes = DIGEST_START
-    output_bytes: int = 0
-    discarded_bytes: int = 0
-    stop_wish: StopKind | None = None
-    stop_reason: str = ""
-    stop_wished_at: datetime | None = None
-    stop_begun: StopKind | None = None
-    lost: bool = False
-    sealed_at: datetime | None = None
-    verdict: LogVerdict = LogVerdict.OPEN
-    processes: list[dict[str, object]] = field(default_factory=list)
-    evidence: dict[str, object] | None = None
-    # Whether `processes` is to be saved.
-    processes_changed: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class Job:
-    """The part of a job that transitions touch. `attempt` is the current one, None before the first claim."""
-
-    job_id: int
-    status: Status
-    attempt_number: int
-    agent: str
-    queued_at: datetime | None
-    not_before: datetime | None
-    latest_start: datetime | None
-    run_timeout: timedelta | None
-    heartbeat_timeout: timedelta
-    started_at: datetime | None
-    completed_at: datetime | None
-    cancel_requested_at: datetime | None
-    stop_state: StopState
-    retry_at: datetime | None
-    hidden_at: datetime | None
-    result_code: int | None
-    failure_reason: str
-    status_message: str
-    outputs: dict[str, str]
-    progress_percent: int
-    progress_text: str
-    history_sequence: int
-    attempt: Attempt | None
-    new_history: list[HistoryEntry] = field(default_factory=list)
-    # The row as it was loaded, for `store` to tell what changed.
-    stored: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def accepted(self) -> bool:
-        """Whether an acceptance of the current attempt was ever committed."""
-        return self.attempt is not None and self.attempt.accepted_at is not None
-
-    @property
-    def live(self) -> bool:
-        """Whether something of the current attempt may still be at its site."""
-        return self.attempt is not None and self.attempt.sealed_at is None
 
 
 def apply(job: Job, event: Event, now: datetime, by: Actor, message: str = "") -> bool:
@@ -147,6 +40,8 @@ def apply(job: Job, event: Event, now: datetime, by: Actor, message: str = "") -
     moved = to is not job.status
     _record(job, event, to, now, by, message)
     job.status = to
+    if moved:
+        job.retry_at, job.wait_reason, job.wait_message = None, None, ""
     if moved and to in TERMINAL:
         job.completed_at = now
     return moved
@@ -231,8 +126,9 @@ def release(job: Job, now: datetime) -> None:
 
 def expire(job: Job, now: datetime) -> None:
     """The latest start of a job that nobody claimed has passed."""
+    waited = f"; it waited: {job.wait_message}" if job.wait_message else ""
     apply(job, Event.EXPIRE, now, SWEEPER, "its latest start has passed")
-    job.failure_reason, job.status_message = "LATEST_START", "nothing had claimed it by its latest start"
+    job.failure_reason, job.status_message = "LATEST_START", f"it was not started by its latest start{waited}"
 
 
 def silence(job: Job, now: datetime) -> None:
@@ -314,23 +210,62 @@ def accept(job: Job, now: datetime, by: Actor) -> None:
         apply(job, Event.ACCEPT, now, by)
         attempt.accepted_at = now
         return
-    never_started(job, now, by, "it was stopped before its agent accepted it")
+    if attempt.sealed_at is None:
+        never_started(job, now, by, "it was stopped before its agent accepted it")
     raise StaleAttempt(job.job_id, attempt.number, "it was stopped before it was accepted; forget it")
 
 
 def never_started(job: Job, now: datetime, by: Actor, why: str) -> None:
     """It is proven that the current attempt never started and never will: give it back, or settle its stop."""
+    _give_back(job, Event.GIVE_BACK, now, by, why)
+    if job.status is Status.WAITING and job.attempt_number > 1:
+        # Many in a row come slower and slower; the first one costs nothing.
+        job.retry_at, job.wait_message = now + _backoff(job.attempt_number), why
+
+
+def declined(job: Job, now: datetime, by: Actor, reason: str) -> None:
+    """The journal of its agent says that the current attempt never started and never will."""
+    never_started(job, now, by, f"declined: {reason}")
+    if job.status is Status.WAITING:
+        job.wait_reason, job.wait_message = WaitReason.DECLINED, f"{by.name} declined it: {reason}"
+
+
+def lease_refused(job: Job, now: datetime, by: Actor, refusal: LeaseRefusal) -> None:
+    """The current attempt got no leases, so it was not delivered: it waits for its next one, or fails for good.
+
+    One that was delivered before, and whose acceptance is under way, does not start either: its acceptance is refused.
+    """
+    why = f"{refusal.reason}: {refusal.message}"
+    if job.status is Status.AWOL:
+        # Nobody looked for it meanwhile. That it was not delivered proves what a homecoming does.
+        _give_back(job, Event.GIVE_BACK, now, by, why)
+    else:
+        _give_back(job, Event.LEASE_REFUSED, now, by, why)
+    if job.status is not Status.WAITING:
+        return
+    if refusal.permanent:
+        apply(job, Event.UNRUNNABLE, now, by, why)
+        job.failure_reason, job.status_message = refusal.reason, refusal.message
+        return
+    delay = min(max(refusal.retry_after, _backoff(job.attempt_number)), RETRY_LIMIT)
+    # By the golden ratio the ids, however few of them, are spread evenly.
+    job.retry_at = now + delay * (1 + RETRY_SPREAD * (job.job_id * 0.6180339887498949 % 1))
+    job.wait_reason, job.wait_message = WaitReason(refusal.reason.value), refusal.message
+
+
+def _give_back(job: Job, event: Event, now: datetime, by: Actor, why: str) -> None:
     attempt = _current(job)
-    if job.status is Status.STARTING or job.status is Status.AWOL or job.status is Status.CANCEL_REQUESTED:
-        apply(job, Event.GIVE_BACK, now, by, why)
+    if job.status in HELD_BY_AGENT or job.status is Status.AWOL:
+        apply(job, event, now, by, why)
     attempt.sealed_at, attempt.verdict = now, LogVerdict.COMPLETE
     if job.status is Status.WAITING:
-        # Many declines in a row come slower and slower; the first one costs nothing.
-        delay = timedelta() if attempt.number == 1 else timedelta(seconds=2 ** min(attempt.number - 1, 6))
-        job.retry_at = now + min(delay, RETRY_LIMIT) if delay else None
         job.agent = ""
     elif job.stop_state is not StopState.NONE:
         job.stop_state = StopState.CONFIRMED
+
+
+def _backoff(number: int) -> timedelta:
+    return min(timedelta(seconds=2 ** min(number - 1, 6)), RETRY_LIMIT)
 
 
 def journal_lost(job: Job, now: datetime, by: Actor) -> None:

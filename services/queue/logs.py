@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.queue import jobs, wakes
 from services.queue.frames import Channel, Severity
 from services.queue.jobs import JobView
-from services.queue.lifecycle import HistoryEntry
+from services.queue.model import HistoryEntry
 from services.queue.states import TERMINAL, StopState
 from services.queue.wakes import Wakes
 from services.runtime import paging

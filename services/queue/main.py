@@ -12,10 +12,11 @@ from services.queue.servicers.package import PackageServicer
 from services.queue.sweeper import Sweeper
 from services.queue.tables import SCHEMA
 from services.queue.wakes import CHANNEL, Wakes
+from services.runtime import joining
 from services.runtime.database import Database
 from services.runtime.process import start
 from services.runtime.server import Listener, Server, run
-from services.runtime.settings import Endpoint, Settings, Sha256Hex
+from services.runtime.settings import Endpoint, ServiceSettings, Sha256Hex
 from sis.queue.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 from sis.queue.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from sis.queue.v1.package_service_pb2_grpc import add_PackageServiceServicer_to_server
@@ -24,7 +25,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 POOL = 4
 
 
-class QueueSettings(Settings):
+class QueueSettings(ServiceSettings):
     """The environment of the queue."""
 
     model_config = SettingsConfigDict(env_prefix="SIS_QUEUE_")
@@ -39,6 +40,8 @@ class QueueSettings(Settings):
 
 async def serve(settings: QueueSettings) -> None:
     """Serve until SIGTERM."""
+    identity = joining.identity(settings, "queue")
+    await identity.ready()
     database = Database(
         settings.database_url,
         direct_url=settings.database_direct_url,
@@ -54,8 +57,8 @@ async def serve(settings: QueueSettings) -> None:
             (add_DispatchServiceServicer_to_server, DispatchServicer(database, wakes)),
         ],
         [
-            Listener(settings.listen, settings.tls),
-            Listener(settings.internal_listen, settings.tls, demand_client_certificate=True),
+            Listener(settings.listen, identity.tls),
+            Listener(settings.internal_listen, identity.tls, demand_client_certificate=True),
         ],
         admin_token_sha256=settings.admin_token_sha256,
     )
@@ -64,6 +67,7 @@ async def serve(settings: QueueSettings) -> None:
             server,
             lambda: database.listen(CHANNEL, wakes.heard, wakes.heard_all),
             Sweeper(database).run,
+            identity.run,
             healthy=database.ping,
             on_drain=wakes.drain,
         )

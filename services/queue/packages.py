@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import store
 from services.queue.errors import InvalidPackage, PackageNotFound, PackageVersionExists
-from services.queue.lifecycle import Actor
+from services.queue.model import Actor
 from services.queue.tables import package_chunks, packages
 from services.runtime import paging
 from services.runtime.database import Database

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.queue import evidence, lifecycle, sessions, store, wakes
 from services.queue.errors import ConflictingFrame, MalformedFrame, StaleAttempt, StaleEpoch
 from services.queue.frames import Frame
-from services.queue.lifecycle import Actor, Job
+from services.queue.model import Actor, Job, LeaseRefusal
 from services.queue.sessions import AttemptKey, Session
 from services.queue.states import Status
 from services.runtime.database import Database
@@ -41,11 +41,11 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an agent says of one attempt. Frames are in sequence."""
+    """What an agent says of one attempt, or its hub, when it has no leases for it. Frames are in sequence."""
 
     session: Session
     attempt: AttemptKey
-    content: Accepted | Declined | tuple[Frame, ...]
+    content: Accepted | Declined | LeaseRefusal | tuple[Frame, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +127,23 @@ class _Batch:
         by = Actor(f"agent {report.session.agent}")
         attempt = job.attempt
         assert attempt is not None
-        if job.status is Status.AWOL and attempt.sealed_at is None and not isinstance(report.content, Declined):
+        never_started = isinstance(report.content, Declined | LeaseRefusal)
+        if job.status is Status.AWOL and attempt.sealed_at is None and not never_started:
             self._changed[job.job_id] = job
             lifecycle.come_back(job, now, by)
         match report.content:
             case Accepted():
                 self._changed[job.job_id] = job
                 lifecycle.accept(job, now, by)
-            case Declined(reason):
+            case Declined() | LeaseRefusal() as why:
                 if attempt.accepted_at is not None:
-                    raise StaleAttempt(job.job_id, attempt.number, "it was accepted before it was declined")
+                    raise StaleAttempt(job.job_id, attempt.number, "it was accepted before, so it may have started")
                 if attempt.sealed_at is None:
                     self._changed[job.job_id] = job
-                    lifecycle.never_started(job, now, by, f"declined: {reason}")
+                    if isinstance(why, Declined):
+                        lifecycle.declined(job, now, by, why.reason)
+                    else:
+                        lifecycle.lease_refused(job, now, Actor(f"hub of agent {report.session.agent}"), why)
                     self._work = self._work or (job.status is Status.WAITING and job.retry_at is None)
             case frames:
                 await self._append(job, frames, by)

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import dispatch, lifecycle, store, wakes
 from services.queue.frames import StopKind
-from services.queue.lifecycle import Actor, Job
+from services.queue.model import Actor, Job
 from services.queue.states import TERMINAL, Status
 
 REDELIVER_AFTER = timedelta(seconds=5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.queue import wakes
 from services.queue.errors import JobNotFound
 from services.queue.frames import Frame, StopKind
-from services.queue.lifecycle import Attempt, HistoryEntry, Job, LogVerdict
+from services.queue.model import Attempt, HistoryEntry, Job, LogVerdict, WaitReason
 from services.queue.states import Status, StopState
 from services.queue.tables import attempts, jobs
 
@@ -27,6 +28,7 @@ _JOB_COLUMNS = tuple(
         "job_id", "status", "agent", "queued_at", "not_before", "latest_start", "run_timeout", "heartbeat_timeout",
         "started_at", "completed_at", "cancel_requested_at", "stop_state", "retry_at", "hidden_at", "result_code",
         "failure_reason", "status_message", "outputs", "progress_percent", "progress_text", "history_sequence",
+        "wait_reason", "wait_message",
     )
 )  # fmt: skip
 
@@ -54,7 +56,11 @@ async def lock_visible(connection: AsyncConnection, job_id: int) -> Job:
     return job
 
 
-_LOCKED = (*_JOB_COLUMNS, jobs.c.attempt)
+_LOCKED = (
+    *_JOB_COLUMNS,
+    jobs.c.attempt,
+    (func.jsonb_array_length(jobs.c.credentials) > 0).label("with_credentials"),
+)
 
 
 def jobs_to_lock() -> Select[Any]:
@@ -85,9 +91,10 @@ def _job(row: Row[Any], attempt: Row[Any] | None) -> Job:
     values = dict(row._mapping)
     values["status"] = Status(row.status)
     values["stop_state"] = StopState(row.stop_state)
+    values["wait_reason"] = WaitReason(row.wait_reason) if row.wait_reason else None
     values["attempt_number"] = values.pop("attempt")
     job = Job(**values, attempt=None if attempt is None else to_attempt(attempt))
-    job.stored = _job_row(job)
+    job.stored, job.stored_lease_end = _job_row(job), job.lease_end
     return job
 
 
@@ -112,13 +119,15 @@ _SAVE = text("""
             result_code = r.result_code, failure_reason = r.failure_reason, status_message = r.status_message,
             outputs = r.outputs, progress_percent = r.progress_percent, progress_text = r.progress_text,
             history_sequence = r.history_sequence, revision = j.revision + 1,
+            wait_reason = r.wait_reason, wait_message = r.wait_message,
             claim_key = queue.claim_key(r.queued_at, j.priority)
         FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS r(
             job_id bigint, status text, agent text, queued_at timestamptz, not_before timestamptz,
             retry_at timestamptz, started_at timestamptz, completed_at timestamptz,
             cancel_requested_at timestamptz, stop_state text, hidden_at timestamptz,
             result_code integer, failure_reason text, status_message text,
-            outputs jsonb, progress_percent smallint, progress_text text, history_sequence integer)
+            outputs jsonb, progress_percent smallint, progress_text text, history_sequence integer,
+            wait_reason text, wait_message text)
         WHERE j.job_id = r.job_id
     ), saved_attempts AS (
         UPDATE queue.attempts AS a SET
@@ -142,6 +151,13 @@ _SAVE = text("""
         SELECT * FROM jsonb_to_recordset(CAST(:history AS jsonb)) AS r(
             job_id bigint, sequence integer, at timestamptz, from_status text, to_status text, event text,
             actor text, origin text, message text, attempt integer)
+    ), saved_lease_ends AS (
+        -- Inserted by ascending id, as the acknowledgement deletes them.
+        INSERT INTO queue.lease_ends (job_id, attempt, job_over, created_at)
+        SELECT r.*, queue.now()
+        FROM jsonb_to_recordset(CAST(:lease_ends AS jsonb)) AS r(job_id bigint, attempt integer, job_over boolean)
+        ON CONFLICT (job_id, attempt) DO UPDATE SET job_over = true, handed_at = NULL
+        WHERE excluded.job_over AND NOT lease_ends.job_over
     )
     SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload
 """)
@@ -151,24 +167,32 @@ async def save(connection: AsyncConnection, changed: Iterable[Job], topics: Iter
     """Write jobs that `lock` gave, their attempts and their new history, and wake whoever waits for them or for one
     of the topics once the transaction commits: one statement for any number.
 
-    A job whose log alone went on keeps its row, and so its revision: that is what most reports are.
+    A job whose log alone went on keeps its row, and so its revision: that is what most reports are. Leases that end
+    with what changed are put into the outbox `lease_ends`.
     """
     touched = list(changed)
     if not touched:
         return
+    lease_ends = [
+        asdict(job.lease_end)
+        for job in sorted(touched, key=lambda job: job.job_id)
+        if job.lease_end is not None and job.lease_end != job.stored_lease_end
+    ]
+    woken = [*topics, *(wakes.job(job.job_id) for job in touched), *([wakes.LEASES] if lease_ends else ())]
     await connection.execute(
         _SAVE,
         {
             "jobs": _json([_job_row(job) for job in touched if _differs(job)]),
             "attempts": _json([_attempt_row(job.job_id, job.attempt) for job in touched if job.attempt is not None]),
             "history": _json([_history_row(job.job_id, entry) for job in touched for entry in job.new_history]),
+            "lease_ends": _json(lease_ends),
             "channel": wakes.CHANNEL,
-            "payloads": wakes.payloads([*topics, *(wakes.job(job.job_id) for job in touched)]),
+            "payloads": wakes.payloads(woken),
         },
     )
     for job in touched:
         job.new_history.clear()
-        job.stored = _job_row(job)
+        job.stored, job.stored_lease_end = _job_row(job), job.lease_end
         if job.attempt is not None:
             job.attempt.processes_changed = False
 

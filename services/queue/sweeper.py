@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import lifecycle, store, wakes
-from services.queue.lifecycle import Job
+from services.queue.model import Job
 from services.queue.states import HELD_BY_AGENT, TERMINAL, Status, StopState
 from services.queue.tables import attempts, jobs
 from services.runtime.database import Database
@@ -209,8 +209,24 @@ async def _purge(connection: AsyncConnection, now: datetime) -> int:
     )
     if frames.rowcount == PURGE_ROWS:
         return BATCH  # the jobs go with the last of their frames
-    await connection.execute(text("DELETE FROM queue.jobs WHERE job_id = ANY(:job_ids)"), {"job_ids": gone})
+    ended = await connection.execute(_FORGET, {"job_ids": sorted(gone)})
+    if ended.rowcount:
+        await wakes.notify(connection, [wakes.LEASES])
     return len(gone)
+
+
+# With a job whose stop nobody could confirm goes the last that would have said when its leases end.
+_FORGET = text("""
+    WITH gone AS (
+        DELETE FROM queue.jobs WHERE job_id = ANY(:job_ids) RETURNING job_id, attempt, credentials
+    )
+    INSERT INTO queue.lease_ends (job_id, attempt, job_over, created_at)
+    SELECT a.job_id, a.number, true, queue.now()
+    FROM gone JOIN queue.attempts a ON a.job_id = gone.job_id AND a.number = gone.attempt
+    WHERE a.sealed_at IS NULL AND gone.credentials <> '[]'
+    ORDER BY a.job_id
+    ON CONFLICT (job_id, attempt) DO UPDATE SET job_over = true, handed_at = NULL
+""")
 
 
 async def _forget_request_ids(connection: AsyncConnection, now: datetime) -> int:

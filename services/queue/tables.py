@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from services.queue.frames import StopKind
-from services.queue.lifecycle import LogVerdict
+from services.queue.model import LogVerdict, WaitReason
 from services.queue.states import Status, StopState
 
 SCHEMA = "queue"
@@ -101,9 +101,15 @@ jobs = Table(
     Column("history_sequence", Integer, nullable=False, server_default="0"),
     # Raised by every change, so that a watcher sees one.
     Column("revision", BigInteger, nullable=False, server_default="1"),
+    # What its attempts lease: a list of {"ref", "credential", "kinds"}, as `credentials.CredentialUse`.
+    Column("credentials", JSONB, nullable=False, server_default="[]"),
+    # What keeps it, where that is something other than a free slot.
+    Column("wait_reason", Text),
+    Column("wait_message", Text, nullable=False, server_default=""),
     one_of("type", JobType),
     one_of("status", Status),
     one_of("stop_state", StopState),
+    one_of("wait_reason", WaitReason),
     CheckConstraint("site_kind IN ('group', 'agent')", name="site_kind_known"),
     Index(
         "jobs_claim",
@@ -193,6 +199,22 @@ log = Table(
     Column("at", Time, nullable=False),
     # The serialised sis.queue.v1.Frame, byte for byte as the site cut it.
     Column("body", LargeBinary, nullable=False),
+)
+
+# An outbox: attempts whose leases are to end. Written with what ends them, deleted once a hub has delivered it. No
+# foreign key, as it survives the job.
+lease_ends = Table(
+    "lease_ends",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True),
+    # 0 for a job that was never claimed.
+    Column("attempt", Integer, primary_key=True),
+    # No attempt follows.
+    Column("job_over", Boolean, nullable=False),
+    Column("created_at", Time, nullable=False),
+    # When a hub was last given it.
+    Column("handed_at", Time),
+    Index("lease_ends_order", "created_at", "job_id"),
 )
 
 # Survives the job's deletion; swept after seven days.

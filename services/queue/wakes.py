@@ -1,8 +1,8 @@
 """Wake-ups across replicas: NOTIFY says that something may be new, the tables say what.
 
-A payload is words separated by blanks: `work` (something may be claimed), `stop` (a stop is wished), `job:42`. It is
-sent with the transaction that made the news, one NOTIFY each. Every process has one LISTEN connection and fans out
-inside; whoever waits also looks by himself now and then, as a wake-up may be lost.
+A payload is words separated by blanks: `work` (something may be claimed), `stop` (a stop is wished), `leases` (some are
+to end), `job:42`. It is sent with the transaction that made the news, one NOTIFY each. Every process has one LISTEN
+connection and fans out inside; whoever waits also looks by himself now and then, as a wake-up may be lost.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from services.runtime.errors import Unavailable
 CHANNEL = "sis_queue"
 WORK = "work"
 STOP = "stop"
+LEASES = "leases"
 _PAYLOAD_BYTES = 7_900  # PostgreSQL takes fewer than 8,000
 
 _NOTIFY = text("SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload")

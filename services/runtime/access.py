@@ -1,6 +1,7 @@
 """Who may call what, as data. A method that is not listed here cannot be called.
 
-People prove themselves by a bearer token, processes and agents by a client certificate with a SPIFFE id.
+People prove themselves by a bearer token, processes and agents by a client certificate with a SPIFFE id; a process that
+has none yet, by its join token.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from services.runtime.errors import PermissionDenied, Unauthenticated
@@ -26,6 +28,7 @@ class Audience(enum.Enum):
     ADMIN = "admin"
     HUB = "hub"
     AGENT = "agent"
+    SERVICE = "service"
     ANYONE = "anyone"
 
 
@@ -53,11 +56,31 @@ ACCESS: Mapping[str, Audience] = {
     "/sis.queue.v1.DispatchService/Report": Audience.HUB,
     "/sis.queue.v1.DispatchService/Heartbeat": Audience.HUB,
     "/sis.queue.v1.DispatchService/Watch": Audience.HUB,
+    "/sis.queue.v1.DispatchService/AcknowledgeLeaseEnds": Audience.HUB,
     "/sis.queue.v1.DispatchService/GetPackageArchive": Audience.HUB,
     "/sis.agent.v1.AgentService/Connect": Audience.AGENT,
     "/sis.agent.v1.AgentService/FetchPackage": Audience.AGENT,
     "/sis.agent.v1.AgentAdminService/ListAgents": Audience.VIEWER,
     "/sis.agent.v1.AgentAdminService/GetAgent": Audience.VIEWER,
+    # The credential service verifies the proofs in these requests; the hub relays them.
+    "/sis.agent.v1.EnrolmentService/Enrol": Audience.ANYONE,
+    "/sis.agent.v1.EnrolmentService/Rejoin": Audience.ANYONE,
+    "/sis.credentials.v1.CredentialService/CreateCredential": Audience.OPERATOR,
+    "/sis.credentials.v1.CredentialService/ListCredentials": Audience.VIEWER,
+    "/sis.credentials.v1.CredentialService/GetCredential": Audience.VIEWER,
+    "/sis.credentials.v1.CredentialService/ReplaceCredential": Audience.OPERATOR,
+    "/sis.credentials.v1.CredentialService/DeleteCredential": Audience.OPERATOR,
+    "/sis.credentials.v1.CredentialService/ListCredentialUsage": Audience.VIEWER,
+    "/sis.credentials.v1.CredentialService/BindCredential": Audience.OPERATOR,
+    "/sis.credentials.v1.LeaseService/TakeLeases": Audience.HUB,
+    "/sis.credentials.v1.LeaseService/EndLeases": Audience.HUB,
+    "/sis.credentials.v1.CertificateService/IssueServiceCertificate": Audience.SERVICE,
+    "/sis.credentials.v1.CertificateService/EnrolAgent": Audience.HUB,
+    "/sis.credentials.v1.CertificateService/RenewAgentCertificate": Audience.HUB,
+    "/sis.credentials.v1.CertificateService/WatchRevocations": Audience.HUB,
+    "/sis.credentials.v1.AgentIdentityService/PairAgent": Audience.ADMIN,
+    "/sis.credentials.v1.AgentIdentityService/RevokeAgent": Audience.ADMIN,
+    "/sis.credentials.v1.AgentIdentityService/ListAgentIdentities": Audience.VIEWER,
     "/grpc.health.v1.Health/Check": Audience.ANYONE,
     "/grpc.health.v1.Health/List": Audience.ANYONE,
     "/grpc.health.v1.Health/Watch": Audience.ANYONE,
@@ -77,6 +100,8 @@ class Caller:
     role: Audience | None = None
     # The peer's address without its port.
     origin: str = ""
+    # What it showed, in PEM, if anything.
+    certificate: bytes = field(default=b"", repr=False)
 
 
 _caller: ContextVar[Caller] = ContextVar("caller")
@@ -113,10 +138,13 @@ def authenticate(
     spiffe_id: str | None,
     origin: str,
     admin_token_sha256: str | None,
+    join_tokens: Mapping[str, str] = MappingProxyType({}),
+    certificate: bytes = b"",
 ) -> Caller:
-    """Who calls, from the values of the `authorization` metadata and the SPIFFE id of the client certificate.
+    """Who calls, from the values of the `authorization` metadata and the client certificate with its SPIFFE id.
 
-    A token goes before a certificate. Where anyone may call, proofs are not looked at.
+    A token goes before a certificate. Where anyone may call, proofs are not looked at. `join_tokens` are the services
+    by the SHA-256 of their tokens; these are good for methods of Audience.SERVICE alone.
 
     Raises:
         Unauthenticated: a token or identity was shown that is not known here.
@@ -124,25 +152,27 @@ def authenticate(
     if ACCESS.get(method) is Audience.ANYONE:
         return Caller("anyone", "", origin=origin)
     if authorization:
-        return _person(authorization, admin_token_sha256, origin)
+        digest = hashlib.sha256(_token(authorization).encode()).hexdigest()
+        if ACCESS.get(method) is Audience.SERVICE and digest in join_tokens:
+            return Caller("service", join_tokens[digest], origin=origin)
+        if admin_token_sha256 is None or not hmac.compare_digest(digest, admin_token_sha256):
+            raise Unauthenticated("authorization: the token is not known here")
+        return Caller("person", "administrator", role=Audience.ADMIN, origin=origin)
     if spiffe_id is None:
         return Caller("anyone", "", origin=origin)
     found = _IDENTITY.fullmatch(spiffe_id)
     if found is None:
         raise Unauthenticated("the client certificate names no identity of this suite: use one that it issued")
     if found["service"]:
-        return Caller("service", found["service"], origin=origin)
-    return Caller("agent", found["agent"], group=found["group"], origin=origin)
+        return Caller("service", found["service"], origin=origin, certificate=certificate)
+    return Caller("agent", found["agent"], group=found["group"], origin=origin, certificate=certificate)
 
 
-def _person(authorization: tuple[str, ...], admin_token_sha256: str | None, origin: str) -> Caller:
+def _token(authorization: tuple[str, ...]) -> str:
     scheme, _, token = authorization[0].partition(" ")
     if len(authorization) != 1 or scheme.lower() != "bearer" or not token:
         raise Unauthenticated("authorization: send one value, `Bearer <token>`")
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    if admin_token_sha256 is None or not hmac.compare_digest(digest, admin_token_sha256):
-        raise Unauthenticated("authorization: the token is not known here")
-    return Caller("person", "administrator", role=Audience.ADMIN, origin=origin)
+    return token
 
 
 def authorise(method: str, caller: Caller) -> None:
@@ -158,7 +188,8 @@ def authorise(method: str, caller: Caller) -> None:
     if audience is None:
         raise PermissionDenied(f"{method}: nobody may call this method")
     if caller.kind == "anyone":
-        proof = "an `authorization: Bearer <token>`" if audience in _ROLES else "a client certificate"
+        by_token = audience in _ROLES or audience is Audience.SERVICE
+        proof = "an `authorization: Bearer <token>`" if by_token else "a client certificate"
         raise Unauthenticated(f"{method}: send {proof}")
     if not _permitted(audience, caller):
         raise PermissionDenied(
@@ -173,6 +204,7 @@ _DESCRIBED = {
     Audience.ADMIN: "people with the role admin",
     Audience.HUB: "the hub",
     Audience.AGENT: "agents",
+    Audience.SERVICE: "server processes",
 }
 
 
@@ -181,4 +213,6 @@ def _permitted(audience: Audience, caller: Caller) -> bool:
         return caller.kind == "person" and caller.role in _ROLES and _ROLES.index(caller.role) >= _ROLES.index(audience)
     if audience is Audience.HUB:
         return caller.kind == "service" and caller.name == "hub"
+    if audience is Audience.SERVICE:
+        return caller.kind == "service"
     return audience is Audience.AGENT and caller.kind == "agent"

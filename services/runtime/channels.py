@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -11,6 +14,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from services.runtime import errors
 from services.runtime.errors import FieldViolation, SisError
+from services.runtime.identity import Identity
 from services.runtime.settings import TlsFiles
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -18,6 +22,11 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 # A peer that is gone without a word is noticed within 15 s. Servers permit pings at half this interval.
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
+
+PEER_GRACE_SECONDS = 60.0
+"""How long calls may go on over a channel whose certificate was renewed."""
+
+Stub = TypeVar("Stub")
 
 KEEPALIVE: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -44,6 +53,16 @@ def secure_channel(
         private_key=tls.key.read_bytes(),
         certificate_chain=tls.certificate.read_bytes(),
     )
+    return grpc.aio.secure_channel(endpoint, credentials, options=_options(server_name, retried))
+
+
+def server_channel(endpoint: str, ca: bytes, *, server_name: str | None = None) -> grpc.aio.Channel:
+    """A channel to `host:port` on which the server alone proves itself, under the CA (PEM)."""
+    credentials = grpc.ssl_channel_credentials(root_certificates=ca)
+    return grpc.aio.secure_channel(endpoint, credentials, options=_options(server_name, ()))
+
+
+def _options(server_name: str | None, retried: Sequence[str]) -> list[tuple[str, str | int]]:
     options: list[tuple[str, str | int]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -55,7 +74,78 @@ def secure_channel(
     ]
     if server_name is not None:
         options.append(("grpc.ssl_target_name_override", server_name))
-    return grpc.aio.secure_channel(endpoint, credentials, options=options)
+    return options
+
+
+class Peer(Generic[Stub]):
+    """Calls to another of the suite's processes, on a channel that is made anew with each renewed certificate.
+
+    `make_stub` makes the stub from a channel; for the rest, see `secure_channel`. After a renewal, calls on the
+    former channel have a minute to end; then they are cut off (see `refusals`).
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        identity: Identity,
+        make_stub: Callable[[grpc.aio.Channel], Stub],
+        *,
+        server_name: str | None = None,
+        retried: Sequence[str] = (),
+    ) -> None:
+        self._endpoint = endpoint
+        self._identity = identity
+        self._make_stub = make_stub
+        self._server_name = server_name
+        self._retried = retried
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._generation = -1
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Stub | None = None
+
+    @property
+    def stub(self) -> Stub:
+        """The stub with the identity's current certificate; take it anew for each call."""
+        if self._stub is None or self._generation != self._identity.generation:
+            self._retire(PEER_GRACE_SECONDS)
+            self._generation = self._identity.generation
+            self._channel = secure_channel(
+                self._endpoint, self._identity.tls, server_name=self._server_name, retried=self._retried
+            )
+            self._stub = self._make_stub(self._channel)
+        return self._stub
+
+    def _retire(self, grace: float | None) -> None:
+        if self._channel is not None:
+            task = asyncio.create_task(self._channel.close(grace))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+            self._channel = self._stub = None
+
+    async def close(self) -> None:
+        """End every call at once."""
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = self._stub = None
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Raises what a call in the block ends with as this process's error; Unavailable, too, when the call was cut off
+    because its `Peer` has a new certificate."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise grpc_error(error) from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # gRPC says in this way that the call was cancelled, not the task.
+        raise errors.Unavailable("the connection was replaced; try again", retry_after=0.0) from None
 
 
 def _service_config(retried: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
@@ -72,13 +72,13 @@ class Call:
 Layer = Callable[[Call], AbstractAsyncContextManager[None]]
 
 
-def layers(*, admin_token_sha256: str | None) -> Sequence[Layer]:
+def layers(*, admin_token_sha256: str | None, join_tokens: Mapping[str, str]) -> Sequence[Layer]:
     """The chain, outermost first."""
     return [
         telemetry,
         errors,
         deadline,
-        authentication(admin_token_sha256),
+        authentication(admin_token_sha256, join_tokens),
         authorisation,
         limits(unary=UNARY_LIMIT, streams=STREAM_LIMIT, open_to_anyone=OPEN_LIMIT),
     ]
@@ -187,19 +187,22 @@ async def deadline(call: Call) -> AsyncIterator[None]:
         ) from None
 
 
-def authentication(admin_token_sha256: str | None) -> Layer:
+def authentication(admin_token_sha256: str | None, join_tokens: Mapping[str, str]) -> Layer:
     """Finds out who calls, for `current_caller()`."""
 
     @asynccontextmanager
     async def layer(call: Call) -> AsyncIterator[None]:
         metadata = call.context.invocation_metadata() or ()
-        spiffe_ids = tuple(call.context.auth_context().get("peer_spiffe_id", ()))
+        peer = call.context.auth_context()
+        spiffe_ids = tuple(peer.get("peer_spiffe_id", ()))
         call.caller = access.authenticate(
             call.method,
             authorization=tuple(str(value) for key, value in metadata if key == "authorization"),
             spiffe_id=spiffe_ids[0].decode() if spiffe_ids else None,
             origin=_origin(call.context.peer()),
             admin_token_sha256=admin_token_sha256,
+            join_tokens=join_tokens,
+            certificate=next(iter(peer.get("x509_pem_cert", ())), b""),
         )
         with access.acting_as(call.caller):
             yield

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
 from services.runtime.channels import KEEPALIVE, KEEPALIVE_MS, MAX_MESSAGE_BYTES
+from services.runtime.identity import Unusable, pair
 from services.runtime.interceptors import Chain, layers
 from services.runtime.settings import TlsFiles
 
@@ -32,11 +34,46 @@ Registration = tuple[Callable[[Any, grpc.aio.Server], None], object]
 @dataclass(frozen=True, slots=True)
 class Listener:
     """An address to serve on, `host:port`, port 0 meaning "pick". With `demand_client_certificate`, only
-    clients that show a certificate of the CA can connect."""
+    clients that show a certificate of the CA can connect. When the files of `tls` change, new connections get
+    the new certificate."""
 
     address: str
     tls: TlsFiles
     demand_client_certificate: bool = False
+
+
+class _Certificate:
+    """What a listener shows and whom it trusts, read anew when the files have changed."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._tls = listener.tls
+        self._trusts = listener.demand_client_certificate
+        self._marks = self._marked()
+        self.initial = self._read()
+
+    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """What has changed, else None. gRPC calls it before each handshake, in a thread of its own."""
+        try:
+            marks = self._marked()
+            if marks == self._marks:
+                return None
+            found = self._read()
+        except (OSError, Unusable) as error:
+            # In the middle of a renewal, too; the next handshake looks again.
+            _log.warning("the certificate in %s is not taken: %s", self._tls.certificate, error)
+            return None
+        self._marks = marks
+        return found
+
+    def _marked(self) -> list[tuple[int, int]]:
+        found = [path.stat() for path in (self._tls.key, self._tls.certificate, self._tls.ca)]
+        return [(status.st_ino, status.st_mtime_ns) for status in found]
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        key, chain = self._tls.key.read_bytes(), self._tls.certificate.read_bytes()
+        pair(key, chain)
+        trusted = self._tls.ca.read_bytes() if self._trusts else None
+        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=trusted)
 
 
 class Server:
@@ -52,12 +89,13 @@ class Server:
         listeners: Sequence[Listener],
         *,
         admin_token_sha256: str | None = None,
+        join_tokens: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.name = name
         self.ports: tuple[int, ...] = ()
         self._registrations = registrations
         self._listeners = listeners
-        self._admin_token_sha256 = admin_token_sha256
+        self._layers = layers(admin_token_sha256=admin_token_sha256, join_tokens=join_tokens)
         self._health = health.aio.HealthServicer()
         self._services = _service_names(registrations)
         self._server: grpc.aio.Server | None = None
@@ -66,10 +104,11 @@ class Server:
         """Bind and serve. Returns the port of each listener, in order.
 
         Raises:
-            OSError: an address cannot be bound.
+            OSError: an address cannot be bound, or a certificate not read.
+            Unusable: key and certificate do not belong together.
         """
         self._server = grpc.aio.server(
-            interceptors=[Chain(layers(admin_token_sha256=self._admin_token_sha256))],
+            interceptors=[Chain(self._layers)],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -92,11 +131,11 @@ class Server:
 
     @staticmethod
     def _bind(server: grpc.aio.Server, listener: Listener) -> int:
-        tls = listener.tls
-        credentials = grpc.ssl_server_credentials(
-            [(tls.key.read_bytes(), tls.certificate.read_bytes())],
-            root_certificates=tls.ca.read_bytes() if listener.demand_client_certificate else None,
-            require_client_auth=listener.demand_client_certificate,
+        served = _Certificate(listener)
+        credentials = grpc.dynamic_ssl_server_credentials(
+            served.initial,
+            served.fetch,  # type: ignore[arg-type]  # typed as if it had to return one each time
+            listener.demand_client_certificate,
         )
         try:
             port = server.add_secure_port(listener.address, credentials)
@@ -143,7 +182,7 @@ async def run(
         loop.add_signal_handler(number, stopping.set)
     try:
         await server.start()
-    except OSError as error:
+    except (OSError, Unusable) as error:
         _log.error("%s cannot start: %s", server.name, error)
         raise SystemExit(1) from None
     tasks = [asyncio.create_task(_forever(each)) for each in (*background, lambda: _watch_health(server, healthy))]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, StringConstraints, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _checked_endpoint(value: str) -> str:
@@ -20,6 +20,14 @@ def _checked_endpoint(value: str) -> str:
 
 Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
 """`host:port`; an IPv6 host is in brackets. A listener may have port 0: the system picks one."""
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""Texts separated by commas."""
 
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lower-case hexadecimal."""
@@ -37,20 +45,12 @@ class TlsFiles:
 class Settings(BaseSettings):
     """The settings of one process. A subclass names its prefix:
 
-    class QueueSettings(Settings):
+    class QueueSettings(ServiceSettings):
         model_config = SettingsConfigDict(env_prefix="SIS_QUEUE_")
         database_url: str
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
-
-    tls_ca: Path
-    tls_certificate: Path
-    tls_key: Path
-
-    @property
-    def tls(self) -> TlsFiles:
-        return TlsFiles(ca=self.tls_ca, certificate=self.tls_certificate, key=self.tls_key)
 
     @classmethod
     def load(cls) -> Self:
@@ -64,6 +64,26 @@ class Settings(BaseSettings):
             sys.stderr.write("".join(f"error: {problem}\n" for problem in problems))
             raise SystemExit(2) from None
         return settings
+
+
+class IdentitySettings(Settings):
+    """Of a process that proves itself by a certificate."""
+
+    # The PEM file of the CA.
+    tls_ca: Path
+    # The directory of its key and certificate.
+    identity: Path
+    # DNS names and IP addresses under which it is reached; its own name is always in.
+    host_names: Texts = ()
+
+
+class ServiceSettings(IdentitySettings):
+    """Of a server process that gets its certificate from the credential service."""
+
+    # The credential service's listener for people.
+    join_endpoint: Endpoint
+    # Holds the token by which it proves itself there.
+    join_token_file: Path
 
 
 def _problem(prefix: str, location: tuple[int | str, ...], kind: str, message: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
-from sis.cli.options import Data, Json
+from sis.cli.options import Data, Json, Reason
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The agents that take jobs at the sites.")
 
@@ -57,3 +58,70 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME")], json: Json = Fals
         print(terminal.document(found))
     else:
         agent_page(terminal.console(), found)
+
+
+@app.command()
+def pair(
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the agent will be called.")],
+    group: Annotated[str, typer.Option("--group", metavar="NAME", help="To which group it will belong.")],
+    json: Json = False,
+    data: Data = None,
+) -> None:
+    """Make a pairing code, good for one agent within an hour. An agent of that name is replaced when it is used."""
+    from sis.cli import terminal, words
+    from sis.client import Client
+
+    with Client.find(data) as client:
+        made = client.identities.pair(name, group)
+    if json:
+        print(terminal.document(made))
+        return
+    print(made.code)
+    print(f"Good for one agent until {words.local_time(made.expire_time)}. On its machine:", file=sys.stderr)
+    print(f"  sis-agent enrol --hub HOST:PORT --code {made.code}", file=sys.stderr)
+
+
+@app.command()
+def revoke(names: Annotated[list[str], typer.Argument(metavar="NAME")], reason: Reason = "", data: Data = None) -> None:
+    """Revoke agents: their streams are closed at once, and they must be paired again to come back."""
+    from sis.cli import failures
+    from sis.client import ApiError, Client
+
+    failed = False
+    with Client.find(data) as client:
+        for name in names:
+            try:
+                client.identities.revoke(name, reason)
+            except ApiError as error:
+                failures.report(error, name)
+                failed = True
+            else:
+                print(f"Agent {name} is revoked; jobs in its hands become AWOL")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def identities(json: Json = False, data: Data = None) -> None:
+    """List the agents as the PKI knows them: certificates, who paired and who revoked them."""
+    from sis.cli import terminal, words
+    from sis.client import Client
+    from sis.credentials.v1 import agent_identity_service_pb2 as pb
+
+    with Client.find(data) as client:
+        found = list(client.identities.all())
+    if json:
+        print(terminal.document(pb.ListAgentIdentitiesResponse(identities=found)))
+        return
+    out = terminal.console()
+    table = terminal.table(out, "Name", "Group", "State", "Certified Until", "Enrolled On", "Paired By")
+    for each in found:
+        table.add_row(
+            terminal.cell(each.name),
+            terminal.cell(each.group),
+            f"revoked by {each.revoker}" if each.revoked else "valid",
+            words.local_time(each.not_after),
+            words.local_time(each.enrol_time),
+            terminal.cell(each.pairer),
+        )
+    out.print(table if found else "No agents")

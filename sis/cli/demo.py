@@ -1,9 +1,11 @@
-"""`sis demo`: three jobs on this machine, and for each whether it did what it should."""
+"""`sis demo`: four jobs on this machine, and for each whether it did what it should."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import secrets
 import tempfile
 import time
 import uuid
@@ -21,6 +23,7 @@ from sis.cli.details import process_table
 from sis.cli.monitor import MonitorView, verdict
 from sis.client import ApiError, Client
 from sis.client.endpoints import data_directory
+from sis.credentials.v1 import credential_pb2, credential_service_pb2
 from sis.queue.v1 import job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
 
@@ -40,6 +43,17 @@ wait
 echo "result=3 children counted to 4" >> "$SIS_OUTPUT"
 echo "All children have ended."
 """
+_INDISCREET = """\
+secret=$SIS_CREDENTIAL_SECRET_PASSWORD
+echo "I am $SIS_CREDENTIAL_SECRET_USERNAME and my password is $secret."
+echo "In base64 it is $(printf %s "$secret" | base64 -w 0)"
+echo "and within more of it $(printf '%s' "user:$secret:end" | base64 -w 0)"
+echo "In hexadecimal it is $(printf %s "$secret" | od -An -v -tx1 | tr -d ' \\n')"
+printf 'In two pieces it is %s' "$(printf %s "$secret" | cut -c 1-9)"; sleep 0.3; printf %s "$secret" | cut -c 10-
+echo "On standard error: $secret" >&2
+echo "50 uploading with $secret" >> "$SIS_PROGRESS"
+echo "result=used $secret" >> "$SIS_OUTPUT"
+"""
 _READY = b"ignores TERM"
 _ENDLESS = """\
 sh -c 'trap "" TERM; sleep 1000000 & echo "child $$ ignores TERM, and so does its own child $!"; wait' &
@@ -49,12 +63,13 @@ wait
 
 
 def run(data: Path | None) -> int:
-    """Show the three parts; returns 0 only if each did what it should."""
+    """Show the four parts; returns 0 only if each did what it should."""
     out = terminal.console()
     with _stack(out, data) as directory, Client.find(directory) as client:
         parts: list[tuple[str, Callable[[Console, Client], list[str]]]] = [
             ("The facts of this machine", _facts),
             ("A job that forks children and prints as it goes, live", _children),
+            ("A job that prints its password in several encodings", _indiscreet),
             ("An endless job whose child ignores TERM, canceled", _stubborn),
         ]
         failed = False
@@ -89,7 +104,7 @@ def _temporarily_up(out: Console, directory: Path) -> Iterator[None]:
         out.print(Text(line, style="dim"))
 
     began = time.monotonic()
-    out.print(Text(f"Starting PostgreSQL, queue, hub and agent in {directory} …", style="dim"))
+    out.print(Text(f"Starting PostgreSQL, OpenBao and the services in {directory} …", style="dim"))
     sis.stack.up(sis.stack.Options(data=directory, detach=True), say)
     out.print(Text(f"Everything is healthy after {words.duration(time.monotonic() - began)}", style="dim"))
     try:
@@ -143,6 +158,58 @@ def _children(out: Console, client: Client) -> list[str]:
     return problems
 
 
+def _indiscreet(out: Console, client: Client) -> list[str]:
+    password = secrets.token_urlsafe(15)
+    name = f"demo-{uuid.uuid4().hex[:8]}"
+    client.credentials.create(
+        credential_service_pb2.CreateCredentialRequest(
+            name=name,
+            kind=credential_pb2.CREDENTIAL_KIND_USERNAME_PASSWORD,
+            username="demo",
+            description="Made by sis demo, and deleted by it",
+            value=credential_pb2.SecretValue(secret=password.encode()),
+        )
+    )
+    try:
+        said = f"Stored the credential {name}. Its password is in Vault and will be with the job, and nowhere else."
+        out.print(Text(said, style="dim"))
+        return _with_password(out, client, name, password)
+    finally:
+        client.credentials.delete(name)
+
+
+def _with_password(out: Console, client: Client, name: str, password: str) -> list[str]:
+    seen = b""
+    parameters = {"script": _INDISCREET}
+    with (
+        _job(client, "An indiscreet job", "core.shell", "run", parameters, {"secret": name}) as job_id,
+        MonitorView(out) as view,
+    ):
+        for response in client.jobs.monitor(job_id, on_interruption=view.interrupted):
+            view.show(response)
+            seen += response.SerializeToString()
+    job = client.jobs.get(job_id)
+    out.print(verdict(job))
+    out.print(f"result: {next((each.value for each in job.outputs if each.name == 'result'), 'none')}")
+    problems = _unless(job, job_pb2.JOB_STATUS_SUCCEEDED)
+    seen += job.SerializeToString()
+    encoded = base64.b64encode(password.encode())
+    for form in (password.encode(), password.encode().hex().encode(), encoded.rstrip(b"=")[:-1]):
+        if form in seen:
+            problems.append("the password was shown")
+    if seen.count(b"***") < 8:
+        problems.append("not everything that was to be masked was printed")
+    if not problems:
+        out.print(Text("✓ Every form of the password was masked before it left the supervisor", style="green"))
+    used = list(client.credentials.usage(name))
+    if not any(each.job_id == job_id for each in used):
+        problems.append("nobody knows that the credential was used")
+    for each in used:
+        at = words.clock(each.take_time)
+        out.print(Text(f"✓ Who used it: job {each.job_id} of {each.requester}, at {each.agent}, {at}", style="green"))
+    return problems
+
+
 def _stubborn(out: Console, client: Client) -> list[str]:
     seen = b""
     canceled = False
@@ -180,7 +247,14 @@ def _is_payload(process: job_pb2.Process) -> bool:
 
 
 @contextmanager
-def _job(client: Client, name: str, package: str, operation: str, parameters: dict[str, str]) -> Iterator[int]:
+def _job(
+    client: Client,
+    name: str,
+    package: str,
+    operation: str,
+    parameters: dict[str, str],
+    credentials: dict[str, str] | None = None,
+) -> Iterator[int]:
     """A new job. If its part is left early, it is ended by force: nothing may outlive the demonstration."""
     request = pb.CreateJobRequest(
         display_name=name,
@@ -188,6 +262,7 @@ def _job(client: Client, name: str, package: str, operation: str, parameters: di
         package=job_pb2.PackageReference(name=package),
         operation=operation,
         parameters={key: job_pb2.ParameterValue(plain=value) for key, value in parameters.items()},
+        credentials=credentials,
         site_target=job_pb2.SiteTarget(group="local"),
         request_id=str(uuid.uuid4()),
     )

@@ -40,6 +40,10 @@ def _summary(job: job_pb2.Job) -> Iterable[tuple[str, RenderableType]]:
     yield "Name", job.display_name
     yield "Type", words.job_type(job.type)
     yield "Status", Text(words.status(job.status), style=words.status_style(job.status))
+    if job.HasField("wait"):
+        yield "Waits", _wait(job.wait)
+        if job.wait.message:
+            yield "Why", job.wait.message
     if job.failure_reason:
         yield "Reason", job.failure_reason
     if job.status_message:
@@ -52,18 +56,35 @@ def _summary(job: job_pb2.Job) -> Iterable[tuple[str, RenderableType]]:
         yield "Labels", ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
 
 
+def _wait(wait: job_pb2.JobWait) -> str:
+    why = words.wait(wait.reason) if wait.reason else "it was given back"
+    again = f"; tried again at {words.local_time(wait.retry_time)}" if wait.HasField("retry_time") else ""
+    return why + again
+
+
 def _package(job: job_pb2.Job) -> Iterable[tuple[str, RenderableType]]:
     yield "Package", words.package(job.package)
     yield "Digest", job.package.digest or _NONE
     yield "Operation", job.operation
     for name, value in sorted(job.parameters.items()):
-        yield name, block("\n".join(value.list.items) if value.HasField("list") else value.plain)
+        yield name, block(_value(value))
+
+
+def _value(value: job_pb2.ParameterValue) -> str:
+    if value.HasField("credential_ref"):
+        return f"(the secret of credential {value.credential_ref})"
+    return "\n".join(value.list.items) if value.HasField("list") else value.plain
 
 
 def _target(job: job_pb2.Job) -> Iterable[tuple[str, RenderableType]]:
     yield "Site target", words.site(job.site_target)
     yield "Agent", job.agent or _NONE
     yield "Target", job.target or _NONE
+    if job.admin or job.run_as:
+        yield "Admin", job.admin or _NONE
+        yield "Run As", job.run_as or "the Admin's account"
+    for ref, name in sorted(job.credentials.items()):
+        yield f"Credential {ref}", name
 
 
 def _execution(job: job_pb2.Job) -> Iterable[tuple[str, RenderableType]]:
@@ -192,6 +213,14 @@ def package_page(out: Console, package: package_pb.Package) -> None:
                 )
             out.print(table)
             out.print()
+        if operation.credentials:
+            table = terminal.table(out, "Credential", "Kinds", "Required", "Reaches it by", "Description")
+            for reference in operation.credentials:
+                kinds = ", ".join(map(words.credential_kind, reference.kinds)) or "any"
+                required = "yes" if reference.required else "no"
+                table.add_row(cell(reference.ref), kinds, required, reference.delivery, cell(reference.description))
+            out.print(table)
+            out.print()
         if operation.outputs:
             table = terminal.table(out, "Output", "Required", "Description")
             for each_output in operation.outputs:
@@ -229,6 +258,8 @@ def agent_page(out: Console, agent: agent_pb.Agent) -> None:
 
 def agent_state(agent: agent_pb.Agent) -> Text:
     """Whether the agent takes jobs."""
+    if agent.HasField("quarantine_time"):
+        return Text("quarantined", style="red")
     if not agent.online:
         return Text("offline", style="red")
     return Text("draining", style="yellow") if agent.draining else Text("online", style="green")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,11 +12,12 @@ from typing import TypeVar
 import typer
 from rich.text import Text
 
-from sis.cli import failures, history, requests, terminal, words
+from sis.cli import failures, history, requests, secrets, terminal, values, words
 from sis.cli.details import job_page
 from sis.cli.monitor import MonitorView, verdict
 from sis.cli.text import LineJoiner, uncoloured
-from sis.client import ApiError, Client
+from sis.client import ApiError, Client, ClientError
+from sis.credentials.v1 import credential_pb2, credential_service_pb2
 from sis.queue.v1 import job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
 
@@ -32,10 +35,14 @@ _COLUMNS = (
 )
 
 
-def create(data: Path | None, request: pb.CreateJobRequest, *, follow: bool, json: bool) -> None:
-    """Put a job on the queue and say which, or follow it to its end."""
+def create(
+    data: Path | None, request: pb.CreateJobRequest, secret_inputs: Sequence[str], *, follow: bool, json: bool
+) -> None:
+    """Put a job on the queue and say which, or follow it to its end. The secrets of `secret_inputs` are asked for, and
+    stored as credentials for this job alone."""
+    typed = _typed(request, secret_inputs)
     with Client.find(data) as client:
-        job = client.jobs.create(request)
+        job = _create(client, request, typed)
         if not follow:
             print(terminal.document(job) if json else f"Job {job.job_id} created: {words.status(job.status)}")
             return
@@ -46,6 +53,50 @@ def create(data: Path | None, request: pb.CreateJobRequest, *, follow: bool, jso
             raise typer.Exit(130) from None
     if ended.status != job_pb2.JOB_STATUS_SUCCEEDED:
         raise typer.Exit(1)
+
+
+def _typed(request: pb.CreateJobRequest, secret_inputs: Sequence[str]) -> dict[str, bytes]:
+    """The secrets that a person types, by the name of the input."""
+    typed: dict[str, bytes] = {}
+    for name in secret_inputs:
+        if name in request.parameters or name in typed:
+            raise values.OptionError(f"--param-secret: {name!r} is given twice; give it once")
+        # One secret can come through a pipe.
+        piped = len(secret_inputs) == 1 and not sys.stdin.isatty()
+        typed[name] = secrets.read(f"Secret for {name}", from_stdin=piped, file=None, option="--param-secret")
+    return typed
+
+
+def _create(client: Client, request: pb.CreateJobRequest, typed: dict[str, bytes]) -> job_pb2.Job:
+    made: list[str] = []
+    job = None
+    # With the same request id the same names, so that repeating the command makes one of each.
+    token = request.request_id or str(uuid.uuid4())
+    try:
+        for name, secret in typed.items():
+            unique = f"typed-{uuid.uuid5(uuid.NAMESPACE_OID, f'{token} {name}')}"
+            credential = client.credentials.create(
+                credential_service_pb2.CreateCredentialRequest(
+                    name=unique,
+                    kind=credential_pb2.CREDENTIAL_KIND_TOKEN,
+                    description=f"Typed for {name} of {request.display_name}"[:500],
+                    value=credential_pb2.SecretValue(secret=secret),
+                    for_one_job=True,
+                    request_id=unique,
+                )
+            )
+            made.append(credential.name)
+            request.parameters[name].credential_ref = credential.name
+        job = client.jobs.create(request)
+        for each in made:
+            client.credentials.bind(each, job.job_id)
+    except BaseException:
+        if job is None:
+            for each in made:
+                with contextlib.suppress(ClientError):  # it expires within the hour
+                    client.credentials.delete(each)
+        raise
+    return job
 
 
 def monitor(data: Path | None, job_id: int, resume_token: str, *, json: bool) -> None:

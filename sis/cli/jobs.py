@@ -74,6 +74,29 @@ def create(
             help="An input. Given again, K becomes a list; K=@FILE reads a file, K=@@TEXT means @TEXT.",
         ),
     ] = None,
+    admin: Annotated[
+        str,
+        typer.Option("--admin", metavar="CREDENTIAL", help="With whose rights it is deployed; else the agent's own."),
+    ] = "",
+    run_as: Annotated[
+        str, typer.Option("--run-as", metavar="CREDENTIAL", help="As whom the payload runs; else as the admin.")
+    ] = "",
+    credential: Annotated[
+        list[str] | None,
+        typer.Option("--credential", metavar="REF=CREDENTIAL", help="One that the operation declares."),
+    ] = None,
+    param_credential: Annotated[
+        list[str] | None,
+        typer.Option("--param-credential", metavar="K=CREDENTIAL", help="The secret for a sensitive input."),
+    ] = None,
+    param_secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param-secret",
+            metavar="K",
+            help="Ask for the secret of a sensitive input; it is kept in Vault for this job alone.",
+        ),
+    ] = None,
     defer: Annotated[bool, typer.Option("--defer", help="Hold it until somebody activates it.")] = False,
     not_before: Annotated[
         str | None, typer.Option("--not-before", metavar="TIME", help="RFC 3339, or from now: +5m, +2h.")
@@ -115,8 +138,12 @@ def create(
         priority=priority.value if priority else "unspecified",
         labels=label or [],
         request_id=request_id,
+        admin=admin,
+        run_as=run_as,
+        credentials=credential or [],
+        secret_parameters=param_credential or [],
     )
-    job_actions.create(data, request, follow=follow, json=json)
+    job_actions.create(data, request, param_secret or [], follow=follow, json=json)
 
 
 @app.command("list")

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sis.cli import agents, jobs, packages, stack
+from sis.cli import agents, credentials, jobs, packages, stack, vault
 
 app = typer.Typer(
     name="sis",
@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(packages.app, name="packages")
+app.add_typer(credentials.app, name="credentials")
 app.add_typer(agents.app, name="agents")
+app.add_typer(vault.app, name="vault")
 stack.register(app)
 
 

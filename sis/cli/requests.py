@@ -26,6 +26,10 @@ def create_job(
     priority: str,
     labels: Sequence[str],
     request_id: str,
+    admin: str = "",
+    run_as: str = "",
+    credentials: Sequence[str] = (),
+    secret_parameters: Sequence[str] = (),
     now: datetime | None = None,
 ) -> pb.CreateJobRequest:
     """The request for a job.
@@ -43,9 +47,16 @@ def create_job(
         site_target=values.site(site),
         priority=job_pb2.Priority.Value(f"PRIORITY_{_constant(priority)}"),
         deferred=deferred,
-        labels=values.labels(labels),
+        labels=values.named_once("--label", labels),
         request_id=request_id,
+        admin=admin,
+        run_as=run_as,
+        credentials=values.named_once("--credential", credentials),
     )
+    for name, credential in values.named_once("--param-credential", secret_parameters).items():
+        if name in request.parameters:
+            raise values.OptionError(f"--param-credential: {name!r} is given by --param too; give one of the two")
+        request.parameters[name].credential_ref = credential
     if not_before is not None:
         request.not_before.FromDatetime(values.time("--not-before", not_before, moment))
     if latest_start is not None:

@@ -36,9 +36,17 @@ def up(
     hub_agent_port: Annotated[
         int | None, typer.Option("--hub-agent-port", min=0, max=65535, help="Where agents call it.")
     ] = None,
+    hub_enrolment_port: Annotated[
+        int | None, typer.Option("--hub-enrolment-port", min=0, max=65535, help="Where agents enrol.")
+    ] = None,
+    credentials_port: Annotated[
+        int | None, typer.Option("--credentials-port", min=0, max=65535, help="Where people call the KeySafe.")
+    ] = None,
+    vault_port: Annotated[int | None, typer.Option("--vault-port", min=0, max=65535, help="OpenBao.")] = None,
     data: Data = None,
 ) -> None:
-    """Start the stack on this machine: PostgreSQL, queue, hubs, agents; restart what dies, until Ctrl-C.
+    """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hubs, agents; restart what
+    dies, until Ctrl-C.
 
     What is not given stays as at the last start. Data survives down and up.
     """
@@ -57,6 +65,9 @@ def up(
             queue_internal_port=queue_internal_port,
             hub_port=hub_port,
             hub_agent_port=hub_agent_port,
+            hub_enrolment_port=hub_enrolment_port,
+            credentials_port=credentials_port,
+            vault_port=vault_port,
         )
         raise typer.Exit(sis.stack.up(options, _say))
 

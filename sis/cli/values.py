@@ -64,12 +64,12 @@ def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     return found
 
 
-def labels(texts: Iterable[str]) -> dict[str, str]:
+def named_once(option: str, texts: Iterable[str]) -> dict[str, str]:
     """`k=v` each, every key once."""
     found: dict[str, str] = {}
-    for key, value in pairs("--label", texts):
+    for key, value in pairs(option, texts):
         if key in found:
-            raise OptionError(f"--label: {key!r} is given twice")
+            raise OptionError(f"{option}: {key!r} is given twice")
         found[key] = value
     return found
 

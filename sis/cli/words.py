@@ -1,4 +1,4 @@
-"""The words in which people see jobs, packages and agents: those of the user guide."""
+"""The words in which people see jobs, packages, credentials and agents: those of the user guide."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from sis.credentials.v1 import credential_pb2
 from sis.queue.v1 import frame_pb2, job_pb2
 
 NOT_APPLICABLE = "n/a"
@@ -33,6 +34,7 @@ _TYPE = {
 }
 _ROLE = {
     job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR: "package executor",
+    job_pb2.PROCESS_ROLE_RUN_AS_EXECUTOR: "run-as executor",
     job_pb2.PROCESS_ROLE_PAYLOAD: "payload",
     job_pb2.PROCESS_ROLE_DESCENDANT: "descendant",
 }
@@ -47,6 +49,29 @@ _VERDICT = {
     job_pb2.LOG_VERDICT_COMPLETE: ("complete: agent and server agree on every byte", "green"),
     job_pb2.LOG_VERDICT_TRUNCATED: ("truncated: output beyond the cap was discarded at the site", "yellow"),
     job_pb2.LOG_VERDICT_GAPPED: ("gapped: the end never arrived", "red"),
+}
+_WAIT = {
+    job_pb2.WAIT_REASON_VAULT_SEALED: "Vault is sealed",
+    job_pb2.WAIT_REASON_VAULT_UNREACHABLE: "Vault cannot be reached",
+    job_pb2.WAIT_REASON_VAULT_SLOW: "Vault is too slow",
+    job_pb2.WAIT_REASON_VAULT_FORBIDDEN: "Vault denies access",
+    job_pb2.WAIT_REASON_VAULT_RATE_LIMITED: "Vault limits the rate",
+    job_pb2.WAIT_REASON_VAULT_FAILED: "Vault has failed",
+    job_pb2.WAIT_REASON_CREDENTIALS_UNREACHABLE: "the credential service cannot be reached",
+    job_pb2.WAIT_REASON_AGENT_UNKNOWN: "its agent has no valid identity",
+    job_pb2.WAIT_REASON_DECLINED: "its agent has declined it",
+}
+_CREDENTIAL_KIND = {
+    credential_pb2.CREDENTIAL_KIND_USERNAME_PASSWORD: "username and password",
+    credential_pb2.CREDENTIAL_KIND_SSH_KEY: "SSH key",
+    credential_pb2.CREDENTIAL_KIND_TOKEN: "token",
+    credential_pb2.CREDENTIAL_KIND_DOMAIN_ACCOUNT: "domain account",
+}
+_CREDENTIAL_STATE = {
+    credential_pb2.CREDENTIAL_STATE_READY: "ready",
+    credential_pb2.CREDENTIAL_STATE_PENDING: "being stored",
+    credential_pb2.CREDENTIAL_STATE_VALUE_MISSING: "its secret is missing in Vault",
+    credential_pb2.CREDENTIAL_STATE_DELETING: "being deleted",
 }
 _CHANNEL = {
     job_pb2.CHANNEL_SYSTEM: "system",
@@ -90,6 +115,21 @@ def stop(value: job_pb2.StopState.ValueType) -> tuple[str, str]:
 def verdict(value: job_pb2.LogVerdict.ValueType) -> tuple[str, str]:
     """How complete a log is, and its colour."""
     return _VERDICT.get(value, (NOT_APPLICABLE, ""))
+
+
+def wait(reason: job_pb2.WaitReason.ValueType) -> str:
+    """What keeps a job."""
+    return _WAIT.get(reason, _unknown(reason))
+
+
+def credential_kind(value: credential_pb2.CredentialKind.ValueType) -> str:
+    """What a credential is made of."""
+    return _CREDENTIAL_KIND.get(value, _unknown(value))
+
+
+def credential_state(value: credential_pb2.CredentialState.ValueType) -> str:
+    """Whether a credential can be used."""
+    return _CREDENTIAL_STATE.get(value, _unknown(value))
 
 
 def channel(value: job_pb2.Channel.ValueType) -> str:

@@ -1,4 +1,4 @@
-"""The client library: jobs, packages and agents of a suite, from Python."""
+"""The client library: jobs, packages, credentials and agents of a suite, from Python."""
 
 from sis.client.client import Client
 from sis.client.errors import ApiError, ClientError, ConfigurationError, Violation

@@ -9,7 +9,10 @@ from typing import Self
 from sis.client import endpoints
 from sis.client.agents import Agents
 from sis.client.connection import CALL_SECONDS, Connection
+from sis.client.credentials import Credentials
+from sis.client.endpoints import Endpoints
 from sis.client.errors import ConfigurationError
+from sis.client.identities import AgentIdentities
 from sis.client.jobs import Jobs
 from sis.client.packages import Packages
 
@@ -20,22 +23,18 @@ class Client:
         with Client.find() as sis:
             job = sis.jobs.get(42)
 
-    Messages of `sis.queue.v1` and `sis.agent.v1` go in and come out. Every call has a deadline (`seconds`,
-    for calls that are answered once), and those that are safe to repeat are repeated while a server is away
-    for a moment.
+    Messages of `sis.queue.v1`, `sis.credentials.v1` and `sis.agent.v1` go in and come out. Every call has a
+    deadline (`seconds`, for calls that are answered once), and those that are safe to repeat are repeated while
+    a server is away for a moment.
     """
 
-    def __init__(
-        self,
-        queue_endpoint: str,
-        hub_endpoint: str,
-        token: str,
-        ca: bytes | None,
-        *,
-        seconds: float = CALL_SECONDS,
-    ) -> None:
-        self._queue = Connection(queue_endpoint, token, ca, seconds)
-        self._hub = Connection(hub_endpoint, token, ca, seconds) if hub_endpoint else None
+    def __init__(self, endpoints: Endpoints, *, seconds: float = CALL_SECONDS) -> None:
+        def connect(endpoint: str) -> Connection | None:
+            return Connection(endpoint, endpoints.token, endpoints.ca, seconds) if endpoint else None
+
+        self._queue = Connection(endpoints.queue, endpoints.token, endpoints.ca, seconds)
+        self._hub = connect(endpoints.hub)
+        self._credentials = connect(endpoints.credentials)
         self.jobs = Jobs(self._queue)
         self.packages = Packages(self._queue)
 
@@ -46,11 +45,25 @@ class Client:
         Raises:
             ConfigurationError: the hub's endpoint is not known.
         """
-        if self._hub is None:
-            raise ConfigurationError(
-                "the hub's endpoint is not known; set SIS_HUB_ENDPOINT to its public listener, host:port"
-            )
-        return Agents(self._hub)
+        return Agents(_known(self._hub, "hub", "SIS_HUB_ENDPOINT"))
+
+    @property
+    def credentials(self) -> Credentials:
+        """The KeySafe.
+
+        Raises:
+            ConfigurationError: the credential service's endpoint is not known.
+        """
+        return Credentials(_known(self._credentials, "credential service", "SIS_CREDENTIALS_ENDPOINT"))
+
+    @property
+    def identities(self) -> AgentIdentities:
+        """Which agents belong to the suite.
+
+        Raises:
+            ConfigurationError: the credential service's endpoint is not known.
+        """
+        return AgentIdentities(_known(self._credentials, "credential service", "SIS_CREDENTIALS_ENDPOINT"))
 
     @classmethod
     def find(cls, data: Path | None = None) -> Client:
@@ -59,14 +72,13 @@ class Client:
         Raises:
             ConfigurationError: no stack is up there, or a file cannot be read.
         """
-        found = endpoints.find(data)
-        return cls(found.queue, found.hub, found.token, found.ca)
+        return cls(endpoints.find(data))
 
     def close(self) -> None:
         """Close the channels; calls in flight are cancelled."""
-        self._queue.close()
-        if self._hub is not None:
-            self._hub.close()
+        for connection in (self._queue, self._hub, self._credentials):
+            if connection is not None:
+                connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -75,3 +87,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _known(connection: Connection | None, server: str, variable: str) -> Connection:
+    if connection is None:
+        raise ConfigurationError(
+            f"the {server}'s endpoint is not known; set {variable} to its public listener, host:port"
+        )
+    return connection

@@ -34,6 +34,15 @@ _RETRIED = {
     ],
     "sis.queue.v1.PackageService": ["ListPackages", "GetPackage"],
     "sis.agent.v1.AgentAdminService": ["ListAgents", "GetAgent"],
+    # Every CreateCredential carries a request id as well.
+    "sis.credentials.v1.CredentialService": [
+        "CreateCredential",
+        "ListCredentials",
+        "GetCredential",
+        "ListCredentialUsage",
+        "BindCredential",
+    ],
+    "sis.credentials.v1.AgentIdentityService": ["RevokeAgent", "ListAgentIdentities"],
 }
 _SERVICE_CONFIG = {
     "methodConfig": [

@@ -1,7 +1,7 @@
 """Where the servers are and how to prove who calls: the local stack's own file, or the environment.
 
 `sis up` leaves `stack.json` in its data directory. A remote suite is named by SIS_QUEUE_ENDPOINT,
-SIS_HUB_ENDPOINT, SIS_TOKEN_FILE and SIS_CA.
+SIS_HUB_ENDPOINT, SIS_CREDENTIALS_ENDPOINT, SIS_TOKEN_FILE and SIS_CA.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ class Endpoints:
 
     queue: str
     """host:port of the queue's public listener."""
-    hub: str
-    """host:port of a hub's public listener, "" where it is not known (then agents cannot be listed)."""
     token: Token
-    ca: bytes | None
+    ca: bytes | None = None
     """The certificates to trust (PEM), None for the system's."""
+    hub: str = ""
+    """host:port of a hub's public listener, "" where it is not known (then agents cannot be listed)."""
+    credentials: str = ""
+    """host:port of the credential service's public listener, "" where it is not known."""
 
 
 class Token(str):
@@ -66,6 +68,7 @@ def _remote(environment: Mapping[str, str]) -> Endpoints:
     return Endpoints(
         queue=environment["SIS_QUEUE_ENDPOINT"],
         hub=environment.get("SIS_HUB_ENDPOINT", ""),
+        credentials=environment.get("SIS_CREDENTIALS_ENDPOINT", ""),
         token=_token(Path(token_file), "SIS_TOKEN_FILE"),
         ca=_read(Path(ca), "SIS_CA") if ca else None,
     )
@@ -75,7 +78,9 @@ def _local(directory: Path) -> Endpoints:
     path = directory / "stack.json"
     try:
         found = json.loads(path.read_bytes())
-        queue, hub, ca, token = (str(found[key]) for key in ("queue_endpoint", "hub_endpoint", "ca", "token"))
+        queue, hub, credentials, ca, token = (
+            str(found[key]) for key in ("queue_endpoint", "hub_endpoint", "credentials_endpoint", "ca", "token")
+        )
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigurationError(
             f"no stack is up in {directory}; start one with `sis up --detach`, or name its place with --data"
@@ -85,7 +90,11 @@ def _local(directory: Path) -> Endpoints:
     except (ValueError, KeyError, TypeError):
         raise ConfigurationError(f"{path} is damaged; start the stack again with `sis up --detach`") from None
     return Endpoints(
-        queue=queue, hub=hub, token=_token(directory / token, str(path)), ca=_read(directory / ca, str(path))
+        queue=queue,
+        hub=hub,
+        credentials=credentials,
+        token=_token(directory / token, str(path)),
+        ca=_read(directory / ca, str(path)),
     )
 
 

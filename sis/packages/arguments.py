@@ -24,9 +24,10 @@ def command_line(
     return line
 
 
-def environment(resolved: Mapping[str, Value]) -> dict[str, str]:
-    """The variables SIS_PARAM_NAME; a list is its items, a line each."""
-    return {f"SIS_PARAM_{name.upper()}": values.text(value) for name, value in resolved.items()}
+def environment(resolved: Mapping[str, Value], secrets: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables SIS_PARAM_NAME; a list is its items, a line each. `secrets` are the sensitive inputs' values."""
+    given = {**resolved, **(secrets or {})}
+    return {f"SIS_PARAM_{name.upper()}": values.text(value) for name, value in given.items()}
 
 
 def _expand(

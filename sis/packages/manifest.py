@@ -6,27 +6,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from sis.packages import document, templates, values
+from sis.packages import document, templates
+from sis.packages.fields import LOWER, Line, Name, Part, Text, shaped
+from sis.packages.operation import CredentialReference, Input, Operation, Output
 from sis.packages.templates import Reference
-from sis.packages.values import InputType, Value
+
+__all__ = [
+    "FILE_NAME",
+    "MAX_BYTES",
+    "MAX_PROBLEMS",
+    "VERSION",
+    "CredentialReference",
+    "Input",
+    "InvalidManifest",
+    "Manifest",
+    "Operation",
+    "Output",
+    "Problem",
+    "load",
+    "parse",
+    "parse_bytes",
+    "version_key",
+]
 
 FILE_NAME = "package.yaml"
 MAX_BYTES = 4 * document.MAX_CHARACTERS
@@ -35,9 +44,16 @@ MAX_BYTES = 4 * document.MAX_CHARACTERS
 MAX_PROBLEMS = 50
 """Mistakes that are named at once."""
 
-_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_MAX_RUN_TIMEOUT = 365 * _SECONDS["d"]
+PackageName = Annotated[Name, shaped(r"[a-z0-9]+([.-][a-z0-9]+)*", f"{LOWER} joined by . or -, such as disk.clean-up")]
+OperationName = Annotated[
+    Name, shaped(r"[a-z][a-z0-9]*([._-][a-z0-9]+)*", f"{LOWER} joined by . _ or -, such as clean-up")
+]
+_NUMBER = r"(0|[1-9][0-9]{0,17})"
+_IDENTIFIER = r"(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+Platform = Literal["linux", "darwin", "windows"]
+VERSION = re.compile(
+    rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(-(?P<pre>{_IDENTIFIER}(\.{_IDENTIFIER})*))?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,173 +75,14 @@ class InvalidManifest(Exception):
         self.problems = problems
 
 
-def _as_text(value: object) -> object:
-    # The document reads only canonical forms as numbers and booleans, so nothing that was written is lost.
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int) else value
-
-
-def _shaped(pattern: str, what: str) -> AfterValidator:
-    shape = re.compile(pattern)
-
-    def check(value: str) -> str:
-        if not shape.fullmatch(value):
-            raise ValueError(f"must be {what}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _one_line(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("must be one line of printable text")
-    return value
-
-
-_LOWER = "lower-case letters and digits"
-Text = Annotated[str, BeforeValidator(_as_text), StringConstraints(max_length=10_000)]
-Line = Annotated[Text, StringConstraints(max_length=1_000), AfterValidator(_one_line)]
-Name = Annotated[Line, StringConstraints(max_length=100)]
-PackageName = Annotated[
-    Name, _shaped(r"[a-z0-9]+([.-][a-z0-9]+)*", f"{_LOWER} joined by . or -, such as disk.clean-up")
-]
-OperationName = Annotated[
-    Name, _shaped(r"[a-z][a-z0-9]*([._-][a-z0-9]+)*", f"{_LOWER} joined by . _ or -, such as clean-up")
-]
-InputName = Annotated[
-    Name, StringConstraints(max_length=64), _shaped(r"[a-z][a-z0-9_]*", f"{_LOWER} and _, such as free_space")
-]
-OutputName = Annotated[Name, _shaped(r"[A-Za-z_][A-Za-z0-9_.-]*", "letters, digits, _ . and -, such as free_space")]
-_NUMBER = r"(0|[1-9][0-9]{0,17})"
-_IDENTIFIER = r"(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-Platform = Literal["linux", "darwin", "windows"]
-VERSION = re.compile(
-    rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(-(?P<pre>{_IDENTIFIER}(\.{_IDENTIFIER})*))?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?"
-)
-
-
-def _pattern(value: str) -> str:
-    values.compile_pattern(value)
-    return value
-
-
-def _unchecked_value(value: object) -> object:
-    if value is None:
-        return None
-    if isinstance(value, list):
-        items = [_as_text(item) for item in value]
-        if all(isinstance(item, str) for item in items):
-            return items
-    elif isinstance(text := _as_text(value), str):
-        return text
-    raise ValueError("must be text, or a list of texts for an input of type list")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Input(_Part):
-    """A typed input of an operation. A sensitive one takes no plain value and is no part of a command."""
-
-    type: Annotated[InputType, Field(strict=False)]
-    description: Text = ""
-    hint: Text = ""
-    required: bool = False
-    sensitive: bool = False
-    choices: Annotated[list[Line], Field(max_length=200, validate_default=True)] = []
-    pattern: Annotated[Line, AfterValidator(_pattern)] = ""
-    default: Annotated[Value | None, BeforeValidator(_unchecked_value)] = None
-
-    def check(self, value: str | Sequence[str]) -> Value:
-        """The value in its canonical form. Raises `values.InvalidValue`."""
-        return values.check(self.type, value, choices=self.choices, pattern=self.pattern)
-
-    @field_validator("sensitive")
-    @classmethod
-    def _sensitive_is_text(cls, sensitive: bool, info: ValidationInfo) -> bool:
-        if sensitive and info.data.get("type", InputType.STRING) is not InputType.STRING:
-            raise ValueError("goes with the type string only")
-        return sensitive
-
-    @field_validator("choices")
-    @classmethod
-    def _choices_of_an_enum(cls, choices: list[str], info: ValidationInfo) -> list[str]:
-        type_ = info.data.get("type")
-        if type_ is InputType.ENUM and not choices:
-            raise ValueError("is missing: an enum needs the list of what it may be")
-        if type_ not in (None, InputType.ENUM) and choices:
-            raise ValueError("goes with the type enum only")
-        if "" in choices or len(set(choices)) != len(choices):
-            raise ValueError("must be different texts, none of them empty")
-        return choices
-
-    @field_validator("default")
-    @classmethod
-    def _default_fits(cls, default: Value | None, info: ValidationInfo) -> Value | None:
-        if default is None:
-            return None
-        if info.data.get("sensitive"):
-            raise ValueError("cannot be given for a sensitive input: remove it")
-        if info.data.get("required"):
-            raise ValueError("is never used for a required input: remove one of the two")
-        if {"type", "choices", "pattern"} <= info.data.keys():
-            return values.check(info.data["type"], default, choices=info.data["choices"], pattern=info.data["pattern"])
-        return default
-
-
-class Output(_Part):
-    """An output that the payload gives back through the file named by SIS_OUTPUT."""
-
-    description: Text = ""
-    required: bool = False
-
-
-def _template(value: str) -> str:
-    templates.split(value)
-    if "\0" in value:
-        raise ValueError("has a NUL character, which no process can be given")
-    return value
-
-
-def _seconds(value: object) -> object:
-    match = _DURATION.fullmatch(value if isinstance(value, str) else str(value))
-    if isinstance(value, bool) or match is None:
-        raise ValueError("must be seconds, or a number with s, m, h or d, such as 5m; 0 means no limit")
-    return int(match.group(1)) * _SECONDS[match.group(2) or "s"]
-
-
-class Operation(_Part):
-    """Something that the package can do."""
-
-    description: Text = ""
-    inputs: Annotated[dict[InputName, Input], Field(max_length=100)] = {}
-    outputs: Annotated[dict[OutputName, Output], Field(max_length=200)] = {}
-    interpreter: Line = ""
-    """The program that runs the command, where its first argument is a script; "" for none."""
-    command: Annotated[list[Annotated[Text, AfterValidator(_template)]], Field(min_length=1, max_length=200)]
-    run_timeout: Annotated[int, BeforeValidator(_seconds), Field(le=_MAX_RUN_TIMEOUT)] = 0
-    """In seconds; 0 means no limit."""
-
-    @field_validator("command")
-    @classmethod
-    def _program_is_certain(cls, command: list[str]) -> list[str]:
-        # An argument vanishes with the value that it names: the next one must not become the program.
-        program = templates.split(command[0])
-        if not program or any(isinstance(part, Reference) and part.kind == "param" for part in program):
-            raise ValueError("must begin with a program or a script that depends on no input")
-        return command
-
-
-class Manifest(_Part):
+class Manifest(Part):
     """A valid `package.yaml`."""
 
     name: PackageName
-    version: Annotated[Name, _shaped(VERSION.pattern, "a semantic version, such as 1.0.0 or 2.1.0-beta.1")]
+    version: Annotated[Name, shaped(VERSION.pattern, "a semantic version, such as 1.0.0 or 2.1.0-beta.1")]
     publisher: Line = ""
     description: Text = ""
-    platforms: Annotated[list[Platform], Field(min_length=1)] = ["linux"]
+    platforms: list[Platform] = Field(["linux"], min_length=1)
     operations: Annotated[dict[OperationName, Operation], Field(min_length=1, max_length=100)]
 
     @field_validator("platforms")
@@ -365,6 +222,8 @@ def _fields(location: list[int | str]) -> list[str]:
             model = Operation
         case [_, _, "inputs", _]:
             model = Input
+        case [_, _, "credentials", _]:
+            model = CredentialReference
         case _:
             model = Output
     return list(model.model_fields)

@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sis.stack.certificates import Authority, Files
 from sis.stack.layout import Layout
+from sis.stack.openbao import OpenBao
 from sis.stack.ports import HOST, Reservations
 from sis.stack.processes import Command, Kind
 from sis.stack.settings import Settings
@@ -23,10 +23,15 @@ GROUP = "local"
 class Ports:
     """The listeners of a stack."""
 
+    vault: int
+    vault_cluster: int
+    credentials: int
+    credentials_internal: int
     queue: int
     queue_internal: int
     hubs: tuple[int, ...]
     hub_agents: tuple[int, ...]
+    hub_enrolments: tuple[int, ...]
 
     @classmethod
     def take(cls, settings: Settings, reservations: Reservations) -> tuple[Ports, Settings]:
@@ -41,23 +46,39 @@ class Ports:
             taken[name] = reservations.take(wanted, settings.ports.get(name, 0))
             return taken[name]
 
+        def of_hubs(suffix: str) -> tuple[int, ...]:
+            return tuple(taken[f"hub-{number}{suffix}"] for number in range(1, settings.hubs + 1))
+
         # Wanted ones first, so that none of them is picked for somebody else.
         wanted = {
+            "vault": settings.vault_port,
+            "vault-cluster": 0,
+            "credentials": settings.credentials_port,
+            "credentials-internal": 0,
             "queue": settings.queue_port,
             "queue-internal": settings.queue_internal_port,
+            **{f"hub-{n}{suffix}": 0 for n in range(1, settings.hubs + 1) for suffix in _HUB_LISTENERS},
             "hub-1": settings.hub_port,
             "hub-1-agents": settings.hub_agent_port,
-            **{name: 0 for n in range(2, settings.hubs + 1) for name in (f"hub-{n}", f"hub-{n}-agents")},
+            "hub-1-enrolment": settings.hub_enrolment_port,
         }
         for name in sorted(wanted, key=lambda name: wanted[name] == 0):
             take(name, wanted[name])
         ports = cls(
+            vault=taken["vault"],
+            vault_cluster=taken["vault-cluster"],
+            credentials=taken["credentials"],
+            credentials_internal=taken["credentials-internal"],
             queue=taken["queue"],
             queue_internal=taken["queue-internal"],
-            hubs=tuple(taken[f"hub-{n}"] for n in range(1, settings.hubs + 1)),
-            hub_agents=tuple(taken[f"hub-{n}-agents"] for n in range(1, settings.hubs + 1)),
+            hubs=of_hubs(""),
+            hub_agents=of_hubs("-agents"),
+            hub_enrolments=of_hubs("-enrolment"),
         )
         return ports, settings.model_copy(update={"ports": taken})
+
+
+_HUB_LISTENERS = ("", "-agents", "-enrolment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +88,34 @@ class Services:
     layout: Layout
     settings: Settings
     ports: Ports
-    authority: Authority
+    vault: OpenBao
     database_url: str
     token_sha256: str
+    join_sha256: Mapping[str, str]
+    """Of the join token of each service."""
+
+    def credentials(self) -> Command:
+        environment = {
+            "DATABASE_URL": self.database_url,
+            "LISTEN": _endpoint(self.ports.credentials),
+            "INTERNAL_LISTEN": _endpoint(self.ports.credentials_internal),
+            "JOIN_TOKENS": ",".join(f"{name}={digest}" for name, digest in self.join_sha256.items()),
+            "VAULT_ADDRESS": self.vault.address,
+            "VAULT_CA": str(self.vault.ca),
+            "VAULT_ROLE_ID_FILE": str(self.layout.tls / "role-id"),
+            "VAULT_SECRET_ID_FILE": str(self.layout.tls / "secret-id"),
+        }
+        port = self.ports.credentials
+        return self._server("credentials", "credentials", "services.credentials.main", environment, port)
 
     def queue(self) -> Command:
-        tls = self.authority.issue("queue", "spiffe://sis/service/queue", ["queue"])
         environment = {
             "DATABASE_URL": self.database_url,
             "LISTEN": _endpoint(self.ports.queue),
             "INTERNAL_LISTEN": _endpoint(self.ports.queue_internal),
-            "ADMIN_TOKEN_SHA256": self.token_sha256,
+            **self._joining("queue"),
         }
-        return self._service(
-            "queue",
-            "queue",
-            "services.queue.main",
-            "SIS_QUEUE_",
-            environment,
-            tls,
-            _endpoint(self.ports.queue),
-        )
+        return self._server("queue", "queue", "services.queue.main", environment, self.ports.queue)
 
     def hubs(self) -> list[Command]:
         return [self._hub(number) for number in range(1, self.settings.hubs + 1)]
@@ -97,62 +125,80 @@ class Services:
 
     def migrations(self) -> list[Command]:
         """What brings the database up to date; safe to repeat."""
-        return [_migration(self.queue()), _migration(self._hub(1))]
+        return [_once(command, "migrate") for command in (self.credentials(), self.queue(), self._hub(1))]
+
+    def vault_bootstrap(self) -> Command:
+        """What makes OpenBao the suite's Vault; safe to repeat."""
+        arguments = self.vault.bootstrap_arguments(self.layout.tls)
+        return self._command("vault-bootstrap", "vault", "services.credentials.bootstrap", {}, arguments)
+
+    def enrolment(self, agent: Command, code: str) -> Command:
+        """What makes a local agent one."""
+        return _once(agent, "enrol", "--hub", self.enrolment_endpoint, "--code", code)
+
+    @property
+    def enrolment_endpoint(self) -> str:
+        return _endpoint(self.ports.hub_enrolments[0])
 
     def _hub(self, number: int) -> Command:
         name = f"hub-{number}"
-        tls = self.authority.issue(name, "spiffe://sis/service/hub", ["hub", name])
-        endpoint = _endpoint(self.ports.hubs[number - 1])
         environment = {
             "NAME": name,
             "DATABASE_URL": self.database_url,
             "AGENT_LISTEN": _endpoint(self.ports.hub_agents[number - 1]),
-            "LISTEN": endpoint,
+            "ENROLMENT_LISTEN": _endpoint(self.ports.hub_enrolments[number - 1]),
+            "LISTEN": _endpoint(self.ports.hubs[number - 1]),
             "QUEUE_ENDPOINT": _endpoint(self.ports.queue_internal),
-            "ADMIN_TOKEN_SHA256": self.token_sha256,
+            "CREDENTIALS_ENDPOINT": _endpoint(self.ports.credentials_internal),
+            "AGENT_ENDPOINTS": ",".join(map(_endpoint, self.ports.hub_agents)),
+            **self._joining("hub"),
         }
-        return self._service(name, "hub", "services.sis_agent.hub.main", "SIS_HUB_", environment, tls, endpoint)
+        return self._server(name, "hub", "services.sis_agent.hub.main", environment, self.ports.hubs[number - 1])
 
     def _agent(self, number: int) -> Command:
         name = f"local-{number}"
-        tls = self.authority.issue(name, f"spiffe://sis/agent/{GROUP}/{name}")
         directory = self.layout.agent(name)
         directory.mkdir(mode=0o700, exist_ok=True)
         # Each agent begins with another hub, so that they are spread.
         first = (number - 1) % len(self.ports.hub_agents)
         hubs = self.ports.hub_agents[first:] + self.ports.hub_agents[:first]
         environment = {
-            "STATE": str(directory),
-            "HUB_ENDPOINTS": ",".join(_endpoint(port) for port in hubs),
-            "SLOTS": str(self.settings.slots),
+            "SIS_AGENT_STATE": str(directory),
+            "SIS_AGENT_HUB_ENDPOINTS": ",".join(map(_endpoint, hubs)),
+            "SIS_AGENT_SLOTS": str(self.settings.slots),
         }
-        return self._service(name, "agent", "services.sis_agent.agent.main", "SIS_AGENT_", environment, tls, "")
+        return self._command(name, "agent", "services.sis_agent.agent.main", environment)
 
-    def _service(
-        self,
-        name: str,
-        kind: Kind,
-        module: str,
-        prefix: str,
-        environment: Mapping[str, str],
-        tls: Files,
-        endpoint: str,
-    ) -> Command:
+    def _joining(self, service: str) -> dict[str, str]:
+        """By what a service gets its certificate."""
+        return {
+            "JOIN_ENDPOINT": _endpoint(self.ports.credentials),
+            "JOIN_TOKEN_FILE": str(self.layout.join_token(service)),
+        }
+
+    def _server(self, name: str, kind: Kind, module: str, environment: Mapping[str, str], port: int) -> Command:
         own = {
             **environment,
-            "TLS_CA": str(tls.ca),
-            "TLS_CERTIFICATE": str(tls.certificate),
-            "TLS_KEY": str(tls.key),
+            "ADMIN_TOKEN_SHA256": self.token_sha256,
+            "TLS_CA": str(self.layout.ca),
+            "IDENTITY": str(self.layout.identity(name)),
+            "HOST_NAMES": f"localhost,{HOST},{name}",
         }
+        prefix = f"SIS_{kind.upper()}_"
+        command = self._command(name, kind, module, {prefix + key: value for key, value in own.items()})
+        return replace(command, endpoint=_endpoint(port))
+
+    def _command(
+        self, name: str, kind: Kind, module: str, environment: Mapping[str, str], arguments: Sequence[str] = ()
+    ) -> Command:
         return Command(
             name=name,
             kind=kind,
-            arguments=(*_python(), "-m", module),
+            arguments=(*_python(), "-m", module, *arguments),
             directory=self.layout.data,
             log=self.layout.log(name),
-            environment={**_inherited(), **{prefix + key: value for key, value in own.items()}},
+            environment={**_inherited(), **environment},
             death_signal=signal.SIGTERM,
-            endpoint=endpoint,
         )
 
 
@@ -168,18 +214,17 @@ def _python() -> Sequence[str]:
 
 def _inherited() -> dict[str, str]:
     """This process's environment without what would change the meaning of the settings given."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(("SIS_", "PG"))}
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("SIS_", "PG", "VAULT_", "BAO_")) or key == "SIS_FAULT_FILE"
+    }
 
 
-def _migration(service: Command) -> Command:
-    return Command(
-        name=f"the migration of {service.kind}",
-        kind=service.kind,
-        arguments=(*service.arguments, "migrate"),
-        directory=service.directory,
-        log=service.log,
-        environment=service.environment,
-    )
+def _once(service: Command, *arguments: str) -> Command:
+    """The same program, for something that it does and ends."""
+    name = f"{service.name} {arguments[0]}"
+    return replace(service, name=name, arguments=(*service.arguments, *arguments), endpoint="")
 
 
 def _endpoint(port: int) -> str:

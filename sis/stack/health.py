@@ -12,6 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sis.client import ApiError, Client
 from sis.client.connection import Connection
+from sis.client.endpoints import Endpoints, Token
+from sis.stack import openbao
 from sis.stack.postgres import USER
 from sis.stack.state import StackState
 
@@ -25,11 +27,14 @@ class Probe:
     """Asks the processes of one stack. Every answer is HEALTHY, or what is wrong in a few words."""
 
     ca: bytes
+    """Empty before the PKI is there; then no server has a certificate either."""
     token: str
+    vault_ca: Path
 
     @classmethod
     def of(cls, state: StackState) -> Probe:
-        return cls(state.ca.read_bytes(), state.token.read_text(encoding="ascii").strip())
+        ca = state.ca.read_bytes() if state.ca.exists() else b""
+        return cls(ca, state.token.read_text(encoding="ascii").strip(), state.vault_ca)
 
     def postgres(self, endpoint: str) -> str:
         """`endpoint` is `unix:` and the path of the socket."""
@@ -42,6 +47,12 @@ class Probe:
         except psycopg.Error as error:
             return _short(str(error))
         return HEALTHY
+
+    def vault(self, endpoint: str) -> str:
+        """`endpoint` is the address of OpenBao."""
+        answer = openbao.health(endpoint, self.vault_ca)
+        known = {openbao.UNSEALED: HEALTHY, openbao.SEALED: "sealed", 0: "does not answer"}
+        return known.get(answer, f"answers with status {answer}")
 
     def server(self, endpoint: str) -> str:
         """The standard health service of a queue or hub, over TLS."""
@@ -63,7 +74,7 @@ class Probe:
         health = "no hub runs"
         for endpoint in hubs:
             try:
-                with Client(endpoint, endpoint, self.token, self.ca, seconds=SECONDS) as client:
+                with Client(Endpoints(endpoint, Token(self.token), self.ca, hub=endpoint), seconds=SECONDS) as client:
                     return HEALTHY if client.agents.get(name).online else "not connected to a hub"
             except ApiError as error:
                 health = _short(error.message)

@@ -4,7 +4,10 @@ stack.json      what runs now, and how to reach it (see `state`); only while the
 settings.json   what the first `sis up` chose, and the ports picked last
 up.lock         held by the `sis up` that runs, which is named in it
 admin.token     the administrator's token
-tls/            the bootstrap CA and a directory for each identity
+tls/            the CA of the stack's PKI, and how the credential service logs in to Vault
+vault/          OpenBao: its storage, its seal key, and the keys of its administrator
+identities/     the last certificate of each service
+join/           the tokens by which services get their certificates
 postgres/       the database cluster
 agents/NAME/    the state of each local agent
 logs/           a log for each process, and `up.log`
@@ -44,6 +47,20 @@ class Layout:
         return self.data / "tls"
 
     @property
+    def ca(self) -> Path:
+        return self.tls / "ca.pem"
+
+    @property
+    def vault(self) -> Path:
+        return self.data / "vault"
+
+    def identity(self, name: str) -> Path:
+        return self.data / "identities" / name
+
+    def join_token(self, service: str) -> Path:
+        return self.data / "join" / service
+
+    @property
     def cluster(self) -> Path:
         return self.data / "postgres"
 
@@ -60,7 +77,8 @@ class Layout:
     def create(self) -> None:
         """Make the directories, for their owner alone; those that are there are kept."""
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self.data, self.tls, self.agents, self.data / "logs"):
+        own = (self.tls, self.vault, self.agents, *(self.data / name for name in ("identities", "join", "logs")))
+        for directory in (self.data, *own):
             directory.mkdir(mode=0o700, exist_ok=True)
             directory.chmod(0o700)
 

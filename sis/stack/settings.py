@@ -38,6 +38,12 @@ class Options:
     """The first hub's public listener."""
     hub_agent_port: int | None = None
     """The first hub's listener for agents."""
+    hub_enrolment_port: int | None = None
+    """The first hub's listener for agents that are not certified yet, or not any more."""
+    credentials_port: int | None = None
+    """The credential service's public listener."""
+    vault_port: int | None = None
+    """OpenBao."""
 
 
 class Settings(BaseModel):
@@ -52,6 +58,9 @@ class Settings(BaseModel):
     queue_internal_port: Port = 0
     hub_port: Port = 0
     hub_agent_port: Port = 0
+    hub_enrolment_port: Port = 0
+    credentials_port: Port = 0
+    vault_port: Port = 0
     ports: dict[str, Port] = Field(default_factory=dict)
 
 

@@ -9,19 +9,21 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import psycopg
 
 from sis.client import ApiError, Client, ClientError
+from sis.client.endpoints import Endpoints, Token
 from sis.packages import archive, shipped
 from sis.stack import leftovers, postgres, processes
 from sis.stack import settings as choices
 from sis.stack import state as states
-from sis.stack.certificates import Authority
-from sis.stack.commands import Ports, Services, token_sha256
+from sis.stack.commands import GROUP, Ports, Services, token_sha256
 from sis.stack.errors import StackError
 from sis.stack.health import HEALTHY, Probe
 from sis.stack.layout import Layout, write_private
+from sis.stack.openbao import OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.postgres import Postgres
 from sis.stack.settings import START_SECONDS, STOP_SECONDS, Options
@@ -46,8 +48,8 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
     deadline = time.monotonic() + START_SECONDS
     layout.create()
     settings = choices.load(layout, options)
-    authority = Authority(layout.tls)
-    digest = token_sha256(_token(layout))
+    digest = token_sha256(_token(layout.token))
+    joins = {service: token_sha256(_token(layout.join_token(service))) for service in ("queue", "hub")}
     with Supervision(lambda text: _note(layout, text)) as supervision, Reservations() as reservations:
         leftovers.end(layout)
         ports, settings = Ports.take(settings, reservations)
@@ -55,7 +57,8 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
         runtime = postgres.runtime_directory()
         try:
             server = Postgres(layout.cluster, runtime, layout.log("postgres"))
-            services = Services(layout, settings, ports, authority, server.url(), digest)
+            vault = OpenBao(layout.vault, ports.vault, ports.vault_cluster, layout.log("vault"))
+            services = Services(layout, settings, ports, vault, server.url(), digest, joins)
             _Run(layout, server, services, supervision, say).until_stopped(deadline, ready)
         except Stopped:
             pass
@@ -80,7 +83,7 @@ class _Run:
         self._services = services
         self._supervision = supervision
         self._say = say
-        self._servers = (services.queue(), *services.hubs())
+        self._servers = (services.credentials(), services.queue(), *services.hubs())
         self._agents = services.agents()
         self._started = False
 
@@ -97,27 +100,39 @@ class _Run:
             _note(self._layout, "stopping")
             self._supervision.on_change = lambda: None
             parts = self._supervision.parts.values()
-            stages = [[part.command.name for part in parts if part.command.kind == kind] for kind in _STOP_ORDER]
+            stages = [[part.command.name for part in parts if part.command.kind in kinds] for kinds in _STOP_ORDER]
             for names in stages:
                 self._supervision.stop(names, STOP_SECONDS)
             _note(self._layout, "stopped")
 
     def _start(self, deadline: float) -> None:
+        vault = self._services.vault
         self._server.initialise()
+        vault.initialise()
+        self._supervision.add(vault.command(), prepare=vault.settle)
         self._supervision.add(self._server.command(), prepare=self._server.settle)
         self._await("postgres", deadline)
         self._retry(self._server.create_database, deadline)
-        self._retry(partial(self._migrate, deadline), deadline)
+        self._retry(vault.expect_answer, deadline)
+        self._retry(partial(self._finish, deadline), deadline)
+        self._await("vault", deadline)
         # They find each other in any order, so none need wait for another.
-        for command in (*self._servers, *self._agents):
+        for command in self._servers:
             self._supervision.add(command)
-        self._await("queue", deadline)
-        self._retry(self._push_packages, deadline)
-        for command in (*self._servers[1:], *self._agents):
+        for command in self._servers:
             self._await(command.name, deadline)
-        for name, endpoint in (("queue", self._servers[0].endpoint), ("hub", self._servers[1].endpoint)):
-            self._say(f"{name} endpoint: {endpoint}")
-        self._say(f"token: {self._layout.token}  CA: {self._layout.tls / 'ca.pem'}")
+        self._enrol(deadline)
+        for command in self._agents:
+            self._supervision.add(command)
+        self._retry(self._push_packages, deadline)
+        for command in self._agents:
+            self._await(command.name, deadline)
+        endpoints = self._endpoints()
+        self._say(f"queue endpoint: {endpoints.queue}  hub endpoint: {endpoints.hub}")
+        self._say(
+            f"credentials endpoint: {endpoints.credentials}  agents enrol at: {self._services.enrolment_endpoint}"
+        )
+        self._say(f"token: {self._layout.token}  CA: {self._layout.ca}")
 
     def _await(self, name: str, deadline: float) -> None:
         """Keep everything running until this part is healthy."""
@@ -152,13 +167,44 @@ class _Run:
             else:
                 return
 
-    def _migrate(self, deadline: float) -> None:
-        self._supervision.finish(self._services.migrations(), max(1.0, deadline - time.monotonic()))
+    def _finish(self, deadline: float) -> None:
+        """Bring Vault and the database to what the services expect."""
+        commands = [self._services.vault_bootstrap(), *self._services.migrations()]
+        self._supervision.finish(commands, max(1.0, deadline - time.monotonic()))
+
+    def _enrol(self, deadline: float) -> None:
+        """Make agents of the local ones that this PKI has not certified yet."""
+        strangers = [agent for agent in self._agents if not self._is_enrolled(agent.name)]
+        codes: dict[str, str] = {}
+
+        def pair() -> None:
+            with self._client() as client:
+                for agent in strangers:
+                    codes[agent.name] = client.identities.pair(agent.name, GROUP).code
+
+        self._retry(pair, deadline)
+        commands = [self._services.enrolment(agent, codes[agent.name]) for agent in strangers]
+        self._supervision.finish(commands, max(1.0, deadline - time.monotonic()))
+
+    def _is_enrolled(self, agent: str) -> bool:
+        identity = self._layout.agent(agent) / "identity"
+        try:
+            return (identity / "identity.json").exists() and (
+                (identity / "ca.pem").read_bytes().strip() == self._layout.ca.read_bytes().strip()
+            )
+        except FileNotFoundError:
+            return False
+
+    def _endpoints(self) -> Endpoints:
+        credentials, queue, hub = (command.endpoint for command in self._servers[:3])
+        token = Token(self._layout.token.read_text(encoding="ascii").strip())
+        return Endpoints(queue, token, self._layout.ca.read_bytes(), hub=hub, credentials=credentials)
+
+    def _client(self) -> Client:
+        return Client(self._endpoints())
 
     def _push_packages(self) -> None:
-        state = self._state()
-        token = self._layout.token.read_text(encoding="ascii")
-        with Client(state.queue_endpoint, state.hub_endpoint, token, state.ca.read_bytes()) as client:
+        with self._client() as client:
             for directory in sorted(path for path in shipped().iterdir() if (path / "package.yaml").is_file()):
                 client.packages.push(archive.pack(directory))
 
@@ -182,9 +228,12 @@ class _Run:
             start_ticks=this.start_ticks,
             runtime=self._server.sockets,
             started=self._started,
-            queue_endpoint=self._servers[0].endpoint,
-            hub_endpoint=self._servers[1].endpoint,
-            ca=self._layout.tls / "ca.pem",
+            queue_endpoint=self._servers[1].endpoint,
+            hub_endpoint=self._servers[2].endpoint,
+            credentials_endpoint=self._servers[0].endpoint,
+            enrolment_endpoint=self._services.enrolment_endpoint,
+            ca=self._layout.ca,
+            vault_ca=self._services.vault.ca,
             token=self._layout.token,
             processes=tuple(found),
         )
@@ -193,18 +242,18 @@ class _Run:
         states.write(self._layout, self._state())
 
 
-_STOP_ORDER = ("agent", "hub", "queue", "postgres")
+_STOP_ORDER = ({"agent"}, {"hub"}, {"queue", "credentials"}, {"postgres", "vault"})
 
 
-def _token(layout: Layout) -> str:
-    """The administrator's token, minted at the first start."""
+def _token(path: Path) -> str:
+    """The token in a file, minted at the first start."""
     try:
-        token = layout.token.read_text(encoding="ascii").strip()
+        token = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         token = secrets.token_urlsafe(32)
-        write_private(layout.token, token.encode("ascii"))
+        write_private(path, token.encode("ascii"))
     if not token:
-        raise StackError(f"{layout.token} is empty; remove it to have another token made")
+        raise StackError(f"{path} is empty; remove it to have another token made")
     return token
 
 

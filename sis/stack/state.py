@@ -51,7 +51,11 @@ class StackState(BaseModel):
     here."""
     queue_endpoint: str
     hub_endpoint: str
+    credentials_endpoint: str
+    enrolment_endpoint: str
+    """Where agents enrol."""
     ca: Path
+    vault_ca: Path
     token: Path
     processes: tuple[ProcessState, ...]
 

@@ -85,6 +85,8 @@ def look(state: StackState, probe: Probe, process: ProcessState) -> str:
         return "dead"
     if process.kind == "postgres":
         return probe.postgres(process.endpoint)
+    if process.kind == "vault":
+        return probe.vault(process.endpoint)
     if process.kind == "agent":
         hubs = [each.endpoint for each in state.processes if each.kind == "hub" and each.identity.alive]
         return probe.agent(hubs, process.name)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime.settings import TlsFiles
 from sis.client import Client
-from sis.stack.certificates import Authority, Files
-from tests.support.agent_process import AgentProcess
+from sis.client.endpoints import Endpoints, Token
+from tests.support.enrolled import enrolled_agent, far_hub
 from tests.support.numbered_job import NumberedJob, until
 from tests.support.stack import Stack
 from tests.support.tcp_proxy import TcpProxy
@@ -81,17 +76,16 @@ def disturb(proxy: ProxyThread, job: NumberedJob) -> None:
 
 
 def test_between_agent_and_hub(stack: Stack, tmp_path: Path) -> None:
-    files = Authority(stack.data / "tls").issue("far-1", "spiffe://sis/agent/far/far-1")
-    with proxied(stack.process_environment("local-1")["SIS_AGENT_HUB_ENDPOINTS"]) as proxy, stack.client() as client:
-        agent = AgentProcess(tmp_path / "far-1", proxy.proxy.endpoint, _tls(files))
-        agent.start()
-        try:
-            job = NumberedJob(client, tmp_path, site="group:far")
-            job.wait_lines()
-            disturb(proxy, job)
-            job.check()
-        finally:
-            asyncio.run(agent.clear())
+    with (
+        proxied(stack.process_environment("local-1")["SIS_AGENT_HUB_ENDPOINTS"]) as proxy,
+        enrolled_agent(stack, tmp_path / "far-1", name="far-1", group="far") as agent,
+        stack.client() as client,
+    ):
+        agent.start(proxy.proxy.endpoint)
+        job = NumberedJob(client, tmp_path, site="group:far")
+        job.wait_lines()
+        disturb(proxy, job)
+        job.check()
 
 
 def test_between_client_and_queue(stack: Stack, tmp_path: Path) -> None:
@@ -101,7 +95,7 @@ def test_between_client_and_queue(stack: Stack, tmp_path: Path) -> None:
     with (
         proxied(state.queue_endpoint) as proxy,
         stack.client() as client,
-        Client(proxy.proxy.endpoint, "", token, ca) as watcher,
+        Client(Endpoints(proxy.proxy.endpoint, Token(token), ca)) as watcher,
     ):
         job = NumberedJob(client, tmp_path, watcher=watcher)
         job.wait_lines()
@@ -110,43 +104,18 @@ def test_between_client_and_queue(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_between_hub_and_queue(stack: Stack, tmp_path: Path) -> None:
-    environment = stack.process_environment("hub-1")
-    with proxied(environment["SIS_HUB_QUEUE_ENDPOINT"]) as proxy, stack.client() as client:
-        agents, public = free_endpoint(), free_endpoint()
-        hub = subprocess.Popen(
-            [sys.executable, "-P", "-m", "services.sis_agent.hub.main"],
-            env={
-                **os.environ,
-                **environment,
-                "SIS_HUB_NAME": "hub-far",
-                "SIS_HUB_QUEUE_ENDPOINT": proxy.proxy.endpoint,
-                "SIS_HUB_AGENT_LISTEN": agents,
-                "SIS_HUB_LISTEN": public,
-            },
-            stderr=(tmp_path / "hub.log").open("wb"),
-        )
-        files = Authority(stack.data / "tls").issue("remote-1", "spiffe://sis/agent/remote/remote-1")
-        agent = AgentProcess(tmp_path / "remote-1", agents, _tls(files))
-        agent.start()
-        try:
-            job = NumberedJob(client, tmp_path, site="group:remote")
-            job.wait_lines()
-            disturb(proxy, job)
-            job.check()
-        finally:
-            asyncio.run(agent.clear())
-            hub.terminate()
-            assert hub.wait(20) == 0
-
-
-def free_endpoint() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def _tls(files: Files) -> TlsFiles:
-    return TlsFiles(ca=files.ca, certificate=files.certificate, key=files.key)
+    queue = stack.process_environment("hub-1")["SIS_HUB_QUEUE_ENDPOINT"]
+    with (
+        proxied(queue) as proxy,
+        far_hub(stack, tmp_path / "hub", SIS_HUB_QUEUE_ENDPOINT=proxy.proxy.endpoint) as hub,
+        enrolled_agent(stack, tmp_path / "remote-1", name="remote-1", group="remote") as agent,
+        stack.client() as client,
+    ):
+        agent.start(hub.agents)
+        job = NumberedJob(client, tmp_path, site="group:remote")
+        job.wait_lines()
+        disturb(proxy, job)
+        job.check()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
-"""A hub that does what a test says: the AgentService over TLS, on a port of its own, with nothing behind it."""
+"""A hub that does what a test says: the AgentService over TLS, on a port of its own, and on another one the
+EnrolmentService, behind which agents are known and certified as by the credential service."""
 
 from __future__ import annotations
 
@@ -6,19 +7,30 @@ import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf import duration_pb2
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from services.runtime.errors import NotFound, SisError, to_status
-from services.runtime.settings import TlsFiles
+from services.runtime import pairing
+from services.runtime.errors import NotFound, PermissionDenied, SisError, to_status
+from services.runtime.pairing import PairingCode
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.agent.v1 import agent_service_pb2_grpc as rpc
+from sis.agent.v1 import enrolment_service_pb2 as enrolment
+from sis.agent.v1 import enrolment_service_pb2_grpc as enrolment_rpc
+from sis.credentials.v1.certificate_pb2 import AgentKeys, IssuedCertificate
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2
+from tests.support.certificates import CertificateAuthority
 
 PATIENCE_SECONDS = 20.0
 Key = tuple[int, int]
@@ -73,15 +85,95 @@ class Log:
         return found
 
 
+class Members:
+    """The agents, as the credential service knows them: who may be certified, and with which keys."""
+
+    def __init__(self, authority: CertificateAuthority) -> None:
+        self.life = timedelta(days=1)
+        """Of the certificates that are issued."""
+        self.serials: list[int] = []
+        self._authority = authority
+        self._codes: dict[str, tuple[PairingCode, str, str]] = {}
+        self._used: dict[str, bytes] = {}
+        self._members: dict[str, _Member] = {}
+
+    def pair(self, group: str = "local", name: str = "one") -> PairingCode:
+        """A code for an agent of this name."""
+        ca = x509.load_pem_x509_certificate(self._authority.ca.read_bytes())
+        code = PairingCode.mint(ca.public_bytes(serialization.Encoding.DER))
+        self._codes[code.pairing_id] = code, group, name
+        return code
+
+    def enrol(self, request: enrolment.EnrolRequest) -> tuple[IssuedCertificate, str, str]:
+        """Raises PermissionDenied, unless the code is new, or was used for these very keys."""
+        code, group, name = self._codes.get(request.pairing_id, (None, "", ""))
+        if code is None or pairing.mac(code.key(), request.keys) != request.mac:
+            raise PermissionDenied("no such code", reason="PAIRING_REFUSED")
+        if self._used.setdefault(request.pairing_id, request.keys) != request.keys:
+            raise PermissionDenied("the code was used", reason="PAIRING_REFUSED")
+        self.add(group, name, request.keys)
+        return self._issue(name), name, group
+
+    def add(self, group: str, name: str, keys: bytes) -> None:
+        """Know an agent by the keys with which it has enrolled."""
+        self._members[name] = _Member(group, keys)
+
+    def forget(self, name: str) -> None:
+        del self._members[name]
+
+    def renew(self, name: str, keys: bytes, signature: bytes) -> IssuedCertificate:
+        """Raises PermissionDenied, unless the agent's key has signed keys that are newer, or the same."""
+        member = self._members.get(name)
+        if member is None:
+            raise PermissionDenied("no such agent", reason="PAIRING_REFUSED")
+        try:
+            algorithm = ec.ECDSA(hashes.SHA256())
+            member.key.verify(signature, pairing.renewal_message(name, keys), algorithm)
+        except InvalidSignature:
+            raise PermissionDenied("the signature is wrong", reason="PAIRING_REFUSED") from None
+        wanted, known = AgentKeys.FromString(keys), AgentKeys.FromString(member.keys)
+        if wanted.generation <= known.generation and keys != member.keys:
+            raise PermissionDenied("the generation is old", reason="PAIRING_REFUSED")
+        self._members[name] = _Member(member.group, keys)
+        return self._issue(name)
+
+    def keys(self, name: str = "one") -> AgentKeys:
+        """Those that were certified last."""
+        return AgentKeys.FromString(self._members[name].keys)
+
+    def _issue(self, name: str) -> IssuedCertificate:
+        member = self._members[name]
+        csr = AgentKeys.FromString(member.keys).csr
+        chain = self._authority.certify(csr, f"spiffe://sis/agent/{member.group}/{name}", life=self.life)
+        self.serials.append(x509.load_pem_x509_certificate(chain).serial_number)
+        return IssuedCertificate(certificate_chain=chain, ca=self._authority.ca.read_bytes())
+
+
+@dataclass(frozen=True)
+class _Member:
+    group: str
+    keys: bytes
+
+    @property
+    def key(self) -> ec.EllipticCurvePublicKey:
+        key = x509.load_der_x509_csr(AgentKeys.FromString(self.keys).csr).public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return key
+
+
 class Stream:
     """One agent's stream, from its hello on. The test plays the hub."""
 
-    def __init__(self, hub: FakeHub, hello: dispatch.AgentHello) -> None:
-        self.hello = hello
+    def __init__(self, hub: FakeHub, request: pb.ConnectRequest, serial: int) -> None:
+        self.hello = request.hello
+        self.resume_secret = request.resume_secret
+        self.serial = serial
+        """Of the certificate that the agent has shown."""
         self.beats: list[pb.Beat] = []
         self._hub = hub
         self._said: asyncio.Queue[pb.ConnectResponse | SisError | None] = asyncio.Queue()
         self._heard: asyncio.Queue[pb.AgentReport] = asyncio.Queue()
+        self._requests: asyncio.Queue[pb.CertificateRequest] = asyncio.Queue()
         self._changed = asyncio.Event()
 
     @property
@@ -93,6 +185,7 @@ class Stream:
         *verdicts: tuple[Key, dispatch.Verdict.ValueType, int],
         limit_bytes: int = 1 << 20,
         beat_seconds: float = 0.2,
+        resume_secret: bytes = b"",
     ) -> None:
         """Welcome the agent. An attempt in hand without a verdict here goes on from the end of its log, or is to be
         forgotten if that has been reached."""
@@ -104,7 +197,10 @@ class Stream:
         interval = duration_pb2.Duration()
         interval.FromMilliseconds(int(beat_seconds * 1000))
         welcome = pb.Welcome(
-            epoch=self._hub.next_epoch(), beat_interval=interval, unacknowledged_limit_bytes=limit_bytes
+            epoch=self._hub.next_epoch(),
+            beat_interval=interval,
+            unacknowledged_limit_bytes=limit_bytes,
+            resume_secret=resume_secret,
         )
         for key, (verdict, sequence) in given.items():
             attempt = dispatch.Attempt(job_id=key[0], number=key[1])
@@ -139,6 +235,28 @@ class Stream:
         status.CopyFrom(to_status(error))
         answer = pb.Acknowledgement(attempt=report.attempt, error=status, acknowledged_sequence=acknowledged_sequence)
         self._say(pb.ConnectResponse(acknowledgements=pb.Acknowledgements(acknowledgements=[answer])))
+
+    async def certificate_request(self) -> pb.CertificateRequest:
+        """The next one that was not taken yet."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self._requests.get()
+
+    def certificate_requests_waiting(self) -> int:
+        return self._requests.qsize()
+
+    def certify(self, request: pb.CertificateRequest, name: str = "one") -> None:
+        """Issue the certificate, or say why not."""
+        try:
+            issued = self._hub.members.renew(name, request.keys, request.signature)
+        except SisError as error:
+            self.refuse_certificate(error)
+        else:
+            self._say(pb.ConnectResponse(certificate=pb.CertificateAnswer(certificate=issued)))
+
+    def refuse_certificate(self, error: SisError) -> None:
+        status = status_pb2.Status()
+        status.CopyFrom(to_status(error))
+        self._say(pb.ConnectResponse(certificate=pb.CertificateAnswer(error=status)))
 
     def end(self, error: SisError | None = None) -> None:
         """End the stream, with an error or without."""
@@ -189,6 +307,8 @@ class Stream:
                 self.beats.append(request.beat)
             for report in request.reports.reports:
                 self._heard.put_nowait(report)
+            if request.HasField("certificate_request"):
+                self._requests.put_nowait(request.certificate_request)
             self._changed.set()
 
     async def talk(self) -> AsyncIterator[pb.ConnectResponse]:
@@ -198,16 +318,27 @@ class Stream:
             raise said
 
 
-class FakeHub(rpc.AgentServiceServicer):
-    """Listens on a loopback port and hands its streams to the test."""
+class FakeHub(rpc.AgentServiceServicer, enrolment_rpc.EnrolmentServiceServicer):
+    """Listens on two loopback ports and hands its streams to the test."""
 
-    def __init__(self, tls: TlsFiles) -> None:
+    def __init__(self, authority: CertificateAuthority) -> None:
         self.logs: defaultdict[Key, Log] = defaultdict(Log)
         self.packages: dict[str, bytes] = {}
         self.fetches: list[tuple[str, int]] = []
         self.on_fetch: Callable[[], Any] = lambda: None
+        self.members = Members(authority)
+        self.enrolments: list[enrolment.EnrolRequest] = []
+        self.rejoins: list[enrolment.RejoinRequest] = []
+        self.on_enrolled: Callable[[], Any] = lambda: None
+        """Called when the request was granted, before the answer."""
+        self.refusals: dict[int, SisError] = {}
+        """What an agent hears that shows the certificate with this serial, instead of being let in."""
+        self.refused = 0
+        self.shown = authority.ca.read_bytes()
+        """What the enrolment port shows beside its own certificate."""
         self.port = 0
-        self._tls = tls
+        self.enrolment_port = 0
+        self._tls = authority.service("hub")
         self._epoch = 0
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
@@ -216,20 +347,24 @@ class FakeHub(rpc.AgentServiceServicer):
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def enrolment_endpoint(self) -> str:
+        return f"127.0.0.1:{self.enrolment_port}"
+
     def next_epoch(self) -> int:
         self._epoch += 1
         return self._epoch
 
     async def start(self) -> None:
-        """Serve, on the same port as before if there was one."""
+        """Serve, on the same ports as before if there were any."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         rpc.add_AgentServiceServicer_to_server(self, self._server)
-        credentials = grpc.ssl_server_credentials(
-            [(self._tls.key.read_bytes(), self._tls.certificate.read_bytes())],
-            root_certificates=self._tls.ca.read_bytes(),
-            require_client_auth=True,
-        )
-        self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
+        enrolment_rpc.add_EnrolmentServiceServicer_to_server(self, self._server)
+        key, certificate, ca = (path.read_bytes() for path in (self._tls.key, self._tls.certificate, self._tls.ca))
+        mutual = grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=True)
+        self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", mutual)
+        one_sided = grpc.ssl_server_credentials([(key, certificate + self.shown)])
+        self.enrolment_port = self._server.add_secure_port(f"127.0.0.1:{self.enrolment_port}", one_sided)
         await self._server.start()
 
     async def stop(self) -> None:
@@ -243,11 +378,36 @@ class FakeHub(rpc.AgentServiceServicer):
         async with asyncio.timeout(PATIENCE_SECONDS):
             return await self._streams.get()
 
+    async def Enrol(
+        self, request: enrolment.EnrolRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> enrolment.EnrolResponse:
+        self.enrolments.append(request)
+        try:
+            issued, name, group = self.members.enrol(request)
+            self.on_enrolled()
+        except SisError as error:
+            await _abort(context, error)
+        endpoints = [f":{self.port}"]
+        return enrolment.EnrolResponse(certificate=issued, name=name, group=group, agent_endpoints=endpoints)
+
+    async def Rejoin(
+        self, request: enrolment.RejoinRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> enrolment.RejoinResponse:
+        self.rejoins.append(request)
+        try:
+            issued = self.members.renew(request.agent, request.keys, request.signature)
+        except SisError as error:
+            await _abort(context, error)
+        return enrolment.RejoinResponse(certificate=issued, agent_endpoints=[f":{self.port}"])
+
     async def Connect(
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.ConnectResponse]:
-        hello = await anext(request_iterator)
-        stream = Stream(self, hello.hello)
+        shown = x509.load_pem_x509_certificate(next(iter(context.auth_context()["x509_pem_cert"]))).serial_number
+        if shown in self.refusals:
+            self.refused += 1
+            await _abort(context, self.refusals[shown])
+        stream = Stream(self, await anext(request_iterator), shown)
         self._streams.put_nowait(stream)
         listening = asyncio.create_task(stream.listen(request_iterator))
         try:

@@ -43,6 +43,8 @@ class FakeQueue(rpc.DispatchServiceServicer):
         self.claims: list[pb.ClaimRequest] = []
         self.reports: list[list[pb.AttemptReport]] = []
         self.heartbeats: list[pb.HeartbeatRequest] = []
+        self.acknowledged_ends: list[tuple[int, int, bool]] = []
+        """Job, attempt, whether the job is over."""
         self.archive_requests: list[pb.GetPackageArchiveRequest] = []
         self.reports_in_flight = 0
         self.most_reports_in_flight = 0
@@ -176,6 +178,14 @@ class FakeQueue(rpc.DispatchServiceServicer):
         if error is not None:
             result.error.CopyFrom(to_status(error))
         return result
+
+    async def AcknowledgeLeaseEnds(
+        self, request: pb.AcknowledgeLeaseEndsRequest, context: Context
+    ) -> pb.AcknowledgeLeaseEndsResponse:
+        self._fail("AcknowledgeLeaseEnds")
+        self.acknowledged_ends += [(end.job_id, end.attempt, end.job_over) for end in request.lease_ends]
+        await self._notify()
+        return pb.AcknowledgeLeaseEndsResponse()
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatResponse:
         self._fail("Heartbeat")

@@ -8,25 +8,60 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
-from services.runtime.settings import TlsFiles
+from services.runtime.pairing import PairingCode
 from services.sis_agent.agent.handle import StopKind, SupervisorHandle, SupervisorUnreachable
+from services.sis_agent.agent.identity import AgentIdentity, Enrolment
+from services.sis_agent.agent.settings import identity_in
+from sis.credentials.v1.certificate_pb2 import AgentKeys, IssuedCertificate
+from tests.support.certificates import CertificateAuthority
 
 ROOT = Path(__file__).parents[2]
+_COMMAND = (sys.executable, "-P", "-m", "services.sis_agent.agent.main")
+
+
+def write_identity(
+    state: Path,
+    authority: CertificateAuthority,
+    *,
+    group: str = "local",
+    name: str = "one",
+    life: timedelta = timedelta(days=1),
+    enrolment_endpoint: str = "127.0.0.1:1",
+    agent_endpoints: tuple[str, ...] = (),
+) -> tuple[AgentIdentity, bytes]:
+    """Have an agent in this state directory that has just enrolled; returns its serialised AgentKeys as well."""
+    enrolment = Enrolment.begin(identity_in(state), "test")
+    csr = AgentKeys.FromString(enrolment.keys).csr
+    chain = authority.certify(csr, f"spiffe://sis/agent/{group}/{name}", life=life)
+    identity = enrolment.complete(
+        IssuedCertificate(certificate_chain=chain),
+        authority.ca.read_bytes(),
+        time.time(),
+        name=name,
+        group=group,
+        enrolment_endpoint=enrolment_endpoint,
+        agent_endpoints=agent_endpoints,
+    )
+    return identity, enrolment.keys
 
 
 class AgentProcess:
-    """`python -m services.sis_agent.agent.main` with a state directory that outlives it."""
+    """`sis-agent` with a state directory that outlives it: with the identity that is in it, or the one that the test
+    authority gives it, or after `enrol`."""
 
-    def __init__(self, state: Path, endpoints: str, tls: TlsFiles, slots: int = 4) -> None:
+    def __init__(
+        self, state: Path, endpoints: str = "", authority: CertificateAuthority | None = None, slots: int = 4
+    ) -> None:
         self.state = state
+        if authority is not None:
+            write_identity(state, authority)
         self.environment = {
             "SIS_AGENT_STATE": str(state),
             "SIS_AGENT_HUB_ENDPOINTS": endpoints,
-            "SIS_AGENT_TLS_CA": str(tls.ca),
-            "SIS_AGENT_TLS_CERTIFICATE": str(tls.certificate),
-            "SIS_AGENT_TLS_KEY": str(tls.key),
             "SIS_AGENT_SLOTS": str(slots),
             "SIS_AGENT_LABELS": "rack=12, room=cellar",
         }
@@ -38,10 +73,25 @@ class AgentProcess:
         """Everything that its processes have logged so far."""
         return self._log.read_text() if self._log.exists() else ""
 
+    async def enrol(self, endpoint: str, code: PairingCode | str) -> subprocess.CompletedProcess[str]:
+        """`sis-agent enrol`, to its end."""
+        text = code if isinstance(code, str) else code.text()
+        return await asyncio.to_thread(
+            subprocess.run,
+            [*_COMMAND, "enrol", "--hub", endpoint, "--code", text],
+            env={**os.environ, **self.environment},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "services.sis_agent.agent.main"],
+                _COMMAND,
                 env={**os.environ, **self.environment},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

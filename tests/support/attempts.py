@@ -114,14 +114,21 @@ class Attempts:
         run_timeout: float = 0.0,
         grace: float = 0.3,
         log_cap_bytes: int = 0,
+        inputs: Mapping[str, object] | None = None,
+        credentials: Mapping[str, object] | None = None,
+        leases: Callable[[dispatch.Assignment], object] | None = None,
     ) -> Attempt:
-        """A package with one operation, and an attempt of it that nobody supervises yet."""
+        """A package with one operation, and an attempt of it that nobody supervises yet.
+
+        `inputs` and `credentials` are declared by the operation as well; `leases` puts leases into the assignment.
+        """
         number = next(_numbers)
         package = self._root / f"package-{number}"
         package.mkdir()
         operation = {
             "command": list(command),
-            "inputs": {"script": {"type": "string"}},
+            "inputs": {"script": {"type": "string"}, **(inputs or {})},
+            "credentials": credentials or {},
             "outputs": {name: {"required": required} for name, required in (outputs or {}).items()},
         }
         manifest = {"name": "test.package", "version": "1.0.0", "operations": {"run": operation}}
@@ -135,6 +142,8 @@ class Attempts:
         )
         if run_timeout:
             assignment.run_timeout.CopyFrom(duration(run_timeout))
+        if leases is not None:
+            leases(assignment)
         directory = self._root / f"{number}.1"
         directory.mkdir(mode=0o700)
         (directory / ASSIGNMENT).write_bytes(assignment.SerializeToString())

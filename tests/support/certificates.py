@@ -17,14 +17,14 @@ _DAY = timedelta(days=1)
 
 
 class CertificateAuthority:
-    """Issues certificates that are valid for a day, as files below `directory`."""
+    """Issues certificates that are valid for a day, as files below `directory`; each is an identity directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name("sis test CA")
         certificate = (
-            _builder(self._name, self._name, self._key.public_key())
+            _builder(self._name, self._name, self._key.public_key(), _DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .sign(self._key, hashes.SHA256())
         )
@@ -42,22 +42,10 @@ class CertificateAuthority:
     def issue(self, spiffe_id: str, dns_names: tuple[str, ...] = ()) -> TlsFiles:
         """A certificate with this identity; with names, it is a server's, good on the loopback addresses as well."""
         key = ec.generate_private_key(ec.SECP256R1())
-        alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id)]
-        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        if dns_names:
-            alternatives += [x509.DNSName(name) for name in dns_names]
-            alternatives += [x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "::1")]
-            usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
-        certificate = (
-            _builder(_name(spiffe_id.rpartition("/")[2]), self._name, key.public_key())
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
         folder = self._directory / spiffe_id.removeprefix("spiffe://").replace("/", "-")
         folder.mkdir(exist_ok=True)
         files = TlsFiles(ca=self.ca, certificate=folder / "certificate.pem", key=folder / "key.pem")
-        files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files.certificate.write_bytes(self._certify(key.public_key(), spiffe_id, dns_names, _DAY))
         files.key.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM,
@@ -67,12 +55,39 @@ class CertificateAuthority:
         )
         return files
 
+    def certify(
+        self, request: bytes, spiffe_id: str, dns_names: tuple[str, ...] = (), *, life: timedelta = _DAY
+    ) -> bytes:
+        """The certificate (PEM) for a PKCS #10 request (DER), valid for `life` from now on."""
+        public_key = x509.load_der_x509_csr(request).public_key()
+        assert isinstance(public_key, ec.EllipticCurvePublicKey)
+        return self._certify(public_key, spiffe_id, dns_names, life)
+
+    def _certify(
+        self, public_key: ec.EllipticCurvePublicKey, spiffe_id: str, dns_names: tuple[str, ...], life: timedelta
+    ) -> bytes:
+        alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id)]
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        if dns_names:
+            alternatives += [x509.DNSName(name) for name in dns_names]
+            alternatives += [x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "::1")]
+            usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        certificate = (
+            _builder(_name(spiffe_id.rpartition("/")[2]), self._name, public_key, life)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
 
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, life: timedelta
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -81,5 +96,5 @@ def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurve
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _DAY)
-        .not_valid_after(now + _DAY)
+        .not_valid_after(now + life)
     )

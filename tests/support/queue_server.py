@@ -55,8 +55,10 @@ class QueueServer:
             "LISTEN": "127.0.0.1:0",
             "INTERNAL_LISTEN": "127.0.0.1:0",
             "TLS_CA": tls.ca,
-            "TLS_CERTIFICATE": tls.certificate,
-            "TLS_KEY": tls.key,
+            "IDENTITY": tls.certificate.parent,
+            # Its identity is there already.
+            "JOIN_ENDPOINT": "127.0.0.1:0",
+            "JOIN_TOKEN_FILE": "/dev/null",
             "ADMIN_TOKEN_SHA256": hashlib.sha256(TOKEN.encode()).hexdigest(),
         }
         with self._log.open("wb") as log:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from services.runtime.settings import TlsFiles
 from sis import stack
 from sis.client import Client
 from sis.stack import processes
@@ -67,7 +68,25 @@ class Stack:
     def environment(self) -> Mapping[str, str]:
         """What makes `sis` use this stack and no other."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SIS_")}
-        return {**kept, "SIS_DATA": str(self.data), "COLUMNS": "200"}
+        return {**kept, "SIS_DATA": str(self.data), "COLUMNS": "200", "SIS_FAULT_FILE": str(self._fault)}
+
+    @property
+    def _fault(self) -> Path:
+        return self.data.with_name("fault")
+
+    def arm(self, point: str) -> None:
+        """Have the next process that comes by this place (`services.runtime.faults`) killed."""
+        fresh = self._fault.with_suffix(".new")
+        fresh.write_text(point)
+        fresh.rename(self._fault)
+
+    def disarm(self) -> bool:
+        """Whether nobody had come by it."""
+        try:
+            self._fault.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def up(self, *options: str) -> None:
         """`sis up`, left running; fails the test with what it printed, and the end of each log. For the main
@@ -132,6 +151,11 @@ class Stack:
         entries = Path(f"/proc/{self.pid(name)}/environ").read_bytes().split(b"\0")
         pairs = (entry.decode().partition("=") for entry in entries if entry.startswith(b"SIS_"))
         return {key: value for key, _, value in pairs}
+
+    def tls(self, service: str) -> TlsFiles:
+        """The certificate with which a process of the stack proves itself."""
+        identity = self.layout.identity(service)
+        return TlsFiles(self.layout.ca, identity / "certificate.pem", identity / "key.pem")
 
     def pid(self, name: str) -> int:
         """The pid of the process of this name; between a death and a restart, the dead one's."""

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from services.queue.convert.packages import CREDENTIAL_KIND_NUMBERS
+from services.queue.credentials import parameters
 from services.queue.dispatch import LOG_CAP_BYTES, Assignment, Capacity
 from services.queue.errors import MalformedFrame
 from services.queue.frames import (
@@ -26,16 +28,19 @@ from services.queue.frames import (
     StopKind,
 )
 from services.queue.lifecycle import CANCEL_GRACE, OUTPUT_LIMIT, START_LIMIT
+from services.queue.model import FOR_GOOD, LeaseEnd, LeaseRefusal, RefusalReason
 from services.queue.reports import Accepted, Declined, Report, Result
 from services.queue.sessions import AttemptKey, Heartbeat, OpenSession, Session, Stop, Verdict, Welcome
 from services.runtime.errors import InvalidArgument, to_status
 from services.runtime.fields import Violations, members, numbers, to_duration, to_timestamp
+from sis.credentials.v1 import lease_pb2, lease_service_pb2
 from sis.queue.v1 import dispatch_service_pb2, frame_pb2, job_pb2
 
 CHANNELS = members(job_pb2.Channel, "CHANNEL_", Channel)
 STOP_KINDS = members(frame_pb2.StopKind, "STOP_KIND_", StopKind)
 OUTCOMES = members(frame_pb2.Outcome, "OUTCOME_", Outcome)
 VERDICTS = members(dispatch_service_pb2.Verdict, "VERDICT_", Verdict)
+REFUSALS = members(lease_pb2.LeaseRefusalReason, "LEASE_REFUSAL_REASON_", RefusalReason)
 _STOP_NUMBERS = numbers(STOP_KINDS)
 _VERDICT_NUMBERS = numbers(VERDICTS)
 
@@ -44,6 +49,9 @@ _TEXT_CHARACTERS = 4_000
 _OUTPUTS = 200
 REPORTS = 5_000
 """More reports than this in one call are refused."""
+LEASE_ENDS = 1_000
+"""As many are acknowledged in one call at the most."""
+_LONGEST_RETRY_SECONDS = 3_600
 
 
 def session(message: dispatch_service_pb2.Session) -> Session:
@@ -128,6 +136,21 @@ def to_watch(stops: Iterable[Stop]) -> dispatch_service_pb2.WatchResponse:
     )
 
 
+def to_lease_ends(ends: Iterable[LeaseEnd]) -> dispatch_service_pb2.WatchResponse:
+    return dispatch_service_pb2.WatchResponse(
+        lease_ends=[
+            lease_service_pb2.EndedAttempt(job_id=e.job_id, attempt=e.attempt, job_over=e.job_over) for e in ends
+        ]
+    )
+
+
+def lease_ends(request: dispatch_service_pb2.AcknowledgeLeaseEndsRequest) -> list[LeaseEnd]:
+    """Raises InvalidArgument."""
+    if len(request.lease_ends) > LEASE_ENDS:
+        raise InvalidArgument.field("lease_ends", f"has more than {LEASE_ENDS:,}; acknowledge them in parts")
+    return [LeaseEnd(e.job_id, e.attempt, e.job_over) for e in request.lease_ends]
+
+
 def to_assignment(assignment: Assignment) -> dispatch_service_pb2.Assignment:
     message = dispatch_service_pb2.Assignment(
         attempt=dispatch_service_pb2.Attempt(job_id=assignment.job_id, number=assignment.attempt),
@@ -142,12 +165,21 @@ def to_assignment(assignment: Assignment) -> dispatch_service_pb2.Assignment:
         output_timeout=to_duration(OUTPUT_LIMIT),
         log_cap_bytes=LOG_CAP_BYTES,
         claim_time=to_timestamp(assignment.claimed_at),
+        credentials=[
+            lease_pb2.CredentialUse(
+                ref=use.ref, credential=use.credential, kinds=[CREDENTIAL_KIND_NUMBERS[k] for k in use.kinds]
+            )
+            for use in assignment.credentials
+        ],
+        requester=assignment.requester,
     )
     for name, value in assignment.parameters.items():
         if isinstance(value, str):
             message.parameters[name].plain = value
         else:
             message.parameters[name].list.items.extend(value)
+    for name, credential in parameters(assignment.credentials).items():
+        message.parameters[name].credential_ref = credential
     return message
 
 
@@ -205,8 +237,25 @@ def report(message: dispatch_service_pb2.AttemptReport) -> Report:
             return Report(of, key, Declined(_clean(message.declined.reason)))
         case "frames":
             return Report(of, key, _frames(key, message.frames.frames))
+        case "lease_refused":
+            return Report(of, key, _refusal(message.lease_refused))
         case _:
-            raise InvalidArgument.field("content", "is required: accepted, declined or frames")
+            raise InvalidArgument.field("content", "is required: accepted, declined, frames or lease_refused")
+
+
+def _refusal(message: lease_pb2.LeaseRefusal) -> LeaseRefusal:
+    wrong = Violations()
+    reason = wrong.member("lease_refused.reason", message.reason, REFUSALS)
+    if reason is RefusalReason.ATTEMPT_ENDED:
+        wrong.add("lease_refused.reason", "is not for the queue, which knows: say nothing, and do not deliver it")
+    wrong.refuse()
+    assert reason is not None
+    return LeaseRefusal(
+        reason,
+        _clean(message.message) or reason.value.replace("_", " ").lower(),
+        message.permanent or reason in FOR_GOOD,
+        timedelta(seconds=max(0, min(message.retry_after.seconds, _LONGEST_RETRY_SECONDS))),
+    )
 
 
 def _frames(key: AttemptKey, bodies: Iterable[bytes]) -> tuple[Frame, ...]:

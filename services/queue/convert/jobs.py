@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
 
-from services.queue import logs
-from services.queue.jobs import ORDERS, CreateJob, JobFilter, JobPage, JobView, ListJobs, Priority
-from services.queue.lifecycle import HistoryEntry, LogVerdict
+from services.queue import credentials, logs
+from services.queue.jobs import CreateJob, JobView, Priority
+from services.queue.listing import ORDERS, JobFilter, JobPage, ListJobs
 from services.queue.logs import DebugLogView, LogRow, News
+from services.queue.model import HistoryEntry, LogVerdict, WaitReason
 from services.queue.states import TERMINAL, RunState, Status, StopState
 from services.queue.tables import JobType
 from services.runtime.errors import InvalidArgument
 from services.runtime.fields import Violations, members, numbers, to_duration, to_timestamp
+from sis.packages.operation import ADMIN, RUN_AS
 from sis.queue.v1 import frame_pb2, job_pb2, job_service_pb2
 
 if TYPE_CHECKING:
@@ -31,12 +33,16 @@ STOP_STATES = members(job_pb2.StopState, "STOP_STATE_", StopState)
 VERDICTS = members(job_pb2.LogVerdict, "LOG_VERDICT_", LogVerdict)
 VIEWS = members(job_service_pb2.DebugLogView, "DEBUG_LOG_VIEW_", DebugLogView)
 
+WAIT_REASONS = members(job_pb2.WaitReason, "WAIT_REASON_", WaitReason)
+
 _STATUS_NUMBERS = numbers(STATUSES)
 _TYPE_NUMBERS = numbers(JOB_TYPES)
 _STOP_NUMBERS = numbers(STOP_STATES)
 _VERDICT_NUMBERS = numbers(VERDICTS)
+_WAIT_NUMBERS = numbers(WAIT_REASONS)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_CREDENTIAL = re.compile(r"[A-Za-z0-9._-]{1,63}")
 PARAMETER_BYTES = 64 * 1024
 _HEARTBEAT = timedelta(seconds=120)
 
@@ -51,7 +57,12 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
     wrong.line("package.name", request.package.name, 100, required=True)
     wrong.line("package.version", request.package.version, 100)
     wrong.line("operation", request.operation, 100, required=True)
-    parameters = _parameters(wrong, request)
+    parameters, parameter_credentials = _parameters(wrong, request)
+    for field, name in (("admin", request.admin), ("run_as", request.run_as)):
+        if name:
+            _credential(wrong, field, name)
+    for ref, name in sorted(request.credentials.items()):
+        _credential(wrong, f"credentials.{ref[:100]}", name)
     site_kind, site_name = _site(wrong, request.site_target)
     priority = wrong.member("priority", request.priority, PRIORITIES, Priority.NORMAL)
     not_before = wrong.time("not_before", request.not_before) if request.HasField("not_before") else None
@@ -87,16 +98,33 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
         labels=dict(request.labels),
         request_id=request.request_id,
         fingerprint=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+        admin=request.admin,
+        run_as=request.run_as,
+        credentials=dict(request.credentials),
+        parameter_credentials=parameter_credentials,
     )
 
 
-def _parameters(wrong: Violations, request: job_service_pb2.CreateJobRequest) -> dict[str, str | list[str]]:
+def _credential(wrong: Violations, field: str, name: str) -> None:
+    if not _CREDENTIAL.fullmatch(name):
+        wrong.add(field, "must name a credential: 1 to 63 letters, digits, '.', '_' or '-'")
+
+
+def _parameters(
+    wrong: Violations, request: job_service_pb2.CreateJobRequest
+) -> tuple[dict[str, str | list[str]], dict[str, str]]:
+    """The values, and the names of credentials where they are given instead."""
     found: dict[str, str | list[str]] = {}
+    named: dict[str, str] = {}
     for name, value in sorted(request.parameters.items()):
         field = f"parameters.{name[:100]}"
         which = value.WhichOneof("value")
         if which is None:
-            wrong.add(field, "has no value: give plain or list")
+            wrong.add(field, "has no value: give plain, list or credential_ref")
+            continue
+        if which == "credential_ref":
+            _credential(wrong, field, value.credential_ref)
+            named[name] = value.credential_ref
             continue
         items = [value.plain] if which == "plain" else list(value.list.items)
         size = sum(len(item.encode()) for item in items)
@@ -105,7 +133,7 @@ def _parameters(wrong: Violations, request: job_service_pb2.CreateJobRequest) ->
         if any("\0" in item for item in items):
             wrong.add(field, "has a NUL character, which no process can be given; remove it")
         found[name] = items[0] if which == "plain" else items
-    return found
+    return found, named
 
 
 def _site(wrong: Violations, target: job_pb2.SiteTarget) -> tuple[str, str]:
@@ -175,6 +203,8 @@ def to_page(page: JobPage) -> job_service_pb2.ListJobsResponse:
 
 
 def _listed(row: Row[Any]) -> job_pb2.Job:
+    uses = credentials.from_rows(row.credentials)
+    accounts = {use.ref: use.credential for use in uses if use.ref in (ADMIN, RUN_AS)}
     return job_pb2.Job(
         job_id=row.job_id,
         display_name=row.display_name,
@@ -203,6 +233,20 @@ def _listed(row: Row[Any]) -> job_pb2.Job:
         progress_text=row.progress_text,
         cancel_requested=row.cancel_requested_at is not None,
         stop_state=_STOP_NUMBERS[StopState(row.stop_state)],
+        admin=accounts.get(ADMIN, ""),
+        run_as=accounts.get(RUN_AS, ""),
+        credentials=credentials.references(uses),
+        wait=_wait(row),
+    )
+
+
+def _wait(row: Row[Any]) -> job_pb2.JobWait | None:
+    if not row.wait_message:
+        return None
+    return job_pb2.JobWait(
+        reason=_WAIT_NUMBERS[WaitReason(row.wait_reason)] if row.wait_reason else job_pb2.WAIT_REASON_UNSPECIFIED,
+        message=row.wait_message,
+        retry_time=to_timestamp(row.retry_at),
     )
 
 
@@ -214,6 +258,8 @@ def to_job(view: JobView) -> job_pb2.Job:
             job.parameters[name].plain = value
         else:
             job.parameters[name].list.items.extend(value)
+    for name, credential in credentials.parameters(credentials.from_rows(view.job.credentials)).items():
+        job.parameters[name].credential_ref = credential
     job.outputs.extend(
         job_pb2.OutputParameter(name=name, value=value) for name, value in sorted(view.job.outputs.items())
     )

@@ -6,16 +6,21 @@ import re
 
 from google.protobuf import duration_pb2
 
+from services.queue import credentials
+from services.queue.credentials import CredentialKind
 from services.queue.packages import Package, Upload
 from services.runtime.errors import InvalidArgument
-from services.runtime.fields import Violations, to_timestamp
+from services.runtime.fields import Violations, members, numbers, to_timestamp
+from sis.credentials.v1 import credential_pb2
 from sis.packages.archive import MAX_PACKED_BYTES
-from sis.packages.manifest import Input, Operation
+from sis.packages.manifest import CredentialReference, Input, Operation
 from sis.packages.values import text
 from sis.queue.v1 import package_service_pb2
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 CHUNK_BYTES = 1 << 20
+CREDENTIAL_KINDS = members(credential_pb2.CredentialKind, "CREDENTIAL_KIND_", CredentialKind)
+CREDENTIAL_KIND_NUMBERS = numbers(CREDENTIAL_KINDS)
 
 
 def digest(field: str, value: str) -> str:
@@ -87,6 +92,17 @@ def _operation(name: str, operation: Operation) -> package_service_pb2.Operation
             package_service_pb2.Output(name=n, description=o.description, required=o.required)
             for n, o in operation.outputs.items()
         ],
+        credentials=[_reference(n, r) for n, r in operation.credentials.items()],
+    )
+
+
+def _reference(name: str, declared: CredentialReference) -> package_service_pb2.CredentialReference:
+    return package_service_pb2.CredentialReference(
+        ref=name,
+        description=declared.description,
+        required=declared.required,
+        kinds=[CREDENTIAL_KIND_NUMBERS[credentials.kind(word)] for word in declared.kinds],
+        delivery=declared.delivery,
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from services.queue import dispatch, packages, reports, sessions, wakes
+from services.queue import dispatch, lease_ends, packages, reports, sessions, wakes
 from services.queue.convert import dispatch as convert
 from services.queue.convert import packages as convert_packages
 from services.queue.wakes import Wakes
@@ -16,11 +16,11 @@ from services.runtime.interceptors import Context
 from sis.queue.v1 import dispatch_service_pb2, dispatch_service_pb2_grpc
 
 WATCH_POLL_SECONDS = 5.0
-"""A wake-up may be lost; commands that are not begun are repeated at this interval anyhow."""
+"""A wake-up may be lost, and what is not done has to be said again: everything is looked at this often anyhow."""
 
 
 class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
-    """Adapts DispatchService to `sessions`, `dispatch` and `reports`."""
+    """Adapts DispatchService to `sessions`, `dispatch`, `reports` and `lease_ends`."""
 
     def __init__(self, database: Database, waker: Wakes) -> None:
         self._database = database
@@ -80,20 +80,35 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
         self, request: dispatch_service_pb2.WatchRequest, context: Context
     ) -> AsyncIterator[dispatch_service_pb2.WatchResponse]:
         hub = convert.hub(request)
-        with self._waker.subscribe(wakes.WORK, wakes.STOP) as news:
-            clock = asyncio.get_running_loop().time
-            heard, stops_due = {wakes.WORK}, clock()
+        clock = asyncio.get_running_loop().time
+        due = dict.fromkeys((wakes.WORK, wakes.STOP, wakes.LEASES), clock())
+        heard: set[str] = set()
+        with self._waker.subscribe(*due) as news:
             while True:
-                if wakes.WORK in heard:
-                    yield dispatch_service_pb2.WatchResponse(wake=True)
-                # Now and then without being woken: a wake-up may have been lost, and what is not begun is said again.
-                if wakes.STOP in heard or clock() >= stops_due:
-                    stops_due = clock() + WATCH_POLL_SECONDS
-                    async with self._database.begin() as connection:
-                        found = await sessions.stops(connection, hub)
-                    if found:
-                        yield convert.to_watch(found)
-                heard = await self._waker.wait(news, max(0.0, stops_due - clock())) or {wakes.WORK}
+                for topic in due:
+                    if topic in heard or clock() >= due[topic]:
+                        due[topic] = clock() + WATCH_POLL_SECONDS
+                        if (response := await self._news(topic, hub)) is not None:
+                            yield response
+                heard = await self._waker.wait(news, max(0.0, min(due.values()) - clock()))
+
+    async def _news(self, topic: str, hub: str) -> dispatch_service_pb2.WatchResponse | None:
+        if topic == wakes.WORK:
+            return dispatch_service_pb2.WatchResponse(wake=True)
+        async with self._database.begin() as connection:
+            if topic == wakes.STOP:
+                stops = await sessions.stops(connection, hub)
+                return convert.to_watch(stops) if stops else None
+            ends = await lease_ends.hand_out(connection)
+            return convert.to_lease_ends(ends) if ends else None
+
+    async def AcknowledgeLeaseEnds(
+        self, request: dispatch_service_pb2.AcknowledgeLeaseEndsRequest, context: Context
+    ) -> dispatch_service_pb2.AcknowledgeLeaseEndsResponse:
+        delivered = convert.lease_ends(request)
+        async with self._database.begin() as connection:
+            await lease_ends.acknowledge(connection, delivered)
+        return dispatch_service_pb2.AcknowledgeLeaseEndsResponse()
 
     async def GetPackageArchive(
         self, request: dispatch_service_pb2.GetPackageArchiveRequest, context: Context

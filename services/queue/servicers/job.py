@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from services.queue import jobs, logs
+from services.queue import jobs, listing, logs
 from services.queue.convert import jobs as convert
-from services.queue.lifecycle import Actor, HistoryEntry
+from services.queue.model import Actor, HistoryEntry
 from services.queue.wakes import Wakes
 from services.runtime import paging
 from services.runtime.access import current_caller
@@ -42,7 +42,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     ) -> job_service_pb2.ListJobsResponse:
         query = convert.list_jobs(request)
         async with self._database.begin() as connection:
-            page = await jobs.list_page(connection, query)
+            page = await listing.list_page(connection, query)
         return convert.to_page(page)
 
     async def MonitorJob(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from services.queue import packages
 from services.queue.convert import packages as convert
-from services.queue.lifecycle import Actor
+from services.queue.model import Actor
 from services.runtime.access import current_caller
 from services.runtime.database import Database
 from services.runtime.errors import InvalidArgument

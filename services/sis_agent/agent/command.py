@@ -1,14 +1,17 @@
-"""Turns an assignment and the manifest of its package into what the payload is started with."""
+"""Turns an assignment, the manifest of its package and its leases into what the payload is started with."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from services.sis_agent.agent import payload
-from services.sis_agent.agent.payload import Command, StartFailed
-from services.sis_agent.agent.supervisor_identity import OUTPUT, PROGRESS, WORK
+from services.sis_agent.agent import delivery, payload, run_as
+from services.sis_agent.agent.leases import Leases
+from services.sis_agent.agent.payload import Command
+from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS
+from services.sis_agent.agent.run_as import Account
+from services.sis_agent.agent.stage import Stage
+from services.sis_agent.agent.start_failed import LEASE_UNREADABLE, StartFailed
 from sis.packages import arguments, parameters
-from sis.packages.manifest import Manifest, Operation
+from sis.packages.manifest import Manifest
+from sis.packages.operation import Operation
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import job_pb2
 
@@ -22,30 +25,42 @@ def operation_of(assignment: dispatch.Assignment, manifest: Manifest) -> Operati
 
 
 def build(
-    assignment: dispatch.Assignment, operation: Operation, directory: Path, package_directory: Path, attempt: str
+    assignment: dispatch.Assignment,
+    operation: Operation,
+    leases: Leases,
+    stage: Stage,
+    account: Account | None,
+    attempt: str,
 ) -> Command:
-    """The command line and the environment of the payload. `attempt` marks its processes.
+    """The command line, the environment and the standard input of the payload, whose secrets are in their files then.
+    `attempt` marks its processes.
 
     Raises:
-        StartFailed: a parameter is not what the operation takes; the message names each.
+        StartFailed: a parameter or a credential is not what the operation takes; the message names each.
+        OSError: a file cannot be written.
     """
-    given = {name: _value(value) for name, value in assignment.parameters.items()}
-    resolved, problems = parameters.check(operation, given)
+    refs = {name for name, value in assignment.parameters.items() if value.WhichOneof("value") == "credential_ref"}
+    given = {name: _value(value) for name, value in assignment.parameters.items() if name not in refs}
+    resolved, problems = parameters.check(operation, given, refs)
     if problems:
         raise StartFailed("; ".join(f"parameter {problem}" for problem in problems))
-    work = directory / WORK
-    environment = payload.base_environment() | arguments.environment(resolved)
+    secrets = delivery.sensitive_inputs(operation, leases)
+    if missing := refs - secrets.keys():
+        raise StartFailed(f"the assignment has no lease for parameter {', '.join(sorted(missing))}", LEASE_UNREADABLE)
+    delivered = delivery.deliver(operation, leases, stage.private)
+    environment = payload.base_environment() if account is None else run_as.environment(account)
+    environment |= arguments.environment(resolved, secrets) | delivered.environment
     environment |= {
         "SIS_JOB_ID": str(assignment.attempt.job_id),
         "SIS_ATTEMPT": attempt,
         "SIS_OPERATION": assignment.operation,
-        "SIS_PACKAGE_DIR": str(package_directory),
-        "SIS_WORK_DIR": str(work),
-        "SIS_OUTPUT": str(directory / OUTPUT),
-        "SIS_PROGRESS": str(directory / PROGRESS),
+        "SIS_PACKAGE_DIR": str(stage.package),
+        "SIS_WORK_DIR": str(stage.work),
+        "SIS_OUTPUT": str(stage.private.path / OUTPUT),
+        "SIS_PROGRESS": str(stage.private.path / PROGRESS),
     }
-    line = arguments.command_line(operation, resolved, package_directory, work)
-    return Command(line, environment, work)
+    line = arguments.command_line(operation, resolved, stage.package, stage.work)
+    return Command(line, environment, stage.work, account, delivered.standard_input)
 
 
 def _value(value: job_pb2.ParameterValue) -> str | list[str]:

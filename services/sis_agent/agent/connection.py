@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import grpc
@@ -13,9 +14,10 @@ import grpc
 from services.runtime.backoff import Backoff
 from services.runtime.channels import from_status, grpc_error, secure_channel
 from services.runtime.errors import DeadlineExceeded, Internal, SisError, Unavailable
-from services.runtime.settings import TlsFiles
+from services.sis_agent.agent.enrolment import SERVER_NAME
 from services.sis_agent.agent.errors import AgentError
 from services.sis_agent.agent.executor import Executor
+from services.sis_agent.agent.renewal import Renewal
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
@@ -28,6 +30,8 @@ WELCOME_SECONDS: Final = 30.0
 """From the first try to connect to the welcome."""
 ANSWER_SECONDS: Final = 60.0
 """A hub that takes longer to answer a report, or to take a message, is given up."""
+LAST_WORD_SECONDS: Final = 1.0
+"""After speaking has failed, for what the hub has said last."""
 FETCH_SECONDS: Final = 60.0
 """For one call; a larger package is fetched by several."""
 STEADY_SECONDS: Final = 5.0
@@ -36,33 +40,75 @@ BEAT_SECONDS: Final = 5.0
 """Between beats, where the welcome does not say."""
 LIMIT_BYTES: Final = 4 << 20
 """Of frames under way, where the welcome does not say."""
+REFUSED_SECONDS: Final = (5.0, 300.0)
+"""From the first to the last delay between tries while the identity is refused."""
+
+_PAIR: Final = "have `sis agents pair` print a code and run `sis-agent enrol` with it here, beside the running agent"
+REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "AGENT_REVOKED": f"if it shall go on, {_PAIR}",
+        "AGENT_QUARANTINED": f"find and end the other program that uses a copy of its state, then {_PAIR}",
+        "PAIRING_REFUSED": f"its certificate is out of date and the suite does not know it for a new one: {_PAIR}",
+    }
+)
+"""What to do where the identity is refused for good, by reason."""
 
 
 class Connection:
     """The way to the hubs, which are tried in turn."""
 
-    def __init__(self, endpoints: Sequence[str], tls: TlsFiles, about: dispatch.AgentHello) -> None:
-        """`about` is the part of the hello that never changes."""
+    def __init__(self, renewal: Renewal, endpoints: Sequence[str], about: dispatch.AgentHello) -> None:
+        """`endpoints` go before those of the identity, which `renewal` holds; `about` is the part of the hello that
+        never changes."""
+        self._renewal = renewal
         self._endpoints = endpoints
-        self._tls = tls
         self._about = about
+        self._welcomed = False
         self._channel: grpc.aio.Channel | None = None
 
     async def run(self, executor: Executor) -> None:
-        """Hold a stream for ever; returns only by being cancelled."""
-        backoff = Backoff()
-        turn = random.randrange(len(self._endpoints))  # noqa: S311  (to spread the agents over the hubs)
+        """Hold a stream for ever; returns only by being cancelled.
+
+        Raises:
+            AgentError: the identity cannot be used any more.
+        """
+        backoff, slow = Backoff(), Backoff(*REFUSED_SECONDS)
+        turn = random.randrange(1 << 16)  # noqa: S311  (to spread the agents over the hubs)
+        clock = asyncio.get_running_loop().time
         while True:
-            endpoint = self._endpoints[turn % len(self._endpoints)]
+            endpoints = self._endpoints or self._renewal.identity.hub_endpoints
             turn += 1
-            began = asyncio.get_running_loop().time()
-            try:
-                await self._session(endpoint, executor)
-            except (SisError, AgentError, OSError) as error:
-                log.warning("the stream to hub %s has ended: %s", endpoint, error)
-            if asyncio.get_running_loop().time() - began > STEADY_SECONDS:
+            began = clock()
+            refused = await self._serve(endpoints[turn % len(endpoints)], executor)
+            if refused is not None:
+                log.error("this agent is refused: %s; %s", refused, REMEDIES[refused.reason])
+                if await self._renewal.stand_aside(slow.next_delay()):
+                    slow.reset()
+                backoff.reset()
+                continue
+            if self._welcomed:
+                slow.reset()
+            if clock() - began > STEADY_SECONDS:
                 backoff.reset()
             await asyncio.sleep(backoff.next_delay())
+
+    async def _serve(self, endpoint: str, executor: Executor) -> SisError | None:
+        """Hold one stream, or see to it that the next one can be opened; the error if the identity is refused."""
+        self._welcomed = False
+        try:
+            await self._session(endpoint, executor)
+        except (SisError, AgentError, OSError) as error:
+            log.warning("the stream to hub %s has ended: %s", endpoint, error)
+            if isinstance(error, SisError) and error.reason in REMEDIES:
+                return error
+        if not self._welcomed:
+            try:
+                await self._renewal.rejoin(executor.sealing_keys)
+            except (SisError, AgentError, OSError) as error:
+                log.warning("no new certificate in the place of the one that is out of date: %s", error)
+                if isinstance(error, SisError) and error.reason in REMEDIES:
+                    return error
+        return None
 
     async def fetch(self, digest: str, offset: int) -> AsyncIterator[bytes]:
         """The bytes of a package's archive from an offset on.
@@ -95,10 +141,11 @@ class Connection:
             raise Unavailable(f"the hub ended package {digest} at byte {offset} of {end}")
 
     async def _session(self, endpoint: str, executor: Executor) -> None:
-        async with secure_channel(endpoint, self._tls) as channel:
+        async with secure_channel(endpoint, self._renewal.identity.tls, server_name=SERVER_NAME) as channel:
             call = AgentServiceStub(channel).Connect()
             try:
                 interval = await self._open(call, executor)
+                self._welcomed = True
                 log.info("connected to hub %s", endpoint)
                 self._channel = channel
                 await self._converse(call, executor, interval)
@@ -117,7 +164,8 @@ class Connection:
                 hello = dispatch.AgentHello()
                 hello.CopyFrom(self._about)
                 executor.describe(hello)
-                await call.write(pb.ConnectRequest(hello=hello))
+                secret = self._renewal.identity.resume_secret
+                await call.write(pb.ConnectRequest(hello=hello, resume_secret=secret))
                 response = await call.read()
         except TimeoutError:
             raise DeadlineExceeded(f"the hub gave no welcome within {WELCOME_SECONDS:.0f} s") from None
@@ -126,8 +174,18 @@ class Connection:
         if response.WhichOneof("content") != "welcome":
             raise Internal("the hub began with something else than a welcome")
         welcome = response.welcome
+        if welcome.resume_secret:
+            self._persist(welcome.resume_secret)
         executor.welcome(welcome.verdicts, welcome.unacknowledged_limit_bytes or LIMIT_BYTES)
         return max(welcome.beat_interval.ToMilliseconds() / 1000, 0.0) or BEAT_SECONDS
+
+    def _persist(self, secret: bytes) -> None:
+        try:
+            self._renewal.identity.persist_resume_secret(secret)
+        except OSError as error:
+            # The hub takes the secret that was shown last as well, and while a disk is full this agent must be
+            # reachable, to report and to stop what runs.
+            log.warning("the resume secret cannot be written: %s", error)
 
     async def _converse(self, call: Stream, executor: Executor, interval: float) -> None:
         """Listen and speak until one of them cannot go on."""
@@ -135,6 +193,8 @@ class Connection:
         speaking = asyncio.create_task(self._speak(call, executor, interval), name="speak to the hub")
         try:
             await asyncio.wait({listening, speaking}, return_when=asyncio.FIRST_COMPLETED)
+            # A stream that has ended cannot be written before it is known why.
+            await asyncio.wait({listening}, timeout=LAST_WORD_SECONDS)
         finally:
             listening.cancel()
             speaking.cancel()
@@ -158,6 +218,8 @@ class Connection:
                 case "stops":
                     for command in response.stops.stops:
                         executor.stop(command)
+                case "certificate":
+                    self._renewal.answer(response.certificate, executor.sealing_keys)
                 case other:
                     log.warning("the hub said something that this agent does not understand: %s", other)
 
@@ -172,6 +234,8 @@ class Connection:
             if executor.beat_wanted or clock() >= beat_at:
                 beat_at = clock() + interval
                 await _say(call, pb.ConnectRequest(beat=executor.beat()))
+            if (request := self._renewal.request()) is not None:
+                await _say(call, pb.ConnectRequest(certificate_request=request))
             if executor.silence() > ANSWER_SECONDS:
                 raise DeadlineExceeded(f"the hub has not answered a report for {ANSWER_SECONDS:.0f} s")
 

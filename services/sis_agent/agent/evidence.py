@@ -42,7 +42,11 @@ class Evidence:
 
     def supervisor(self, process: ProcessInfo) -> None:
         """Tell the log who supervises the attempt. It is no process of the tree, so no stop is about it."""
-        self._tell("Package processing", process, _to_proto(process, job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR))
+        self._tell("Package processing", process, self._describe(process, job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR))
+
+    def run_as_executor(self, process: ProcessInfo) -> None:
+        """Record the process that stands between supervisor and payload."""
+        self._record("Run-as executor", process, job_pb2.PROCESS_ROLE_RUN_AS_EXECUTOR)
 
     def payload(self, process: ProcessInfo) -> None:
         """Record the initial process of the payload."""
@@ -96,7 +100,7 @@ class Evidence:
             tree_empty=tree_empty,
             processes=self._records.values(),
             survivors=[
-                self._records.get(key) or _to_proto(process, job_pb2.PROCESS_ROLE_DESCENDANT)
+                self._records.get(key) or self._describe(process, job_pb2.PROCESS_ROLE_DESCENDANT)
                 for key, process in list(alive.items())[:MAX_PROCESSES]
             ],
         )
@@ -107,7 +111,7 @@ class Evidence:
         os.close(self._keys)
 
     def _record(self, what: str, process: ProcessInfo, role: job_pb2.ProcessRole.ValueType) -> None:
-        record = self._records[process.key] = _to_proto(process, role)
+        record = self._records[process.key] = self._describe(process, role)
         with contextlib.suppress(OSError):  # a full disk: the spool will tell
             os.write(self._keys, f"{process.pid} {process.start_ticks}\n".encode())
         self._tell(what, process, record)
@@ -118,6 +122,18 @@ class Evidence:
         minor = record.role == job_pb2.PROCESS_ROLE_DESCENDANT
         severity = pb.SEVERITY_DEBUG if minor else pb.SEVERITY_INFO
         self._recorder.notice(severity, text, pb.ProcessStarted(process=record))
+
+    def _describe(self, process: ProcessInfo, role: job_pb2.ProcessRole.ValueType) -> job_pb2.Process:
+        start_time = Timestamp()
+        start_time.FromMilliseconds(int(process.start_time * 1000))
+        return job_pb2.Process(
+            pid=process.pid,
+            name=self._recorder.masked(process.name),
+            identity=processes.identity(process.pid),
+            role=role,
+            start_time=start_time,
+            parent_pid=process.parent_pid,
+        )
 
     def _replay(self, notice: pb.Notice, keys: Mapping[int, _Key]) -> None:
         match notice.WhichOneof("fact"):
@@ -149,16 +165,3 @@ def read_keys(keys_file: Path) -> list[_Key]:
         return []
     fields = (line.split() for line in lines)
     return [(int(f[0]), int(f[1])) for f in fields if len(f) == 2 and f[0].isdigit() and f[1].isdigit()]
-
-
-def _to_proto(process: ProcessInfo, role: job_pb2.ProcessRole.ValueType) -> job_pb2.Process:
-    start_time = Timestamp()
-    start_time.FromMilliseconds(int(process.start_time * 1000))
-    return job_pb2.Process(
-        pid=process.pid,
-        name=process.name,
-        identity=processes.identity(process.pid),
-        role=role,
-        start_time=start_time,
-        parent_pid=process.parent_pid,
-    )

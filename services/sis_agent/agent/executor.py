@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
+from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.errors import SisError
 from services.sis_agent.agent.attempts import AttemptKey
@@ -90,6 +91,11 @@ class Executor:
         """Whether a slot has become free since the last beat."""
         return self._beat_wanted
 
+    @property
+    def sealing_keys(self) -> set[str]:
+        """The ids of the sealing keys that attempts in hand may still need."""
+        return {lease.sealing_key_id for life in self._lives.values() for lease in life.assignment.leases}
+
     # What the hub says
 
     def welcome(self, found: Iterable[dispatch.AttemptVerdict], limit_bytes: int) -> None:
@@ -125,9 +131,12 @@ class Executor:
                 self._site.journal.append(Step.DECLINED, [key], reason)
                 self._decline(key, reason)
             else:
+                faults.point("agent.assigned")
                 self._site.directories.create(assignment)
                 accepted.append(assignment)
         self._site.journal.append(Step.ACCEPTED, map(_key, accepted))
+        if accepted:
+            faults.point("agent.journalled")
         for assignment in accepted:
             key = _key(assignment)
             self._accept(key)

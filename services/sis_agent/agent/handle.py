@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
@@ -57,10 +58,13 @@ class StopKind(StrEnum):
 
 
 class Zygote:
-    """The warm process from which supervisors are forked: started when it is first needed, again when it has died."""
+    """The warm process from which supervisors are forked: started when it is first needed, again when it has died.
 
-    def __init__(self, tree: TreeKind = TreeKind.BEST) -> None:
-        self._tree = tree
+    The agent's identity, to whose keys leases are sealed, is in `identity_directory`.
+    """
+
+    def __init__(self, tree: TreeKind = TreeKind.BEST, *, identity_directory: Path | None = None) -> None:
+        self._arguments = [str(tree), *([str(identity_directory)] if identity_directory is not None else [])]
         self._starting = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._running: _RunningZygote | None = None
@@ -104,7 +108,7 @@ class Zygote:
                 if self._running is not None:
                     await self._running.stop()
                     self._running = None
-                self._running = await _RunningZygote.start(self._tree)
+                self._running = await _RunningZygote.start(self._arguments)
             return self._running
 
 
@@ -120,13 +124,13 @@ class _RunningZygote:
         asyncio.get_running_loop().add_reader(connection.fileno(), self._receive)
 
     @classmethod
-    async def start(cls, tree: TreeKind) -> Self:
+    async def start(cls, arguments: Sequence[str]) -> Self:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "services.sis_agent.agent.zygote", str(theirs.fileno()), tree),
+                    *(sys.executable, "-P", "-m", "services.sis_agent.agent.zygote", str(theirs.fileno()), *arguments),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,

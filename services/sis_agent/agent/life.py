@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from services.runtime import faults
 from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
 from services.sis_agent.agent.errors import JournalUnwritable, PackageUnavailable
 from services.sis_agent.agent.handle import (
@@ -65,6 +66,7 @@ class Site:
     shipping: Shipping
     packages: PackageCache
     zygote: Zygote
+    identity_directory: Path
 
 
 class Ending(NamedTuple):
@@ -163,6 +165,7 @@ class Life:
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 break
+        faults.point("agent.spawning")
         try:
             await self._site.zygote.spawn(self._directory, ready)
         except SpawnFailed as error:
@@ -254,7 +257,7 @@ class Life:
                 with handle:
                     await self._watch(handle)
             try:
-                await asyncio.to_thread(finish_lost, self._directory)
+                await asyncio.to_thread(finish_lost, self._directory, self._site.identity_directory)
             except SpoolBusy:
                 # A supervisor is just coming to life.
                 await asyncio.sleep(LOOK_SECONDS)

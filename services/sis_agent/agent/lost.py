@@ -10,13 +10,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from services.sis_agent.agent import processes
+from google.protobuf.message import DecodeError
+
+from services.sis_agent.agent import processes, stage
+from services.sis_agent.agent.attempts import ASSIGNMENT
 from services.sis_agent.agent.cgroup_tree import Cgroup
 from services.sis_agent.agent.evidence import Evidence, read_keys
+from services.sis_agent.agent.leases import LeaseUnreadable, leases_of
+from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.process_tree import kill_each
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.recorder import Recorder
@@ -24,6 +29,7 @@ from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
 from services.sis_agent.agent.supervisor_identity import PROCESSES, SPOOL, SupervisorIdentity
 from services.sis_agent.agent.termination import CONFIRM_SECONDS
 from services.sis_agent.agent.verdict import Verdict
+from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 
 _LOCK_SECONDS: Final = 1.0
@@ -33,48 +39,75 @@ _EMPTY_WALKS: Final = 3
 _READ_BYTES: Final = 1 << 20
 
 
-def finish_lost(directory: Path, *, confirm_seconds: float = CONFIRM_SECONDS) -> None:
-    """Have the attempt in this directory finished, if its supervisor has not done so itself. Blocks for up to 30 s.
+def finish_lost(
+    directory: Path, identity_directory: Path | None = None, *, confirm_seconds: float = CONFIRM_SECONDS
+) -> None:
+    """Have the attempt in this directory finished, if its supervisor has not done so itself, and what it has left
+    outside removed. Blocks for up to 30 s.
 
-    Repeatable, also after it was interrupted. Afterwards no supervisor can start the attempt any more.
+    Repeatable, also after it was interrupted. Afterwards no supervisor can start the attempt any more. Its secrets are
+    masked in what is found; where they cannot be opened with the keys in `identity_directory`, processes have no names.
 
     Raises:
         SpoolBusy: a supervisor lives; adopt it.
         OSError: the spool cannot be read or written. Repeatable.
     """
     with _open(directory / SPOOL) as writer:
-        if writer.finished is not None:
-            return
         identity = SupervisorIdentity.read(directory)
-        if identity is not None and identity.process() is not None:
-            raise SpoolBusy("the supervisor of this attempt lives")
-        history = _History.read(directory / SPOOL)
-        recorder = Recorder(writer)
-        evidence = Evidence.resume(recorder, directory / PROCESSES, _notices(directory / SPOOL))
-        try:
-            remains = Remains(directory, identity)
-            survivors = _end(remains, evidence, confirm_seconds)
-            verdict = _judge(history, remains, left=bool(survivors), started=identity is not None)
-            finished = pb.Finished(
-                outcome=verdict.outcome,
-                failure_reason=verdict.failure_reason,
-                evidence=evidence.to_proto(remains.method, survivors, tree_empty=remains.provable and not survivors),
-            )
-            if history.exit_code is not None:
-                finished.result_code = history.exit_code
-            recorder.notice(verdict.severity, verdict.text, finished)
-            recorder.sync()
-            if recorder.blocked:
-                raise OSError("the spool cannot be written")
-        finally:
-            evidence.close()
-            remains.close()
+        if writer.finished is None:
+            if identity is not None and identity.process() is not None:
+                raise SpoolBusy("the supervisor of this attempt lives")
+            _finish(directory, writer, identity, _masker(directory, identity_directory), confirm_seconds)
+        # Last: what was still running could have made it anew.
+        if identity is not None and identity.attempt:
+            stage.remove_leftovers(identity.attempt, directory)
+
+
+def _masker(directory: Path, identity_directory: Path | None) -> Masker | None:
+    """For the secrets of the attempt; None where they are not known."""
+    try:
+        assignment = dispatch.Assignment.FromString((directory / ASSIGNMENT).read_bytes())
+        return Masker(leases_of(assignment, identity_directory).secrets())
+    except (FileNotFoundError, DecodeError, LeaseUnreadable):
+        return None
+
+
+def _finish(
+    directory: Path,
+    writer: SpoolWriter,
+    identity: SupervisorIdentity | None,
+    masker: Masker | None,
+    confirm_seconds: float,
+) -> None:
+    history = _History.read(directory / SPOOL)
+    recorder = Recorder(writer, masker or Masker())
+    evidence = Evidence.resume(recorder, directory / PROCESSES, _notices(directory / SPOOL))
+    try:
+        remains = Remains(directory, identity, named=masker is not None)
+        survivors = _end(remains, evidence, confirm_seconds)
+        verdict = _judge(history, remains, left=bool(survivors), started=identity is not None)
+        finished = pb.Finished(
+            outcome=verdict.outcome,
+            failure_reason=verdict.failure_reason,
+            evidence=evidence.to_proto(remains.method, survivors, tree_empty=remains.provable and not survivors),
+        )
+        if history.exit_code is not None:
+            finished.result_code = history.exit_code
+        recorder.notice(verdict.severity, verdict.text, finished)
+        recorder.sync()
+        if recorder.blocked:
+            raise OSError("the spool cannot be written")
+    finally:
+        evidence.close()
+        remains.close()
 
 
 class Remains:
     """What is left of an attempt whose supervisor is dead."""
 
-    def __init__(self, directory: Path, identity: SupervisorIdentity | None) -> None:
+    def __init__(self, directory: Path, identity: SupervisorIdentity | None, *, named: bool) -> None:
+        """A process that is not to be `named` is called "?": it may have given itself a secret for a name."""
+        self._named = named
         self._identity = identity if identity is not None and identity.of_this_boot else None
         self._cgroup = Cgroup(Path(identity.cgroup)) if self._identity and identity and identity.cgroup else None
         self._seen = dict(read_keys(directory / PROCESSES))
@@ -104,7 +137,8 @@ class Remains:
             or processes.environment_has(process.pid, mark)
         }
         found |= {process.key: process for process in processes.descendants(table, [pid for pid, _ in found])}
-        return [process for process in found.values() if process.alive and process.pid != os.getpid()]
+        members = [process for process in found.values() if process.alive and process.pid != os.getpid()]
+        return members if self._named else [replace(process, name="?") for process in members]
 
     def kill(self, members: list[ProcessInfo]) -> list[ProcessInfo]:
         """Send KILL to these, and to all of the cgroup; returns those that were hit by name."""

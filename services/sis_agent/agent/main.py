@@ -1,11 +1,12 @@
 """The agent: takes jobs at a site, has them run under supervisors, and tells a hub all about it.
 
-`python -m services.sis_agent.agent.main`. On SIGTERM it closes its stream and exits with status 0; its supervisors
-and what they supervise go on, and the next agent with the same state finds them again.
+`sis-agent` serves, as the agent that `sis-agent enrol` has made of it. On SIGTERM it closes its stream and exits with
+status 0; its supervisors and what they supervise go on, and the next agent with the same state finds them again.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -15,21 +16,27 @@ import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import uvloop
+from pydantic import TypeAdapter, ValidationError
 
+from services.runtime.pairing import InvalidCode, PairingCode
+from services.runtime.settings import Endpoint
 from services.runtime.telemetry import configure_logging
-from services.sis_agent.agent import processes
+from services.sis_agent.agent import enrolment, processes
 from services.sis_agent.agent.attempts import AttemptDirectories
 from services.sis_agent.agent.connection import Connection
+from services.sis_agent.agent.errors import AgentError, EnrolmentFailed, IdentityDamaged, NotEnrolled
 from services.sis_agent.agent.executor import Executor
 from services.sis_agent.agent.handle import SpawnFailed, Zygote
 from services.sis_agent.agent.journal import Journal
 from services.sis_agent.agent.life import Site
 from services.sis_agent.agent.package_cache import PackageCache
-from services.sis_agent.agent.settings import AgentSettings
+from services.sis_agent.agent.renewal import Renewal
+from services.sis_agent.agent.settings import AgentSettings, identity_in
 from services.sis_agent.agent.shipping import Shipping
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
@@ -37,20 +44,73 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Do what the command line says: serve until SIGTERM or SIGINT, or enrol."""
+    parser = argparse.ArgumentParser("sis-agent", description="Run the jobs of a site; without a command: serve.")
+    enrol = parser.add_subparsers(dest="command", metavar="COMMAND").add_parser(
+        "enrol",
+        help="become an agent",
+        description="Become an agent by the pairing code that `sis agents pair` printed, in the place of the one that "
+        "is in the state directory, if there is one. Safe to repeat.",
+    )
+    enrol.add_argument("--hub", required=True, type=_endpoint, metavar="HOST:PORT", help="the hub's enrolment port")
+    enrol.add_argument("--code", required=True, help="the pairing code; - reads it from standard input")
+    enrol.add_argument("--state", type=Path, metavar="DIR", help="the agent's state directory ($SIS_AGENT_STATE)")
+    arguments = parser.parse_args()
+    if arguments.command == "enrol":
+        become_agent(arguments.hub, arguments.code, arguments.state)
+    else:
+        serve_until_told()
+
+
+def _endpoint(text: str) -> str:
+    try:
+        return TypeAdapter(Endpoint).validate_python(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not host:port") from None
+
+
+def become_agent(endpoint: str, code: str, state: Path | None) -> None:
+    """Enrol, and say so; exits with status 1 where that fails, with 2 for something that is no pairing code."""
+    directory = identity_in(state or AgentSettings.load().state)
+    try:
+        parsed = PairingCode.parse(sys.stdin.readline() if code == "-" else code)
+    except InvalidCode as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    try:
+        found = asyncio.run(enrolment.enrol(directory, endpoint, parsed))
+    except (AgentError, OSError) as error:
+        sys.exit(f"error: {error}")
+    until = datetime.fromtimestamp(found.not_after, UTC)
+    sys.stdout.write(
+        f"This is now agent {found.name} of group {found.group}, certified until {until:%Y-%m-%d %H:%M} UTC.\n"
+        f"Its hubs: {', '.join(found.hub_endpoints)}.\n"
+        "Start it with `sis-agent`; it keeps itself certified. One that was waiting for this goes on by itself.\n"
+    )
+
+
+def serve_until_told() -> None:
+    """Serve; exits with status 1 where that fails."""
     settings = AgentSettings.load()
     configure_logging("agent")
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    renewal = Renewal(settings.identity)
     with locked(settings.state / "agent.lock"):
         try:
-            uvloop.run(serve(settings))
+            renewal.open()
+            uvloop.run(serve(settings, renewal))
+        except (NotEnrolled, IdentityDamaged, EnrolmentFailed) as error:
+            sys.exit(f"error: {error}")
         except Exception:
             log.exception("the agent has failed; what runs goes on under its supervisors")
             sys.exit(1)
+        finally:
+            renewal.close()
 
 
-async def serve(settings: AgentSettings) -> None:
+async def serve(settings: AgentSettings, renewal: Renewal) -> None:
     """Run the agent in this event loop until the process is told to end."""
+    log.info("this is agent %s of group %s", renewal.identity.name, renewal.identity.group)
     loop = asyncio.get_running_loop()
     # A lost supervisor's tree may take a thread of its own for half a minute.
     loop.set_default_executor(ThreadPoolExecutor(max_workers=settings.slots + 8))
@@ -60,13 +120,13 @@ async def serve(settings: AgentSettings) -> None:
 
     directories = AttemptDirectories(settings.state / "attempts")
     journal = Journal.open_or_create(settings.state / "journal", directories.orphan_all)
-    connection = Connection(settings.hub_endpoints, settings.tls, about(settings))
+    connection = Connection(renewal, settings.hub_endpoints, about(settings))
     packages = PackageCache(settings.state / "packages", connection.fetch)
-    zygote = Zygote()
+    zygote = Zygote(identity_directory=settings.identity)
     try:
         async with asyncio.TaskGroup() as group:
             warm = group.create_task(warm_up(zygote), name="zygote")
-            site = Site(journal, directories, Shipping(), packages, zygote)
+            site = Site(journal, directories, Shipping(), packages, zygote, settings.identity)
             executor = Executor(site, settings.slots, group)
             executor.resume()
             stream = group.create_task(connection.run(executor), name="stream")

@@ -11,6 +11,7 @@ import termios
 import time
 from typing import Final
 
+from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.recorder import Recorder
 from services.sis_agent.agent.spool import MAX_CHUNK_BYTES
 from sis.queue.v1 import frame_pb2 as pb
@@ -21,17 +22,18 @@ _FLUSH_SECONDS: Final = 0.02
 
 
 class OutputPipes:
-    """Two pipes and one buffer. What has come is recorded at 32 KiB, 20 ms after its first byte, or when the other
-    stream has something to say, so that the order in which it was read is kept. Beyond the cap it is counted and
-    dropped."""
+    """Two pipes and one buffer. What has come is masked and recorded at 32 KiB, 20 ms after its first byte, or when the
+    other stream has something to say, so that the order in which it was read is kept. Only what may be the beginning of
+    a secret waits for what follows it, or for the end of its stream. Beyond the cap it is counted and dropped."""
 
-    def __init__(self, selector: selectors.BaseSelector, recorder: Recorder, cap_bytes: int) -> None:
+    def __init__(self, selector: selectors.BaseSelector, recorder: Recorder, cap_bytes: int, masker: Masker) -> None:
         self._selector = selector
         self._recorder = recorder
+        self._masks = {channel: masker.stream() for channel in (job_pb2.CHANNEL_STDOUT, job_pb2.CHANNEL_STDERR)}
         self._cap = cap_bytes
         self._kept = 0
         self.discarded = 0
-        """Bytes dropped at the cap."""
+        """Bytes dropped at the cap, which counts what is left of them when they are masked."""
         self._buffer = bytearray()
         self._channel: job_pb2.Channel.ValueType = job_pb2.CHANNEL_STDOUT
         self._flush_at = 0.0
@@ -85,18 +87,11 @@ class OutputPipes:
             return
         data = bytes(self._buffer)
         self._buffer.clear()
-        room = self._cap - self._kept
-        if self.discarded == 0 and room > 0:
-            self._kept += min(room, len(data))
-            self._recorder.chunk(self._channel, data[:room])
-        if len(data) > room:
-            if self.discarded == 0:
-                text = f"The output is longer than {self._cap:,} bytes; what follows is discarded"
-                self._recorder.notice(pb.SEVERITY_WARNING, text, pb.LogTruncated(cap_bytes=self._cap))
-            self.discarded += len(data) - max(room, 0)
+        # Nobody will see what comes beyond the cap, so it is not masked.
+        self._record(self._channel, data if self.discarded else self._masks[self._channel].feed(data))
 
     def close(self) -> None:
-        """Let go of what is still open."""
+        """Let go of what is still open, and record what has come of it."""
         for descriptor in list(self._readers):
             self._end(descriptor)
 
@@ -123,10 +118,25 @@ class OutputPipes:
         return len(data)
 
     def _end(self, descriptor: int) -> None:
-        del self._readers[descriptor]
+        self.flush()
+        channel = self._readers.pop(descriptor)
+        self._record(channel, self._masks[channel].flush())
         if self._watching:
             self._selector.unregister(descriptor)
         os.close(descriptor)
+
+    def _record(self, channel: job_pb2.Channel.ValueType, data: bytes) -> None:
+        """Record masked output as far as there is room."""
+        room = 0 if self.discarded else min(self._cap - self._kept, len(data))
+        self._kept += room
+        # What was held back may have made it longer than what was read.
+        for start in range(0, room, MAX_CHUNK_BYTES):
+            self._recorder.chunk(channel, data[start : min(start + MAX_CHUNK_BYTES, room)])
+        if len(data) > room:
+            if self.discarded == 0:
+                text = f"The output is longer than {self._cap:,} bytes; what follows is discarded"
+                self._recorder.notice(pb.SEVERITY_WARNING, text, pb.LogTruncated(cap_bytes=self._cap))
+            self.discarded += len(data) - room
 
 
 def _bytes_in(descriptor: int) -> int:

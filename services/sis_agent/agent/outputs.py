@@ -155,6 +155,9 @@ def _read(path: Path, size: int, *, from_end: bool = False) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file any more")
+        if status.st_nlink > 1:
+            # It may be one that the payload can name and not read.
+            raise OSError(errno.EINVAL, "it is a file that has another name, too")
         content = bytearray()
         offset = max(0, status.st_size - size) if from_end else 0
         while len(content) < size and (piece := os.pread(descriptor, size - len(content), offset + len(content))):

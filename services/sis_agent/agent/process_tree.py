@@ -17,6 +17,7 @@ from services.sis_agent.agent import processes
 from services.sis_agent.agent.processes import ProcessInfo
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 WAIT_ALL: Final = 0x40000000
 """The kernel's __WALL, which Python does not name: also children that tell nobody of their end."""
@@ -88,6 +89,12 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forbid_attaching() -> None:
+    """Have nobody but root read this process's memory, neither by attaching to it nor from a core dump. A program that
+    it becomes is free of that. Raises OSError."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def _prctl(option: int, value: int) -> None:

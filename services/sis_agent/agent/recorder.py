@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import deque
 from typing import Final
 
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from services.sis_agent.agent.masking import Masker
+from services.sis_agent.agent.outputs import MAX_PROGRESS_CHARACTERS
 from services.sis_agent.agent.spool import Fact, SpoolWriter
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
+
+MAX_NAME_BYTES: Final = 15
+"""What Linux keeps of the name of a process."""
 
 _RETRY_SECONDS: Final = 1.0
 
@@ -20,11 +29,12 @@ class Recorder:
     """Keeps what cannot be written in memory, in order, and tries again each second.
 
     The backlog is bounded by those who record: while `blocked`, no pipe is read and no process is looked for, so only
-    what a stop has to say is added.
+    what a stop has to say is added. System lines are masked here, with every text in their facts; output was before.
     """
 
-    def __init__(self, writer: SpoolWriter) -> None:
+    def __init__(self, writer: SpoolWriter, masker: Masker) -> None:
         self._writer = writer
+        self._masker = masker
         self._backlog: deque[_Chunk | _Notice] = deque()
         self._sync_wanted = False
         self._retry_at = 0.0
@@ -45,12 +55,21 @@ class Recorder:
         return self._writer.sequence
 
     def chunk(self, channel: job_pb2.Channel.ValueType, data: bytes) -> None:
-        """Record what the payload wrote."""
+        """Record what the payload wrote, masked."""
         self._record((channel, data))
 
     def notice(self, severity: pb.Severity.ValueType, text: str, fact: Fact | None = None) -> None:
-        """Record a system line."""
-        self._record((severity, text, fact))
+        """Record a system line, after masking it; the fact itself is not changed."""
+        if self._masker and fact is not None:
+            fact = copy.deepcopy(fact)
+            self._mask_fields(fact)
+        self._record((severity, self.masked(text), fact))
+
+    def masked(self, text: str) -> str:
+        """A text as it may be recorded. One that is as long as names of processes or progress can be was cut off there;
+        mask such a text before it is put into another."""
+        cut = len(text) == MAX_PROGRESS_CHARACTERS or len(text.encode(errors="replace")) == MAX_NAME_BYTES
+        return self._masker.text(text, cut=cut)
 
     def sync(self) -> None:
         """Make all that was recorded durable, now or as soon as the disk permits."""
@@ -69,6 +88,16 @@ class Recorder:
         self._backlog.append(entry)
         if not waiting:
             self._write()
+
+    def _mask_fields(self, message: Message) -> None:
+        for field, value in message.ListFields():
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                for inner in value if field.is_repeated else (value,):
+                    self._mask_fields(inner)
+            elif field.type == FieldDescriptor.TYPE_STRING and field.is_repeated:
+                value[:] = map(self.masked, value)
+            elif field.type == FieldDescriptor.TYPE_STRING:
+                setattr(message, field.name, self.masked(value))
 
     def _write(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,16 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.settings import Endpoint, Settings
+
+
+def default_state() -> Path:
+    """The state directory where nobody names one."""
+    return Path("/var/lib/sis-agent") if os.geteuid() == 0 else Path.home() / ".local/share/sis-agent"
+
+
+def identity_in(state: Path) -> Path:
+    """The directory of the identity in a state directory."""
+    return state / "identity"
 
 
 def _split(value: object) -> object:
@@ -25,15 +36,20 @@ def _pairs(value: object) -> object:
 
 
 class AgentSettings(Settings):
-    """What an agent needs to know. Who it is, its certificate says."""
+    """What an agent needs to know. Who it is, and where its hubs are, it was told when it enrolled."""
 
     model_config = SettingsConfigDict(env_prefix="SIS_AGENT_")
 
-    state: Path
-    """The directory in which it keeps its journal, its packages and its attempts."""
-    hub_endpoints: Annotated[list[Endpoint], NoDecode, BeforeValidator(_split), Field(min_length=1)]
-    """`host:port` of each hub, separated by commas; they are tried in turn."""
+    state: Path = Field(default_factory=default_state)
+    """The directory in which it keeps its identity, its journal, its packages and its attempts."""
+    hub_endpoints: Annotated[tuple[Endpoint, ...], NoDecode, BeforeValidator(_split)] = ()
+    """`host:port` of each hub, separated by commas; they are tried in turn. Without any, those of the identity."""
     slots: Annotated[int, Field(ge=1, le=1_000)] = 8
     """How many attempts it takes at once."""
     labels: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)] = Field({}, max_length=64)
     """`name=value` pairs, separated by commas."""
+
+    @property
+    def identity(self) -> Path:
+        """The directory of its identity."""
+        return identity_in(self.state)

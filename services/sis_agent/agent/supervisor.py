@@ -17,20 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from services.sis_agent.agent import command, outputs, payload, processes, spool, verdict
+from services.sis_agent.agent import command, outputs, payload, processes, run_as, spool, stage, verdict
 from services.sis_agent.agent.control import Control
 from services.sis_agent.agent.evidence import Evidence
+from services.sis_agent.agent.leases import Leases
+from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.output_pipes import OutputPipes
-from services.sis_agent.agent.payload import StartFailed
+from services.sis_agent.agent.payload import Command
+from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS
 from services.sis_agent.agent.process_tree import WAIT_ALL, ProcessTree
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.progress import ProgressFile
 from services.sis_agent.agent.recorder import Recorder
+from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.spool import SpoolWriter
-from services.sis_agent.agent.supervisor_identity import OUTPUT, PROCESSES, PROGRESS, WORK, SupervisorIdentity
+from services.sis_agent.agent.stage import Stage
+from services.sis_agent.agent.start_failed import StartFailed
+from services.sis_agent.agent.supervisor_identity import PROCESSES, SupervisorIdentity
 from services.sis_agent.agent.termination import Termination
 from services.sis_agent.agent.verdict import Ending, Verdict
 from sis.packages.manifest import Manifest
+from sis.packages.operation import Operation
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
@@ -56,6 +63,8 @@ class Order:
     """Of the package; or why it cannot be used."""
     assignment: dispatch.Assignment
     identity: SupervisorIdentity
+    leases: Leases | StartFailed
+    """The secrets of the attempt; or why it cannot have them."""
 
 
 class Supervisor:
@@ -64,22 +73,24 @@ class Supervisor:
     It can be stopped as soon as it is made; nothing of the payload runs before `run`.
     """
 
-    def __init__(self, order: Order, tree: ProcessTree, writer: SpoolWriter) -> None:
+    def __init__(self, order: Order, tree: ProcessTree, writer: SpoolWriter, masker: Masker) -> None:
         assignment = order.assignment
         self._order = order
         self._tree = tree
         self._grace = _seconds(assignment, "cancel_grace") or _DEFAULT_GRACE
         self._output_timeout = _seconds(assignment, "output_timeout") or _DEFAULT_OUTPUT_TIMEOUT
-        self._recorder = Recorder(writer)
+        self._recorder = Recorder(writer, masker)
         self._evidence = Evidence(self._recorder, order.directory / PROCESSES)
         self._termination = Termination(tree, self._evidence)
         self._selector = selectors.DefaultSelector()
-        self._pipes = OutputPipes(self._selector, self._recorder, assignment.log_cap_bytes or _DEFAULT_LOG_CAP)
+        cap_bytes = assignment.log_cap_bytes or _DEFAULT_LOG_CAP
+        self._pipes = OutputPipes(self._selector, self._recorder, cap_bytes, masker)
         self._control = Control(order.directory, self._selector, self._stop)
-        self._progress = ProgressFile(order.directory / PROGRESS)
         self._told_sequence = 0
         self._look_at = 0.0
 
+        self._stage: Stage | None = None
+        self._progress: ProgressFile | None = None
         self._payload: ProcessInfo | None = None
         self._payload_pid = 0
         self._started_at = 0.0
@@ -104,7 +115,7 @@ class Supervisor:
             declared = self._start()
         except StartFailed as error:
             self._tree_empty = self._tree.empty()
-            self._finish(Verdict(pb.OUTCOME_FAILED, "EXEC_FAILED", f"Failed: {error}"), {})
+            self._finish(Verdict(pb.OUTCOME_FAILED, error.reason, f"Failed: {error}"), {})
             return
         self._step()
         while not self._drained():
@@ -121,26 +132,48 @@ class Supervisor:
         if isinstance(order.manifest, str):
             raise StartFailed(order.manifest)
         operation = command.operation_of(order.assignment, order.manifest)
-        built = command.build(
-            order.assignment, operation, order.directory, order.package_directory, order.identity.attempt
-        )
-        try:
-            (order.directory / WORK).mkdir(mode=0o700, exist_ok=True)
-            for name in (OUTPUT, PROGRESS):
-                (order.directory / name).touch(mode=0o600)
-        except OSError as error:
-            raise StartFailed(f"the payload's files could not be made: {error.strerror}") from None
-        pid = payload.start(built, self._tree, self._pipes.stdout, self._pipes.stderr)
+        started = payload.start(self._command(order, operation), self._tree, self._pipes.stdout, self._pipes.stderr)
+        if isinstance(order.leases, Leases):
+            order.leases.forget()
         self._started_at = time.monotonic()
         self._pipes.close_writers()
         if limit := _seconds(order.assignment, "run_timeout"):
             self._run_until = self._started_at + limit
         self._look_at = self._started_at + _LOOK_SECONDS
-        self._payload_pid = pid
-        self._payload = processes.read(pid)  # not reaped yet, so it is there, unless /proc hides it from us
+        if started.executor is not None and (executor := processes.read(started.executor)):
+            self._evidence.run_as_executor(executor)
+        self._payload_pid = started.pid
+        self._payload = processes.read(started.pid)  # not reaped yet, so it is there, unless /proc hides it from us
         if self._payload is not None:
             self._evidence.payload(self._payload)
         return {name: output.required for name, output in operation.outputs.items()}
+
+    def _command(self, order: Order, operation: Operation) -> Command:
+        """What to start, with its directories and the files of its secrets. Raises StartFailed."""
+        if isinstance(order.leases, StartFailed):
+            raise order.leases
+        account = self._account(order.leases)
+        attempt = order.identity.attempt
+        try:
+            self._stage = stage.make(attempt, order.directory, order.package_directory, account)
+            self._progress = ProgressFile(self._stage.private.inside(PROGRESS))
+            return command.build(order.assignment, operation, order.leases, self._stage, account, attempt)
+        except OSError as error:
+            raise StartFailed(f"the payload's files could not be made: {error.strerror or error}") from None
+
+    def _account(self, leases: Leases) -> Account | None:
+        """The account that the payload has to become; None for the agent's own. The log is told. Raises StartFailed."""
+        leased = leases.account
+        account = run_as.find(leased) if leased is not None else None
+        own = processes.account_name(os.geteuid())
+        if leased is None:
+            text = f"{'No Run As' if leases else 'No credentials'}: the payload runs as the agent's own account {own}"
+        elif account is None:
+            text = f"Run as {own} (credential {leased.credential}), the agent's own account"
+        else:
+            text = f"Run as {account.name} (credential {leased.credential})"
+        self._recorder.notice(pb.SEVERITY_INFO, text)
+        return account
 
     # ---- the loop
 
@@ -209,7 +242,7 @@ class Supervisor:
         self._look_at = after + max(_LOOK_SECONDS, (after - before) * _LOOK_SHARE)
 
     def _report_progress(self) -> None:
-        if report := self._progress.news():
+        if self._progress is not None and (report := self._progress.news()):
             fact = pb.Progress(percent=report.percent, text=report.text)
             self._recorder.notice(pb.SEVERITY_INFO, f"Progress: {report.percent} % {report.text}".rstrip(), fact)
 
@@ -321,10 +354,10 @@ class Supervisor:
 
     def _outputs(self, declared: Mapping[str, bool]) -> tuple[outputs.Checked, tuple[str, ...]]:
         """What the payload gave back, and what is wrong with it; nothing after a stop."""
-        if self._cause is not None or not self._tree_empty:
+        if self._cause is not None or not self._tree_empty or self._stage is None:
             return outputs.Checked({}, (), ()), ()
         self._recorder.notice(pb.SEVERITY_INFO, "Processing output")
-        found = outputs.read_outputs(self._order.directory / OUTPUT)
+        found = outputs.read_outputs(self._stage.private.inside(OUTPUT))
         checked = outputs.check(found.values, declared)
         for problem in found.problems:
             self._recorder.notice(pb.SEVERITY_WARNING, f"Output: {problem}")
@@ -336,6 +369,8 @@ class Supervisor:
 
     def _finish(self, end: Verdict, values: Mapping[str, str]) -> None:
         """Write the last frame and wait until it is durable: nobody else can say how the attempt ended."""
+        if self._stage is not None:
+            self._stage.remove()
         finished = pb.Finished(
             outcome=end.outcome,
             failure_reason=end.failure_reason,

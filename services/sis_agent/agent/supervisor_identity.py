@@ -4,8 +4,8 @@
     supervisor.json        which process supervises the attempt; written once, before the payload is started
     processes              a line `pid start_ticks` for each process of the job that was seen
     control                the supervisor's socket
-    output, progress       what the payload writes for SIS_OUTPUT and SIS_PROGRESS
-    work/                  where the payload starts
+    work/                  where a payload of the agent's own account starts
+    private/               what `private_directory` keeps, where there is no file system in memory
     supervisor.log         the supervisor's own faults
 
 All but the assignment is the supervisor's.
@@ -26,8 +26,6 @@ SPOOL: Final = "spool"
 IDENTITY: Final = "supervisor.json"
 PROCESSES: Final = "processes"
 CONTROL: Final = "control"
-OUTPUT: Final = "output"
-PROGRESS: Final = "progress"
 WORK: Final = "work"
 LOG: Final = "supervisor.log"
 

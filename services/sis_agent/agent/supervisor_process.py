@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from setproctitle import setproctitle
 
+from services.runtime import faults
 from services.sis_agent.agent import payload, process_tree, processes
 from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptKey
 from services.sis_agent.agent.cgroup_tree import CgroupTree
+from services.sis_agent.agent.leases import Leases, LeaseUnreadable, leases_of
+from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.spool import SpoolWriter
+from services.sis_agent.agent.start_failed import LEASE_UNREADABLE, StartFailed
 from services.sis_agent.agent.subreaper_tree import SubreaperTree
 from services.sis_agent.agent.supervisor import Order, Supervisor
 from services.sis_agent.agent.supervisor_identity import LOG, SPOOL, AlreadyStarted, SupervisorIdentity
@@ -25,16 +31,24 @@ Announce = Callable[[SupervisorIdentity], None]
 
 
 def supervise(
-    directory: Path, package_directory: Path, manifest: Manifest | str, announce: Announce, *, cgroups: bool
+    directory: Path,
+    package_directory: Path,
+    manifest: Manifest | str,
+    announce: Announce,
+    *,
+    cgroups: bool,
+    identity_directory: Path | None,
 ) -> None:
     """Supervise the attempt that lies in a directory, to its end.
 
-    `announce` is called once the supervisor can be found and stopped; nothing of the payload runs before.
+    `announce` is called once the supervisor can be found and stopped; nothing of the payload runs before. The keys
+    for its leases are in `identity_directory`; without one, an attempt with leases fails.
 
     Raises:
         SpoolBusy, AlreadyStarted: the attempt has or had a supervisor, or has ended. Nothing was started.
         OSError, DecodeError: its directory cannot be used. Nothing was started.
     """
+    process_tree.forbid_attaching()
     _log_to(directory / LOG)
     # The lock on the spool comes first and is kept to the end: whoever gets it knows that no supervisor lives.
     with SpoolWriter.open(directory / SPOOL) as writer:
@@ -51,8 +65,10 @@ def supervise(
                 raise OSError("the process table in /proc cannot be read")
             identity = SupervisorIdentity(own.pid, own.start_ticks, processes.boot_id(), attempt, tree.directory)
             identity.write(directory)
-            order = Order(directory, package_directory, manifest, assignment, identity)
-            supervisor = Supervisor(order, tree, writer)
+            leases, masker = _open(assignment, identity_directory)
+            faults.point("supervisor.opened")
+            order = Order(directory, package_directory, manifest, assignment, identity, leases)
+            supervisor = Supervisor(order, tree, writer, masker)
             announce(identity)
             try:
                 supervisor.run()
@@ -74,10 +90,37 @@ def detach(keep: Collection[int]) -> None:
     for number in payload.IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (a hot path)
-        if (descriptor := int(name)) > 2 and descriptor not in keep:
-            _close(descriptor)
+    payload.close_all_but(keep)
     process_tree.become_subreaper()
+
+
+class MaskedLog(io.TextIOBase):
+    """The log for a supervisor's own faults."""
+
+    def __init__(self, masker: Masker) -> None:
+        self._masker = masker
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        """Write a text whole; what it holds of secrets is masked."""
+        os.write(2, self._masker.text(text).encode(errors="replace"))
+        return len(text)
+
+
+def _open(assignment: dispatch.Assignment, identity_directory: Path | None) -> tuple[Leases | StartFailed, Masker]:
+    """The secrets of the attempt, and what masks them from now on, in the log too."""
+    leases: Leases | StartFailed
+    try:
+        leases = leases_of(assignment, identity_directory)
+    except LeaseUnreadable as error:
+        leases, masker = StartFailed(str(error), LEASE_UNREADABLE), Masker(())
+    else:
+        masker = Masker(leases.secrets())
+    if masker:
+        sys.stdout = sys.stderr = MaskedLog(masker)
+    return leases, masker
 
 
 def _log_to(path: Path) -> None:
@@ -85,10 +128,3 @@ def _log_to(path: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-
-
-def _close(descriptor: int) -> None:
-    try:
-        os.close(descriptor)
-    except OSError:  # the one through which the list was read
-        return

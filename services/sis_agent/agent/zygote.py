@@ -34,7 +34,8 @@ from typing import Any, Final, NoReturn
 from google.protobuf.message import DecodeError
 from setproctitle import setproctitle
 
-from services.sis_agent.agent import cgroup_tree, supervisor_process
+from services.sis_agent.agent import cgroup_tree, private_directory, supervisor_process
+from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.spool import SpoolError
 from services.sis_agent.agent.supervisor_identity import AlreadyStarted, SupervisorIdentity
 from sis.packages import manifest
@@ -81,9 +82,10 @@ class Zygote:
     One fork is made ahead while nothing is asked for, so that a single job need not wait for it.
     """
 
-    def __init__(self, connection: socket.socket, *, cgroups: bool) -> None:
+    def __init__(self, connection: socket.socket, *, cgroups: bool, identity_directory: Path | None) -> None:
         self._connection = connection
         self._cgroups = cgroups
+        self._identity_directory = identity_directory
         self._requests: dict[int, int] = {}
         self._spare: _Spare | None = None
         self._manifests: OrderedDict[Path, Manifest] = OrderedDict()
@@ -193,7 +195,12 @@ class Zygote:
 
         try:
             supervisor_process.supervise(
-                order.directory, order.package_directory, order.manifest, announce, cgroups=self._cgroups
+                order.directory,
+                order.package_directory,
+                order.manifest,
+                announce,
+                cgroups=self._cgroups,
+                identity_directory=self._identity_directory,
             )
         except (SpoolError, AlreadyStarted) as error:
             if announced:
@@ -224,17 +231,22 @@ def _fork() -> int:
 
 
 def main() -> None:
-    """`python -m services.sis_agent.agent.zygote FD [subreaper]`: serve the agent at the other end of a socket."""
+    """`python -m services.sis_agent.agent.zygote FD best|subreaper [IDENTITY]`: serve the agent at the other end of a
+    socket, whose identity is in that directory."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     setproctitle("sis-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cgroups = "subreaper" not in sys.argv[2:] and cgroup_tree.available()
+    cgroups = sys.argv[2] != "subreaper" and cgroup_tree.available()
+    identity_directory = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    # Found out and loaded once, for all forks.
+    private_directory.memory_file_systems()
+    Masker([bytes(8)])
     # The forks share these pages for as long as nobody touches them.
     gc.collect()
     gc.freeze()
-    Zygote(connection, cgroups=cgroups).serve()
+    Zygote(connection, cgroups=cgroups, identity_directory=identity_directory).serve()
 
 
 if __name__ == "__main__":

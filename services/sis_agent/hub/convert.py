@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC
 
 from services.runtime import paging
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import Internal, InvalidArgument
 from services.runtime.fields import Violations, to_timestamp
 from services.sis_agent.hub.registry import Agent, ListAgents
 from services.sis_agent.hub.slots import AttemptKey
+from services.sis_agent.hub.store import Revocation
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.agent.v1 import agent_service_pb2 as stream
+from sis.agent.v1 import enrolment_service_pb2 as enrolment
+from sis.credentials.v1 import certificate_service_pb2 as certificates
 from sis.queue.v1 import dispatch_service_pb2 as queue
 
 SLOTS = 1_000
 ATTEMPTS = 1_000
+RESUME_SECRET_BYTES = 32
+KEYS_BYTES = 8_192
+SIGNATURE_BYTES = 200
+MAC_BYTES = 32
 
 _TEXT_CHARACTERS = {"version": 100, "boot_id": 100, "journal_id": 100, "platform": 100, "hostname": 255}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PAIRING_ID = re.compile(r"[a-z2-7]{8}")
+_AGENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-def hello(first: stream.ConnectRequest | None) -> queue.AgentHello:
-    """The hello in the first message of a stream.
+def hello(first: stream.ConnectRequest | None) -> tuple[queue.AgentHello, bytes]:
+    """The hello in the first message of a stream, and the resume secret that is shown with it.
 
     Raises:
         InvalidArgument: there is none, or a field of it is wrong.
@@ -42,12 +52,64 @@ def hello(first: stream.ConnectRequest | None) -> queue.AgentHello:
     elif any(a.attempt.job_id < 1 or a.attempt.number < 1 for a in found.attempts):
         wrong.add("hello.attempts", "must each have a job id and a number from 1 on")
     wrong.labels("hello.labels", found.labels)
+    if len(first.resume_secret) not in (0, RESUME_SECRET_BYTES):
+        wrong.add("resume_secret", f"must be the {RESUME_SECRET_BYTES} bytes that a welcome offered, or nothing")
     wrong.refuse()
-    return found
+    return found, first.resume_secret
 
 
 def attempt_key(attempt: queue.Attempt) -> AttemptKey:
     return AttemptKey(attempt.job_id, attempt.number)
+
+
+def enrol(request: enrolment.EnrolRequest, origin: str) -> certificates.EnrolAgentRequest:
+    """What the credential service is asked. Raises InvalidArgument."""
+    wrong = Violations()
+    if not _PAIRING_ID.fullmatch(request.pairing_id):
+        wrong.add("pairing_id", "is none: it is the second part of a pairing code")
+    _size(wrong, "keys", request.keys, KEYS_BYTES)
+    if len(request.mac) != MAC_BYTES:
+        wrong.add("mac", f"must have {MAC_BYTES} bytes")
+    wrong.refuse()
+    return certificates.EnrolAgentRequest(
+        pairing_id=request.pairing_id, keys=request.keys, mac=request.mac, origin=origin
+    )
+
+
+def rejoin(request: enrolment.RejoinRequest) -> certificates.RenewAgentCertificateRequest:
+    """What the credential service is asked. Raises InvalidArgument."""
+    return _renewal(request.agent, request.keys, request.signature)
+
+
+def certificate_request(agent: str, request: stream.CertificateRequest) -> certificates.RenewAgentCertificateRequest:
+    """What the credential service is asked for an agent that has proven its name. Raises InvalidArgument."""
+    return _renewal(agent, request.keys, request.signature)
+
+
+def _renewal(agent: str, keys: bytes, signature: bytes) -> certificates.RenewAgentCertificateRequest:
+    wrong = Violations()
+    if not _AGENT.fullmatch(agent):
+        wrong.add("agent", "is no name of an agent: up to 63 letters, digits, '.', '_', '-'")
+    _size(wrong, "keys", keys, KEYS_BYTES)
+    _size(wrong, "signature", signature, SIGNATURE_BYTES)
+    wrong.refuse()
+    return certificates.RenewAgentCertificateRequest(agent=agent, keys=keys, signature=signature)
+
+
+def _size(wrong: Violations, field: str, value: bytes, largest: int) -> None:
+    if not 1 <= len(value) <= largest:
+        wrong.add(field, f"must have 1 to {largest:,} bytes")
+
+
+def revocations(response: certificates.WatchRevocationsResponse) -> list[Revocation]:
+    """Serials as `AgentCertificate` has them. Raises Internal."""
+    try:
+        return [
+            Revocation(f"{int(each.serial, 16):x}", each.agent, each.not_after.ToDatetime(UTC))
+            for each in response.revocations
+        ]
+    except ValueError:
+        raise Internal("the credential service tells of a revocation that cannot be read") from None
 
 
 def fetch_package(request: stream.FetchPackageRequest) -> tuple[str, int]:
@@ -105,4 +167,5 @@ def agent_to_proto(agent: Agent) -> admin.Agent:
         first_seen_time=to_timestamp(agent.first_seen_at),
         connect_time=to_timestamp(agent.connected_at),
         last_seen_time=to_timestamp(agent.last_seen_at),
+        quarantine_time=to_timestamp(agent.quarantined_at),
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from services.runtime.backoff import Backoff
 from services.runtime.errors import SisError
+from services.sis_agent.hub.leases import Leases
 from services.sis_agent.hub.queue_connection import QueueConnection
 from services.sis_agent.hub.sessions import Sessions
 from sis.queue.v1 import dispatch_service_pb2 as queue
@@ -25,9 +26,10 @@ _log = logging.getLogger("dispatcher")
 class Dispatcher:
     """One claim at a time, for all sessions together; wakes that come meanwhile make one more."""
 
-    def __init__(self, connection: QueueConnection, sessions: Sessions) -> None:
+    def __init__(self, connection: QueueConnection, sessions: Sessions, leases: Leases) -> None:
         self._connection = connection
         self._sessions = sessions
+        self._leases = leases
         self._woken = asyncio.Event()
         self._stopped = False
         sessions.subscribe(opened=lambda _: self.wake(), closed=lambda _: None)
@@ -82,4 +84,4 @@ class Dispatcher:
         for each in assignments:
             session = self._sessions.of(each.agent)
             if session is not None:
-                session.assign(each.assignment)
+                self._leases.deliver(session, each.assignment)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from services.runtime.errors import Aborted, DeadlineExceeded, NotFound, Unavailable
+from services.runtime.errors import (
+    Aborted,
+    DeadlineExceeded,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 
 
 class StaleEpoch(Aborted):
@@ -40,3 +47,34 @@ class AgentNotFound(NotFound):
             f"name: no agent {name!r} has ever been connected; `sis agents list` shows the agents",
             metadata={"name": name},
         )
+
+
+class AgentRevoked(PermissionDenied):
+    reason = "AGENT_REVOKED"
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(
+            f"the certificate of agent {agent} was revoked; pair it (`sis agents pair`) and enrol it again",
+            metadata={"agent": agent},
+        )
+
+
+class AgentQuarantined(PermissionDenied):
+    reason = "AGENT_QUARANTINED"
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(
+            f"two programs have connected with the identity of agent {agent}, so neither is heard; remove one, pair "
+            "the other (`sis agents pair`) and enrol it again",
+            metadata={"agent": agent},
+        )
+
+
+class Starting(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("this hub does not know yet who was revoked; connect again", retry_after=1.0)
+
+
+class RenewalUnderWay(ResourceExhausted):
+    def __init__(self) -> None:
+        super().__init__("certificate_request: the one before it is under way; wait for its answer", retry_after=5.0)

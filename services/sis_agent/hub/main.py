@@ -5,31 +5,47 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
+from services.runtime import joining
 from services.runtime.database import Database
+from services.runtime.identity import Identity
 from services.runtime.process import start
 from services.runtime.server import Listener, Server, run
-from services.runtime.settings import Endpoint, Settings, Sha256Hex
+from services.runtime.settings import Endpoint, ServiceSettings, Sha256Hex, Texts
+from services.sis_agent.hub.chains import Chains
+from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.dispatcher import Dispatcher
 from services.sis_agent.hub.heartbeats import Heartbeats
+from services.sis_agent.hub.lease_ends import LeaseEnds
+from services.sis_agent.hub.leases import Leases
 from services.sis_agent.hub.presence import Presence
 from services.sis_agent.hub.queue_connection import QueueConnection
 from services.sis_agent.hub.reporter import Reporter
-from services.sis_agent.hub.servicers import AgentAdminServicer, AgentServicer
+from services.sis_agent.hub.revocations import Revocations
+from services.sis_agent.hub.servicers import AgentAdminServicer, AgentServicer, EnrolmentServicer
 from services.sis_agent.hub.sessions import Sessions
 from services.sis_agent.hub.streams import Streams
 from services.sis_agent.hub.tables import SCHEMA
 from services.sis_agent.hub.watch import Watch
 from sis.agent.v1.agent_admin_service_pb2_grpc import add_AgentAdminServiceServicer_to_server
 from sis.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+from sis.agent.v1.enrolment_service_pb2_grpc import add_EnrolmentServiceServicer_to_server
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-POOL = 2
+POOL = 4
 
 
-class HubSettings(Settings):
+def _checked_agent_endpoints(endpoints: tuple[str, ...]) -> tuple[str, ...]:
+    for each in endpoints:
+        _, colon, port = each.rpartition(":")
+        if not (colon and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+            raise ValueError(f"{each!r} is no host:port; without a host (:port) it is the one at which an agent enrols")
+    return endpoints
+
+
+class HubSettings(ServiceSettings):
     """The environment of a hub."""
 
     model_config = SettingsConfigDict(env_prefix="SIS_HUB_")
@@ -41,8 +57,12 @@ class HubSettings(Settings):
     database_direct_url: str | None = None
     agent_listen: Endpoint
     listen: Endpoint
-    # The queue's internal listener.
+    enrolment_listen: Endpoint
+    # Told to agents that enrol; the port of `agent_listen` unless given.
+    agent_endpoints: Annotated[Texts, AfterValidator(_checked_agent_endpoints)] = ()
+    # The queue's and the credential service's internal listeners.
     queue_endpoint: Endpoint
+    credentials_endpoint: Endpoint
     admin_token_sha256: Sha256Hex
     # How often agents show that they live, and the hub says so to the queue.
     beat_seconds: Annotated[float, Field(ge=0.1, le=10)] = 5.0
@@ -53,25 +73,32 @@ class HubSettings(Settings):
 class Hub:
     """The parts of a hub, wired. It keeps nothing that its successor needs."""
 
-    def __init__(self, settings: HubSettings) -> None:
+    def __init__(self, settings: HubSettings, identity: Identity) -> None:
         name = settings.name
+        self._agent_endpoints = settings.agent_endpoints
         self._database = Database(settings.database_url, pool_size=POOL, application_name=f"sis-hub {name}")
-        self._connection = QueueConnection(settings.queue_endpoint, settings.tls)
+        self._connection = QueueConnection(settings.queue_endpoint, identity)
+        self._credentials = CredentialsConnection(settings.credentials_endpoint, identity)
         self._sessions = Sessions()
-        self._dispatcher = Dispatcher(self._connection, self._sessions)
         self._reporter = Reporter(
             self._connection,
             session_bytes=settings.unacknowledged_limit_bytes,
-            on_free=self._dispatcher.wake,
+            on_free=lambda: self._dispatcher.wake(),
         )
+        self._leases = Leases(self._credentials, self._reporter, on_free=lambda: self._dispatcher.wake())
+        self._dispatcher = Dispatcher(self._connection, self._sessions, self._leases)
+        self._lease_ends = LeaseEnds(self._credentials, self._connection)
         self._watch = Watch(
             self._connection,
             self._sessions,
+            self._lease_ends,
             hub=name,
             on_open=self._reporter.wake,
             on_wake=self._dispatcher.wake,
         )
-        self._presence = Presence(self._database, self._sessions, hub=name)
+        self._chains = Chains(self._database, self._sessions)
+        self._revocations = Revocations(self._credentials, self._database, self._sessions)
+        self._presence = Presence(self._database, self._sessions, self._chains, hub=name)
         self._heartbeats = Heartbeats(
             self._connection,
             self._sessions,
@@ -82,8 +109,12 @@ class Hub:
         )
         self._streams = Streams(
             self._connection,
+            self._credentials,
             self._sessions,
             self._reporter,
+            self._leases,
+            self._chains,
+            self._revocations,
             hub=name,
             beat_interval=settings.beat_seconds,
             unacknowledged_limit_bytes=settings.unacknowledged_limit_bytes,
@@ -92,12 +123,17 @@ class Hub:
         self.server = Server(
             "hub",
             [
-                (add_AgentServiceServicer_to_server, AgentServicer(self._streams, self._connection)),
+                (
+                    add_AgentServiceServicer_to_server,
+                    AgentServicer(self._streams, self._revocations, self._connection),
+                ),
+                (add_EnrolmentServiceServicer_to_server, EnrolmentServicer(self._credentials, self.agent_endpoints)),
                 (add_AgentAdminServiceServicer_to_server, AgentAdminServicer(self._database)),
             ],
             [
-                Listener(settings.agent_listen, settings.tls, demand_client_certificate=True),
-                Listener(settings.listen, settings.tls),
+                Listener(settings.agent_listen, identity.tls, demand_client_certificate=True),
+                Listener(settings.listen, identity.tls),
+                Listener(settings.enrolment_listen, identity.tls),
             ],
             admin_token_sha256=settings.admin_token_sha256,
         )
@@ -105,15 +141,22 @@ class Hub:
         self.background = (
             self._watch.run,
             self._dispatcher.run,
+            self._leases.run,
             self._reporter.run,
+            self._lease_ends.run,
+            self._revocations.run,
             self._heartbeats.run,
             self._streams.run,
             self._presence.run,
         )
 
+    def agent_endpoints(self) -> tuple[str, ...]:
+        """Where agents connect; an empty host is the one at which they enrolled."""
+        return self._agent_endpoints or (f":{self.server.ports[0]}",)
+
     async def healthy(self) -> bool:
         """Whether agents do well to come here: the queue answers, or did until a moment ago."""
-        return self._watch.healthy()
+        return self._revocations.loaded and self._watch.healthy()
 
     async def drain(self) -> None:
         """Send the agents elsewhere, and have all that they said until then committed."""
@@ -124,14 +167,17 @@ class Hub:
     async def close(self) -> None:
         """Give up the connections."""
         await self._connection.close()
+        await self._credentials.close()
         await self._database.dispose()
 
 
 async def serve(settings: HubSettings) -> None:
     """Serve until SIGTERM."""
-    hub = Hub(settings)
+    identity = joining.identity(settings, "hub")
+    await identity.ready()
+    hub = Hub(settings, identity)
     try:
-        await run(hub.server, *hub.background, healthy=hub.healthy, on_drain=hub.drain)
+        await run(hub.server, *hub.background, identity.run, healthy=hub.healthy, on_drain=hub.drain)
     finally:
         await hub.close()
 

@@ -10,6 +10,7 @@ from services.runtime.backoff import Backoff
 from services.runtime.database import Database
 from services.runtime.errors import SisError
 from services.sis_agent.hub import registry
+from services.sis_agent.hub.chains import Chains
 from services.sis_agent.hub.registry import Changes
 from services.sis_agent.hub.sessions import Session, Sessions
 from services.sis_agent.hub.store import Beat, Opened
@@ -21,11 +22,13 @@ class Presence:
     """Gathers what happens to sessions and writes it, one transaction at a time.
 
     What could not be written is written with the next batch; there is never more of it than one opening, one beat
-    and one end for each agent.
+    and one end for each agent. After each batch, the streams of those that are in quarantine are closed.
     """
 
-    def __init__(self, database: Database, sessions: Sessions, *, hub: str) -> None:
+    def __init__(self, database: Database, sessions: Sessions, chains: Chains, *, hub: str) -> None:
         self._database = database
+        self._sessions = sessions
+        self._chains = chains
         self._hub = hub
         self._changes = Changes()
         self._news = asyncio.Event()
@@ -79,6 +82,8 @@ class Presence:
             try:
                 async with self._database.begin() as connection:
                     await registry.record(connection, changes)
+                    agents = [session.agent for session in self._sessions]
+                    quarantined = await registry.quarantined(connection, agents)
             except SisError as error:
                 _log.warning("the registry of agents cannot be written: %s", error.message)
                 self._changes = changes.followed_by(self._changes)
@@ -86,6 +91,9 @@ class Presence:
                 await asyncio.sleep(backoff.next_delay())
             else:
                 backoff.reset()
+                # Another hub may have noticed.
+                for agent, key_sha256 in quarantined:
+                    self._chains.close(agent, key_sha256)
                 if not self._news.is_set():
                     self._written.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -49,6 +50,7 @@ class Agent:
     first_seen_at: datetime
     connected_at: datetime
     last_seen_at: datetime
+    quarantined_at: datetime | None
 
     @classmethod
     def from_row(cls, row: Row[*tuple[Any, ...]]) -> Agent:
@@ -74,6 +76,11 @@ async def record(connection: AsyncConnection, changes: Changes) -> None:
         await store.beat(connection, changes.beats.values())
     if changes.closed:
         await store.close_sessions(connection, changes.closed)
+
+
+async def quarantined(connection: AsyncConnection, agents: Iterable[str]) -> set[tuple[str, bytes]]:
+    """Which of these agents' identities (SHA-256 of the key) are in quarantine."""
+    return await store.quarantined(connection, agents)
 
 
 async def list_agents(connection: AsyncConnection, query: ListAgents) -> tuple[list[Agent], bool]:

@@ -21,6 +21,7 @@ from services.sis_agent.hub.queue_connection import QueueConnection
 from services.sis_agent.hub.sessions import Session
 from services.sis_agent.hub.slots import AttemptKey
 from sis.agent.v1 import agent_service_pb2 as stream
+from sis.credentials.v1 import lease_pb2
 from sis.queue.v1 import dispatch_service_pb2 as queue
 
 CALLS = 2
@@ -51,7 +52,8 @@ _log = logging.getLogger("reporter")
 @dataclass(slots=True)
 class _Item:
     session: Session
-    report: stream.AgentReport
+    # The agent's, or the hub's own.
+    report: stream.AgentReport | queue.AttemptReport
     bytes: int
     lane: tuple[str, AttemptKey]
 
@@ -80,8 +82,7 @@ class Reporter:
         """
         items = []
         for report in reports:
-            key = AttemptKey(report.attempt.job_id, report.attempt.number)
-            items.append(_Item(session, report, report.ByteSize() + _OVERHEAD_BYTES, (session.agent, key)))
+            items.append(_item(session, report))
             if items[-1].bytes > CALL_BYTES:
                 raise InvalidArgument.field(
                     f"reports[{len(items) - 1}]", f"has more than {CALL_BYTES:,} bytes: send its frames in parts"
@@ -92,9 +93,17 @@ class Reporter:
         while self._full(session, size):
             self._freed.clear()
             await self._freed.wait()
-        session.unacknowledged_bytes += size
-        self._total_bytes += size
+        self._take_in(items)
+
+    def refuse(self, session: Session, attempt: queue.Attempt, refusal: lease_pb2.LeaseRefusal) -> None:
+        """Have the queue know that an attempt was not delivered for want of leases. Its reserved slot is free once that
+        is committed; there are no more of these reports than slots."""
+        self._take_in([_item(session, queue.AttemptReport(attempt=attempt, lease_refused=refusal))])
+
+    def _take_in(self, items: Iterable[_Item]) -> None:
         for item in items:
+            item.session.unacknowledged_bytes += item.bytes
+            self._total_bytes += item.bytes
             lane = self._waiting.setdefault(item.lane, deque())
             if not lane and item.lane not in self._under_way:
                 self._ready.append(item.lane)
@@ -230,6 +239,12 @@ class Reporter:
         if error is not None and _is_stale_epoch(error):
             session.close(StaleEpoch(session.agent))
             return
+        if isinstance(report, queue.AttemptReport):
+            if error is not None:
+                _log.warning("the queue takes no refusal of leases for %s: %s", item.lane, error.message)
+            session.slots.release(item.lane[1])
+            self._on_free()
+            return
         if result.sealed or (error is None and report.HasField("declined")):
             session.slots.settle(item.lane[1])
             self._on_free()
@@ -244,6 +259,11 @@ class Reporter:
         )
 
 
+def _item(session: Session, report: stream.AgentReport | queue.AttemptReport) -> _Item:
+    key = AttemptKey(report.attempt.job_id, report.attempt.number)
+    return _Item(session, report, report.ByteSize() + _OVERHEAD_BYTES, (session.agent, key))
+
+
 def _is_stale_epoch(status: status_pb2.Status) -> bool:
     info = error_details_pb2.ErrorInfo()
     return any(detail.Unpack(info) and info.reason == StaleEpoch.reason for detail in status.details)
@@ -251,6 +271,9 @@ def _is_stale_epoch(status: status_pb2.Status) -> bool:
 
 def _add(request: queue.ReportRequest, item: _Item) -> None:
     report = item.report
+    if isinstance(report, queue.AttemptReport):
+        request.reports.add(session=item.session.reference).MergeFrom(report)
+        return
     added = request.reports.add(session=item.session.reference, attempt=report.attempt)
     match report.WhichOneof("content"):
         case "accepted":

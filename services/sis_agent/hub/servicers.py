@@ -1,29 +1,35 @@
-"""AgentService and AgentAdminService: convert, one call, convert back."""
+"""AgentService, EnrolmentService and AgentAdminService: convert, one call, convert back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from services.runtime.access import current_caller
 from services.runtime.database import Database
 from services.runtime.interceptors import Context
 from services.sis_agent.hub import convert, registry
+from services.sis_agent.hub.certificates import AgentCertificate
+from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.revocations import Revocations
 from services.sis_agent.hub.streams import Streams
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.agent.v1 import agent_admin_service_pb2_grpc as admin_rpc
 from sis.agent.v1 import agent_service_pb2 as stream
 from sis.agent.v1 import agent_service_pb2_grpc as rpc
+from sis.agent.v1 import enrolment_service_pb2 as enrolment
+from sis.agent.v1 import enrolment_service_pb2_grpc as enrolment_rpc
 from sis.queue.v1 import dispatch_service_pb2 as queue
 
 
 class AgentServicer(rpc.AgentServiceServicer):
     """Adapts AgentService to `streams` and the queue's archives."""
 
-    def __init__(self, streams: Streams, connection: QueueConnection) -> None:
+    def __init__(self, streams: Streams, revocations: Revocations, connection: QueueConnection) -> None:
         self._streams = streams
+        self._revocations = revocations
         self._connection = connection
 
     async def Connect(
@@ -31,7 +37,7 @@ class AgentServicer(rpc.AgentServiceServicer):
     ) -> AsyncIterator[stream.ConnectResponse]:
         caller = current_caller()
         agent = queue.AgentIdentity(name=caller.name, group=caller.group)
-        session = await self._streams.open(agent, request_iterator)
+        session = await self._streams.open(agent, AgentCertificate.parse(caller.certificate), request_iterator)
         reader = asyncio.create_task(self._streams.read(session, request_iterator))
         try:
             async with aclosing(session.outgoing()) as messages:
@@ -45,10 +51,33 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def FetchPackage(
         self, request: stream.FetchPackageRequest, context: Context
     ) -> AsyncIterator[stream.FetchPackageResponse]:
+        caller = current_caller()
+        self._revocations.check(caller.name, AgentCertificate.parse(caller.certificate))
         digest, offset = convert.fetch_package(request)
         async with aclosing(self._connection.package_archive(digest, offset)) as chunks:
             async for chunk in chunks:
                 yield stream.FetchPackageResponse(chunk=chunk.chunk, size_bytes=chunk.size_bytes)
+
+
+class EnrolmentServicer(enrolment_rpc.EnrolmentServiceServicer):
+    """Relays EnrolmentService to the credential service."""
+
+    def __init__(self, connection: CredentialsConnection, agent_endpoints: Callable[[], Sequence[str]]) -> None:
+        self._connection = connection
+        self._agent_endpoints = agent_endpoints
+
+    async def Enrol(self, request: enrolment.EnrolRequest, context: Context) -> enrolment.EnrolResponse:
+        response = await self._connection.enrol_agent(convert.enrol(request, current_caller().origin))
+        return enrolment.EnrolResponse(
+            certificate=response.certificate,
+            name=response.name,
+            group=response.group,
+            agent_endpoints=self._agent_endpoints(),
+        )
+
+    async def Rejoin(self, request: enrolment.RejoinRequest, context: Context) -> enrolment.RejoinResponse:
+        response = await self._connection.renew_agent_certificate(convert.rejoin(request))
+        return enrolment.RejoinResponse(certificate=response.certificate, agent_endpoints=self._agent_endpoints())
 
 
 class AgentAdminServicer(admin_rpc.AgentAdminServiceServicer):

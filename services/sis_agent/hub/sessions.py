@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from google.protobuf.message import Message
 
+from services.sis_agent.hub.certificates import AgentCertificate
 from services.sis_agent.hub.errors import SlowAgent, StaleEpoch
 from services.sis_agent.hub.slots import AttemptKey, Slots
 from sis.agent.v1 import agent_service_pb2 as stream
@@ -31,9 +32,12 @@ class Session:
     Acknowledgements go first, so that the agent has freed the slot of a sealed attempt before the next one comes.
     """
 
-    def __init__(self, agent: str, group: str, epoch: int, hello: queue.AgentHello) -> None:
+    def __init__(
+        self, agent: str, group: str, certificate: AgentCertificate, epoch: int, hello: queue.AgentHello
+    ) -> None:
         self.agent = agent
         self.group = group
+        self.certificate = certificate
         self.epoch = epoch
         self.hello = hello
         self.reference = queue.Session(agent=agent, epoch=epoch)
@@ -50,6 +54,7 @@ class Session:
         self._assignments: list[queue.Assignment] = []
         self._acknowledgements: list[stream.Acknowledgement] = []
         self._stops: dict[AttemptKey, queue.StopCommand] = {}
+        self._certificates: list[stream.CertificateAnswer] = []
         self._messages = self._bytes = 0
 
     def welcome(self, welcome: stream.Welcome) -> None:
@@ -73,6 +78,11 @@ class Session:
         """Send a stop; a later one for the same attempt takes the place of one that is still waiting."""
         if self._admit(command):
             self._stops[AttemptKey(command.attempt.job_id, command.attempt.number)] = command
+
+    def certify(self, answer: stream.CertificateAnswer) -> None:
+        """Send the answer to a request for a certificate."""
+        if self._admit(answer):
+            self._certificates.append(answer)
 
     def _admit(self, message: Message) -> bool:
         if self.closed:
@@ -129,8 +139,9 @@ class Session:
         ]
         if self._stops:
             messages.append(stream.ConnectResponse(stops=stream.Stops(stops=self._stops.values())))
+        messages += [stream.ConnectResponse(certificate=answer) for answer in self._certificates]
         self._welcome = None
-        self._acknowledgements, self._assignments, self._stops = [], [], {}
+        self._acknowledgements, self._assignments, self._stops, self._certificates = [], [], {}, []
         self._messages = self._bytes = 0
         return messages
 

@@ -22,12 +22,14 @@ class Slots:
     An attempt takes a slot from its assignment until it is settled (sealed or declined) or until a beat that could
     have named it does not. A beat may have been sent before an assignment arrived or an acknowledgement was read, so
     what was assigned stays until the agent says something of it, or for UNANSWERED_SECONDS, and what was settled does
-    not come back while beats still name it. Times are those of one monotonic clock.
+    not come back while beats still name it. What is reserved has a slot for as long as the hub prepares its delivery.
+    Times are those of one monotonic clock.
     """
 
     def __init__(self, total: int, held: Iterable[AttemptKey], *, draining: bool) -> None:
         self._total = total
         self._draining = draining
+        self._reserved: set[AttemptKey] = set()
         self._assigned: dict[AttemptKey, float] = {}  # when; the agent has said nothing of them yet
         self._held = set(held)  # as the agent said last
         self._settled: set[AttemptKey] = set()  # of those held, the ones that are over here
@@ -38,7 +40,7 @@ class Slots:
         """How many more attempts may be assigned now."""
         if self._draining:
             return 0
-        taken = len(self._assigned) + len(self._held) - len(self._settled)
+        taken = len(self._reserved - self._held) + len(self._assigned) + len(self._held) - len(self._settled)
         return max(0, self._total - taken - self._withheld)
 
     @property
@@ -50,8 +52,21 @@ class Slots:
         """What the agent says that it has in hand, except what is settled."""
         return self._held - self._settled
 
+    def reserve(self, attempt: AttemptKey) -> bool:
+        """Take a slot for an attempt that will be assigned or released; False if it has one, or is settled."""
+        if attempt in self._reserved or attempt in self._assigned or attempt in self._held:
+            return False
+        self._reserved.add(attempt)
+        return True
+
+    def release(self, attempt: AttemptKey) -> None:
+        """Free a reserved slot."""
+        self._reserved.discard(attempt)
+
     def assign(self, attempt: AttemptKey, now: float) -> bool:
-        """Take a slot for an attempt; False if it has one, or is settled, and need not be delivered again."""
+        """Take a slot for an attempt, if it was reserved that one; False if it has one already, or is settled, and need
+        not be delivered again."""
+        self._reserved.discard(attempt)
         if attempt in self._assigned or attempt in self._held:
             return False
         self._assigned[attempt] = now

@@ -1,17 +1,21 @@
-"""The statements on the registry; each takes a whole batch."""
+"""The statements on the registry."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, delete, func, insert, select, text, update
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import ColumnElement
 
-from services.sis_agent.hub.tables import agents
+from services.sis_agent.hub.tables import agents, chains
+from services.sis_agent.hub.tables import revocations as revoked
 
 ONLINE_SECONDS = 30
 """An agent whose hub has not said that it was heard for so long counts as offline."""
@@ -107,7 +111,8 @@ _lately = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, ONLINE_SECONDS)
 _AGENTS = select(
     *(column for column in agents.c if column.name not in ("epoch", "online")),
     (agents.c.online & (agents.c.last_seen_at > _lately)).label("online"),
-)
+    chains.c.quarantined_at,
+).select_from(agents.outerjoin(chains, (chains.c.agent == agents.c.name) & chains.c.ended_at.is_(None)))
 
 
 async def page(
@@ -123,3 +128,87 @@ async def page(
 async def find(connection: AsyncConnection, name: str) -> Row[*tuple[Any, ...]] | None:
     """One agent."""
     return (await connection.execute(_AGENTS.where(agents.c.name == name))).one_or_none()
+
+
+_LOCK_CHAINS = text("SELECT pg_advisory_xact_lock(hashtextextended('agents.chains ' || :agent, 0))")
+
+
+async def lock_chains(connection: AsyncConnection, agent: str) -> None:
+    """Until the end of the transaction nobody else changes the chains of this agent, the first one included."""
+    await connection.execute(_LOCK_CHAINS, {"agent": agent})
+
+
+def _chain(agent: str, key_sha256: bytes) -> ColumnElement[bool]:
+    return (chains.c.agent == agent) & (chains.c.key_sha256 == key_sha256)
+
+
+async def find_chain(connection: AsyncConnection, agent: str, key_sha256: bytes) -> Row[*tuple[Any, ...]] | None:
+    """The chain of one key."""
+    return (await connection.execute(select(chains).where(_chain(agent, key_sha256)))).one_or_none()
+
+
+async def begin_chain(
+    connection: AsyncConnection, agent: str, key_sha256: bytes, shown_sha256: bytes, offered_sha256: Sequence[bytes]
+) -> None:
+    """The chain of a new key, which ends the one before it."""
+    await connection.execute(
+        update(chains).where(chains.c.agent == agent, chains.c.ended_at.is_(None)).values(ended_at=func.now())
+    )
+    await connection.execute(
+        insert(chains).values(
+            agent=agent,
+            key_sha256=key_sha256,
+            shown_sha256=shown_sha256,
+            offered_sha256=list(offered_sha256),
+            began_at=func.now(),
+        )
+    )
+
+
+async def continue_chain(
+    connection: AsyncConnection, agent: str, key_sha256: bytes, shown_sha256: bytes, offered_sha256: Sequence[bytes]
+) -> None:
+    """What was shown last, and what was offered since."""
+    await connection.execute(
+        update(chains)
+        .where(_chain(agent, key_sha256))
+        .values(shown_sha256=shown_sha256, offered_sha256=list(offered_sha256))
+    )
+
+
+async def quarantine_chain(connection: AsyncConnection, agent: str, key_sha256: bytes, refused_sha256: bytes) -> None:
+    """Note that a key has shown a secret that is neither."""
+    await connection.execute(
+        update(chains).where(_chain(agent, key_sha256)).values(quarantined_at=func.now(), refused_sha256=refused_sha256)
+    )
+
+
+async def quarantined(connection: AsyncConnection, names: Iterable[str]) -> set[tuple[str, bytes]]:
+    """Agents, and their keys, that are in quarantine."""
+    query = select(chains.c.agent, chains.c.key_sha256).where(
+        chains.c.quarantined_at.is_not(None), chains.c.agent == func.any(list(names))
+    )
+    return {(agent, key_sha256) for agent, key_sha256 in await connection.execute(query)}
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A certificate that is not to be accepted."""
+
+    serial: str
+    agent: str
+    not_after: datetime
+
+
+async def revocations(connection: AsyncConnection, after: datetime) -> list[Revocation]:
+    """Those of certificates that are valid after a time."""
+    rows = await connection.execute(select(revoked).where(revoked.c.not_after > after))
+    return [Revocation(row.serial, row.agent, row.not_after) for row in rows]
+
+
+async def keep_revocations(connection: AsyncConnection, found: Iterable[Revocation], after: datetime) -> None:
+    """Keep these, and forget those of certificates that are not valid after a time."""
+    rows = sorted((asdict(each) for each in found), key=lambda row: str(row["serial"]))
+    if rows:
+        await connection.execute(postgresql.insert(revoked).on_conflict_do_nothing(), rows)
+    await connection.execute(delete(revoked).where(revoked.c.not_after <= after))

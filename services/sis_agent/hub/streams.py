@@ -10,9 +10,15 @@ from google.protobuf import duration_pb2
 
 from services.runtime.errors import InvalidArgument, SisError
 from services.sis_agent.hub import convert
+from services.sis_agent.hub.certificates import AgentCertificate
+from services.sis_agent.hub.chains import Chains
+from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.errors import NoHello, ShuttingDown, SilentAgent
+from services.sis_agent.hub.leases import Leases
 from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.renewals import Renewals
 from services.sis_agent.hub.reporter import Reporter
+from services.sis_agent.hub.revocations import Revocations
 from services.sis_agent.hub.sessions import Session, Sessions
 from sis.agent.v1 import agent_service_pb2 as stream
 from sis.queue.v1 import dispatch_service_pb2 as queue
@@ -32,8 +38,12 @@ class Streams:
     def __init__(
         self,
         connection: QueueConnection,
+        credentials: CredentialsConnection,
         sessions: Sessions,
         reporter: Reporter,
+        leases: Leases,
+        chains: Chains,
+        revocations: Revocations,
         *,
         hub: str,
         beat_interval: float,
@@ -41,8 +51,12 @@ class Streams:
         on_free: Callable[[], None],
     ) -> None:
         self._connection = connection
+        self._credentials = credentials
         self._sessions = sessions
         self._reporter = reporter
+        self._leases = leases
+        self._chains = chains
+        self._revocations = revocations
         self._hub = hub
         self._silent_seconds = SILENT_INTERVALS * beat_interval
         self._beat_interval = duration_pb2.Duration()
@@ -57,38 +71,48 @@ class Streams:
         self._all_told.set()
         sessions.subscribe(opened=lambda _: None, closed=self._closed)
 
-    async def open(self, agent: queue.AgentIdentity, requests: AsyncIterator[stream.ConnectRequest]) -> Session:
+    async def open(
+        self,
+        agent: queue.AgentIdentity,
+        certificate: AgentCertificate,
+        requests: AsyncIterator[stream.ConnectRequest],
+    ) -> Session:
         """Take the hello, open a session at the queue, and queue the welcome and what follows it.
 
         Raises:
             InvalidArgument: the first message is no sound hello.
-            NoHello, ShuttingDown, StaleEpoch; Unavailable if the queue does not answer.
+            AgentRevoked, AgentQuarantined: the agent has to enrol again.
+            NoHello, ShuttingDown, StaleEpoch; Unavailable if the queue or the registry does not answer.
         """
+        self._revocations.check(agent.name, certificate)
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 first = await anext(requests, None)
         except TimeoutError:
             raise NoHello(HELLO_SECONDS) from None
-        hello = convert.hello(first)
+        hello, shown = convert.hello(first)
         self._refuse_when_draining()
+        offer = await self._chains.resume(agent.name, certificate, shown)
         with self._sessions.opening(agent.name):
             request = queue.OpenSessionRequest(agent=agent, hub=self._hub, hello=hello)
             opened = await self._connection.open_session(request)
-            session = Session(agent.name, agent.group, opened.epoch, hello)
+            session = Session(agent.name, agent.group, certificate, opened.epoch, hello)
             self._refuse_when_draining()
+            self._revocations.check(agent.name, certificate)
             session.welcome(
                 stream.Welcome(
                     epoch=opened.epoch,
                     verdicts=opened.verdicts,
                     beat_interval=self._beat_interval,
                     unacknowledged_limit_bytes=self._limit_bytes,
+                    resume_secret=offer,
                 )
             )
-            for assignment in opened.assignments:
-                session.assign(assignment)
             for stop in opened.stops:
                 session.stop(stop)
             self._sessions.add(session)
+            for assignment in opened.assignments:
+                self._leases.deliver(session, assignment)
         _log.info("agent %s opened session %d", session.agent, session.epoch)
         return session
 
@@ -99,21 +123,27 @@ class Streams:
     async def read(self, session: Session, requests: AsyncIterator[stream.ConnectRequest]) -> None:
         """Take in what the agent says until its end, which closes the session."""
         try:
-            while (request := await self._next(session, requests)) is not None:
-                session.heard = True
-                match request.WhichOneof("content"):
-                    case "reports":
-                        await self._reporter.submit(session, request.reports.reports)
-                    case "beat":
-                        self._beat(session, request.beat)
-                    case "hello":
-                        raise InvalidArgument.field("hello", "comes once: open a new stream for another one")
-                    case _:
-                        raise InvalidArgument.field("content", "is missing or unknown here: send reports or a beat")
+            async with Renewals(self._credentials, session) as renewals:
+                while (request := await self._next(session, requests)) is not None:
+                    session.heard = True
+                    await self._take(session, request, renewals)
         except Exception as error:
             session.close(error)
         else:
             session.close()
+
+    async def _take(self, session: Session, request: stream.ConnectRequest, renewals: Renewals) -> None:
+        match request.WhichOneof("content"):
+            case "reports":
+                await self._reporter.submit(session, request.reports.reports)
+            case "beat":
+                self._beat(session, request.beat)
+            case "certificate_request":
+                renewals.ask(request.certificate_request)
+            case "hello":
+                raise InvalidArgument.field("hello", "comes once: open a new stream for another one")
+            case _:
+                raise InvalidArgument.field("content", "is missing or unknown here: send reports or a beat")
 
     async def _next(
         self, session: Session, requests: AsyncIterator[stream.ConnectRequest]

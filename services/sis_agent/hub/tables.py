@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Index, Integer, MetaData, Table, Text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB
 
 SCHEMA = "agents"
 
@@ -32,4 +32,34 @@ agents = Table(
     Column("connected_at", Time, nullable=False),
     Column("last_seen_at", Time, nullable=False),
     Index("agents_by_group", "agent_group", "name"),
+)
+
+# One for each identity key that an agent has connected with; no more than one of an agent is in force.
+chains = Table(
+    "chains",
+    metadata,
+    Column("agent", Text(collation="C"), primary_key=True),
+    # Of the public key (SubjectPublicKeyInfo).
+    Column("key_sha256", BYTEA, primary_key=True),
+    # Of the resume secret that was shown last; "nothing" has a hash as well.
+    Column("shown_sha256", BYTEA, nullable=False),
+    # Of those that were offered since, the newest last.
+    Column("offered_sha256", ARRAY(BYTEA), nullable=False),
+    Column("began_at", Time, nullable=False),
+    # When another key took its place.
+    Column("ended_at", Time),
+    Column("quarantined_at", Time),
+    # Of what was shown then.
+    Column("refused_sha256", BYTEA),
+    Index("chains_in_force", "agent", unique=True, postgresql_where=text("ended_at IS NULL")),
+    Index("chains_in_quarantine", "agent", postgresql_where=text("quarantined_at IS NOT NULL")),
+)
+
+revocations = Table(
+    "revocations",
+    metadata,
+    # Of the certificate, in lower-case hexadecimal without leading zeros.
+    Column("serial", Text(collation="C"), primary_key=True),
+    Column("agent", Text, nullable=False),
+    Column("not_after", Time, nullable=False),
 )

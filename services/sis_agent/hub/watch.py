@@ -1,4 +1,4 @@
-"""The stream by which the queue wakes this hub and sends it stops."""
+"""The stream by which the queue wakes this hub and sends it stops and the ends of leases."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from services.runtime.backoff import Backoff
 from services.runtime.errors import SisError
+from services.sis_agent.hub.lease_ends import LeaseEnds
 from services.sis_agent.hub.queue_connection import QueueConnection
 from services.sis_agent.hub.sessions import Sessions
 
@@ -26,6 +27,7 @@ class Watch:
         self,
         connection: QueueConnection,
         sessions: Sessions,
+        lease_ends: LeaseEnds,
         *,
         hub: str,
         on_open: Callable[[], None],
@@ -33,6 +35,7 @@ class Watch:
     ) -> None:
         self._connection = connection
         self._sessions = sessions
+        self._lease_ends = lease_ends
         self._hub = hub
         self._on_open = on_open
         self._on_wake = on_wake
@@ -62,6 +65,7 @@ class Watch:
                     backoff.reset()
                     self._on_open()
                 self._sessions.stop(response.stops)
+                self._lease_ends.take(response.lease_ends)
                 if response.wake:
                     self._on_wake()
 

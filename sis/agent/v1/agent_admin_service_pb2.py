@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sis.queue.v1 import dispatch_service_pb2 as sis_dot_queue_dot_v1_dot_dispatch__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sis/agent/v1/agent_admin_service.proto\x12\x0csis.agent.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#sis/queue/v1/dispatch_service.proto\"\xbb\x03\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0e\n\x06online\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x10\n\x08platform\x18\x06 \x01(\t\x12\x10\n\x08hostname\x18\x07 \x01(\t\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\'\n\x08\x61ttempts\x18\t \x03(\x0b\x32\x15.sis.queue.v1.Attempt\x12/\n\x06labels\x18\n \x03(\x0b\x32\x1f.sis.agent.v1.Agent.LabelsEntry\x12\x0b\n\x03hub\x18\x0b \x01(\t\x12\x33\n\x0f\x66irst_seen_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63onnect_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\"R\n\x12ListAgentsResponse\x12#\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x13.sis.agent.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x0fGetAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x10GetAgentResponse\x12\"\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x13.sis.agent.v1.Agent2\xde\x01\n\x11\x41gentAdminService\x12\x63\n\nListAgents\x12\x1f.sis.agent.v1.ListAgentsRequest\x1a .sis.agent.v1.ListAgentsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/agents\x12\x64\n\x08GetAgent\x12\x1d.sis.agent.v1.GetAgentRequest\x1a\x1e.sis.agent.v1.GetAgentResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/agents/{name}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sis/agent/v1/agent_admin_service.proto\x12\x0csis.agent.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#sis/queue/v1/dispatch_service.proto\"\xf0\x03\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0e\n\x06online\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x10\n\x08platform\x18\x06 \x01(\t\x12\x10\n\x08hostname\x18\x07 \x01(\t\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\'\n\x08\x61ttempts\x18\t \x03(\x0b\x32\x15.sis.queue.v1.Attempt\x12/\n\x06labels\x18\n \x03(\x0b\x32\x1f.sis.agent.v1.Agent.LabelsEntry\x12\x0b\n\x03hub\x18\x0b \x01(\t\x12\x33\n\x0f\x66irst_seen_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63onnect_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fquarantine_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\"R\n\x12ListAgentsResponse\x12#\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x13.sis.agent.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x0fGetAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x10GetAgentResponse\x12\"\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x13.sis.agent.v1.Agent2\xde\x01\n\x11\x41gentAdminService\x12\x63\n\nListAgents\x12\x1f.sis.agent.v1.ListAgentsRequest\x1a .sis.agent.v1.ListAgentsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/agents\x12\x64\n\x08GetAgent\x12\x1d.sis.agent.v1.GetAgentRequest\x1a\x1e.sis.agent.v1.GetAgentResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/agents/{name}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,17 +44,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTADMINSERVICE'].methods_by_name['GetAgent']._loaded_options = None
   _globals['_AGENTADMINSERVICE'].methods_by_name['GetAgent']._serialized_options = b'\202\323\344\223\002\023\022\021/v1/agents/{name}'
   _globals['_AGENT']._serialized_start=190
-  _globals['_AGENT']._serialized_end=633
-  _globals['_AGENT_LABELSENTRY']._serialized_start=588
-  _globals['_AGENT_LABELSENTRY']._serialized_end=633
-  _globals['_LISTAGENTSREQUEST']._serialized_start=635
-  _globals['_LISTAGENTSREQUEST']._serialized_end=708
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=710
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=792
-  _globals['_GETAGENTREQUEST']._serialized_start=794
-  _globals['_GETAGENTREQUEST']._serialized_end=831
-  _globals['_GETAGENTRESPONSE']._serialized_start=833
-  _globals['_GETAGENTRESPONSE']._serialized_end=887
-  _globals['_AGENTADMINSERVICE']._serialized_start=890
-  _globals['_AGENTADMINSERVICE']._serialized_end=1112
+  _globals['_AGENT']._serialized_end=686
+  _globals['_AGENT_LABELSENTRY']._serialized_start=641
+  _globals['_AGENT_LABELSENTRY']._serialized_end=686
+  _globals['_LISTAGENTSREQUEST']._serialized_start=688
+  _globals['_LISTAGENTSREQUEST']._serialized_end=761
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=763
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=845
+  _globals['_GETAGENTREQUEST']._serialized_start=847
+  _globals['_GETAGENTREQUEST']._serialized_end=884
+  _globals['_GETAGENTRESPONSE']._serialized_start=886
+  _globals['_GETAGENTRESPONSE']._serialized_end=940
+  _globals['_AGENTADMINSERVICE']._serialized_start=943
+  _globals['_AGENTADMINSERVICE']._serialized_end=1165
 # @@protoc_insertion_point(module_scope)

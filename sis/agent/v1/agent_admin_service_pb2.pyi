@@ -60,6 +60,7 @@ class Agent(_message.Message):
     FIRST_SEEN_TIME_FIELD_NUMBER: _builtins.int
     CONNECT_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    QUARANTINE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     group: _builtins.str
     online: _builtins.bool
@@ -81,6 +82,10 @@ class Agent(_message.Message):
     def connect_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def quarantine_time(self) -> _timestamp_pb2.Timestamp:
+        """Absent unless two programs have shown the same identity: neither is heard until one enrols again."""
+
     def __init__(
         self,
         *,
@@ -98,10 +103,11 @@ class Agent(_message.Message):
         first_seen_time: _timestamp_pb2.Timestamp | None = ...,
         connect_time: _timestamp_pb2.Timestamp | None = ...,
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        quarantine_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connect_time", b"connect_time", "first_seen_time", b"first_seen_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect_time", b"connect_time", "first_seen_time", b"first_seen_time", "last_seen_time", b"last_seen_time", "quarantine_time", b"quarantine_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "connect_time", b"connect_time", "draining", b"draining", "first_seen_time", b"first_seen_time", "group", b"group", "hostname", b"hostname", "hub", b"hub", "labels", b"labels", "last_seen_time", b"last_seen_time", "name", b"name", "online", b"online", "platform", b"platform", "slots", b"slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "connect_time", b"connect_time", "draining", b"draining", "first_seen_time", b"first_seen_time", "group", b"group", "hostname", b"hostname", "hub", b"hub", "labels", b"labels", "last_seen_time", b"last_seen_time", "name", b"name", "online", b"online", "platform", b"platform", "quarantine_time", b"quarantine_time", "slots", b"slots", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,40 +24,45 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from sis.credentials.v1 import certificate_pb2 as sis_dot_credentials_dot_v1_dot_certificate__pb2
 from sis.queue.v1 import dispatch_service_pb2 as sis_dot_queue_dot_v1_dot_dispatch__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sis/agent/v1/agent_service.proto\x12\x0csis.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a#sis/queue/v1/dispatch_service.proto\"\x9b\x01\n\x0e\x43onnectRequest\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.sis.queue.v1.AgentHelloH\x00\x12/\n\x07reports\x18\x02 \x01(\x0b\x32\x1c.sis.agent.v1.AttemptReportsH\x00\x12\"\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x12.sis.agent.v1.BeatH\x00\x42\t\n\x07\x63ontent\"<\n\x0e\x41ttemptReports\x12*\n\x07reports\x18\x01 \x03(\x0b\x32\x19.sis.agent.v1.AgentReport\"\xc4\x01\n\x0b\x41gentReport\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12*\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x16.sis.queue.v1.AcceptedH\x00\x12*\n\x08\x64\x65\x63lined\x18\x03 \x01(\x0b\x32\x16.sis.queue.v1.DeclinedH\x00\x12*\n\x06\x66rames\x18\x04 \x01(\x0b\x32\x18.sis.queue.v1.FrameBatchH\x00\x42\t\n\x07\x63ontent\"U\n\x04\x42\x65\x61t\x12\'\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x12\n\nfree_slots\x18\x03 \x01(\x05\"\xda\x01\n\x0f\x43onnectResponse\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.sis.agent.v1.WelcomeH\x00\x12\x30\n\x0b\x61ssignments\x18\x02 \x01(\x0b\x32\x19.sis.agent.v1.AssignmentsH\x00\x12:\n\x10\x61\x63knowledgements\x18\x03 \x01(\x0b\x32\x1e.sis.agent.v1.AcknowledgementsH\x00\x12$\n\x05stops\x18\x04 \x01(\x0b\x32\x13.sis.agent.v1.StopsH\x00\x42\t\n\x07\x63ontent\"\x9e\x01\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12.\n\x08verdicts\x18\x02 \x03(\x0b\x32\x1c.sis.queue.v1.AttemptVerdict\x12\x30\n\rbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x1aunacknowledged_limit_bytes\x18\x04 \x01(\x03\"<\n\x0b\x41ssignments\x12-\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x18.sis.queue.v1.Assignment\"K\n\x10\x41\x63knowledgements\x12\x37\n\x10\x61\x63knowledgements\x18\x01 \x03(\x0b\x32\x1d.sis.agent.v1.Acknowledgement\"\x9d\x01\n\x0f\x41\x63knowledgement\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x02 \x01(\x03\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06sealed\x18\x04 \x01(\x08\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x08\"1\n\x05Stops\x12(\n\x05stops\x18\x01 \x03(\x0b\x32\x19.sis.queue.v1.StopCommand\"5\n\x13\x46\x65tchPackageRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"9\n\x14\x46\x65tchPackageResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x32\xb3\x01\n\x0c\x41gentService\x12J\n\x07\x43onnect\x12\x1c.sis.agent.v1.ConnectRequest\x1a\x1d.sis.agent.v1.ConnectResponse(\x01\x30\x01\x12W\n\x0c\x46\x65tchPackage\x12!.sis.agent.v1.FetchPackageRequest\x1a\".sis.agent.v1.FetchPackageResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sis/agent/v1/agent_service.proto\x12\x0csis.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a$sis/credentials/v1/certificate.proto\x1a#sis/queue/v1/dispatch_service.proto\"\xf3\x01\n\x0e\x43onnectRequest\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.sis.queue.v1.AgentHelloH\x00\x12/\n\x07reports\x18\x02 \x01(\x0b\x32\x1c.sis.agent.v1.AttemptReportsH\x00\x12\"\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x12.sis.agent.v1.BeatH\x00\x12?\n\x13\x63\x65rtificate_request\x18\x05 \x01(\x0b\x32 .sis.agent.v1.CertificateRequestH\x00\x12\x15\n\rresume_secret\x18\x04 \x01(\x0c\x42\t\n\x07\x63ontent\"5\n\x12\x43\x65rtificateRequest\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"<\n\x0e\x41ttemptReports\x12*\n\x07reports\x18\x01 \x03(\x0b\x32\x19.sis.agent.v1.AgentReport\"\xc4\x01\n\x0b\x41gentReport\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12*\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x16.sis.queue.v1.AcceptedH\x00\x12*\n\x08\x64\x65\x63lined\x18\x03 \x01(\x0b\x32\x16.sis.queue.v1.DeclinedH\x00\x12*\n\x06\x66rames\x18\x04 \x01(\x0b\x32\x18.sis.queue.v1.FrameBatchH\x00\x42\t\n\x07\x63ontent\"U\n\x04\x42\x65\x61t\x12\'\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x12\n\nfree_slots\x18\x03 \x01(\x05\"\x92\x02\n\x0f\x43onnectResponse\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.sis.agent.v1.WelcomeH\x00\x12\x30\n\x0b\x61ssignments\x18\x02 \x01(\x0b\x32\x19.sis.agent.v1.AssignmentsH\x00\x12:\n\x10\x61\x63knowledgements\x18\x03 \x01(\x0b\x32\x1e.sis.agent.v1.AcknowledgementsH\x00\x12$\n\x05stops\x18\x04 \x01(\x0b\x32\x13.sis.agent.v1.StopsH\x00\x12\x36\n\x0b\x63\x65rtificate\x18\x05 \x01(\x0b\x32\x1f.sis.agent.v1.CertificateAnswerH\x00\x42\t\n\x07\x63ontent\"\xb5\x01\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12.\n\x08verdicts\x18\x02 \x03(\x0b\x32\x1c.sis.queue.v1.AttemptVerdict\x12\x30\n\rbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x1aunacknowledged_limit_bytes\x18\x04 \x01(\x03\x12\x15\n\rresume_secret\x18\x05 \x01(\x0c\"r\n\x11\x43\x65rtificateAnswer\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"<\n\x0b\x41ssignments\x12-\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x18.sis.queue.v1.Assignment\"K\n\x10\x41\x63knowledgements\x12\x37\n\x10\x61\x63knowledgements\x18\x01 \x03(\x0b\x32\x1d.sis.agent.v1.Acknowledgement\"\x9d\x01\n\x0f\x41\x63knowledgement\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x02 \x01(\x03\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06sealed\x18\x04 \x01(\x08\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x08\"1\n\x05Stops\x12(\n\x05stops\x18\x01 \x03(\x0b\x32\x19.sis.queue.v1.StopCommand\"5\n\x13\x46\x65tchPackageRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"9\n\x14\x46\x65tchPackageResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x32\xb3\x01\n\x0c\x41gentService\x12J\n\x07\x43onnect\x12\x1c.sis.agent.v1.ConnectRequest\x1a\x1d.sis.agent.v1.ConnectResponse(\x01\x30\x01\x12W\n\x0c\x46\x65tchPackage\x12!.sis.agent.v1.FetchPackageRequest\x1a\".sis.agent.v1.FetchPackageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sis.agent.v1.agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONNECTREQUEST']._serialized_start=145
-  _globals['_CONNECTREQUEST']._serialized_end=300
-  _globals['_ATTEMPTREPORTS']._serialized_start=302
-  _globals['_ATTEMPTREPORTS']._serialized_end=362
-  _globals['_AGENTREPORT']._serialized_start=365
-  _globals['_AGENTREPORT']._serialized_end=561
-  _globals['_BEAT']._serialized_start=563
-  _globals['_BEAT']._serialized_end=648
-  _globals['_CONNECTRESPONSE']._serialized_start=651
-  _globals['_CONNECTRESPONSE']._serialized_end=869
-  _globals['_WELCOME']._serialized_start=872
-  _globals['_WELCOME']._serialized_end=1030
-  _globals['_ASSIGNMENTS']._serialized_start=1032
-  _globals['_ASSIGNMENTS']._serialized_end=1092
-  _globals['_ACKNOWLEDGEMENTS']._serialized_start=1094
-  _globals['_ACKNOWLEDGEMENTS']._serialized_end=1169
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=1172
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=1329
-  _globals['_STOPS']._serialized_start=1331
-  _globals['_STOPS']._serialized_end=1380
-  _globals['_FETCHPACKAGEREQUEST']._serialized_start=1382
-  _globals['_FETCHPACKAGEREQUEST']._serialized_end=1435
-  _globals['_FETCHPACKAGERESPONSE']._serialized_start=1437
-  _globals['_FETCHPACKAGERESPONSE']._serialized_end=1494
-  _globals['_AGENTSERVICE']._serialized_start=1497
-  _globals['_AGENTSERVICE']._serialized_end=1676
+  _globals['_CONNECTREQUEST']._serialized_start=183
+  _globals['_CONNECTREQUEST']._serialized_end=426
+  _globals['_CERTIFICATEREQUEST']._serialized_start=428
+  _globals['_CERTIFICATEREQUEST']._serialized_end=481
+  _globals['_ATTEMPTREPORTS']._serialized_start=483
+  _globals['_ATTEMPTREPORTS']._serialized_end=543
+  _globals['_AGENTREPORT']._serialized_start=546
+  _globals['_AGENTREPORT']._serialized_end=742
+  _globals['_BEAT']._serialized_start=744
+  _globals['_BEAT']._serialized_end=829
+  _globals['_CONNECTRESPONSE']._serialized_start=832
+  _globals['_CONNECTRESPONSE']._serialized_end=1106
+  _globals['_WELCOME']._serialized_start=1109
+  _globals['_WELCOME']._serialized_end=1290
+  _globals['_CERTIFICATEANSWER']._serialized_start=1292
+  _globals['_CERTIFICATEANSWER']._serialized_end=1406
+  _globals['_ASSIGNMENTS']._serialized_start=1408
+  _globals['_ASSIGNMENTS']._serialized_end=1468
+  _globals['_ACKNOWLEDGEMENTS']._serialized_start=1470
+  _globals['_ACKNOWLEDGEMENTS']._serialized_end=1545
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=1548
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=1705
+  _globals['_STOPS']._serialized_start=1707
+  _globals['_STOPS']._serialized_end=1756
+  _globals['_FETCHPACKAGEREQUEST']._serialized_start=1758
+  _globals['_FETCHPACKAGEREQUEST']._serialized_end=1811
+  _globals['_FETCHPACKAGERESPONSE']._serialized_start=1813
+  _globals['_FETCHPACKAGERESPONSE']._serialized_end=1870
+  _globals['_AGENTSERVICE']._serialized_start=1873
+  _globals['_AGENTSERVICE']._serialized_end=2052
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
+from sis.credentials.v1 import certificate_pb2 as _certificate_pb2
 from sis.queue.v1 import dispatch_service_pb2 as _dispatch_service_pb2
 import builtins as _builtins
 import sys
@@ -28,6 +29,10 @@ class ConnectRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     REPORTS_FIELD_NUMBER: _builtins.int
     BEAT_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
+    RESUME_SECRET_FIELD_NUMBER: _builtins.int
+    resume_secret: _builtins.bytes
+    """With the hello: the last resume secret that the agent has persisted; empty before the first."""
     @_builtins.property
     def hello(self) -> _dispatch_service_pb2.AgentHello:
         """First, and only then."""
@@ -38,22 +43,51 @@ class ConnectRequest(_message.Message):
     def beat(self) -> Global___Beat:
         """At least as often as the welcome says."""
 
+    @_builtins.property
+    def certificate_request(self) -> Global___CertificateRequest: ...
     def __init__(
         self,
         *,
         hello: _dispatch_service_pb2.AgentHello | None = ...,
         reports: Global___AttemptReports | None = ...,
         beat: Global___Beat | None = ...,
+        certificate_request: Global___CertificateRequest | None = ...,
+        resume_secret: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "content", b"content", "hello", b"hello", "reports", b"reports"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "certificate_request", b"certificate_request", "content", b"content", "hello", b"hello", "reports", b"reports"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "content", b"content", "hello", b"hello", "reports", b"reports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "certificate_request", b"certificate_request", "content", b"content", "hello", b"hello", "reports", b"reports", "resume_secret", b"resume_secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["hello", "reports", "beat"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["hello", "reports", "beat", "certificate_request"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___ConnectRequest: _TypeAlias = ConnectRequest  # noqa: Y015
+
+@_typing.final
+class CertificateRequest(_message.Message):
+    """The agent wants its identity key certified anew: see sis.credentials.v1.CertificateService.RenewAgentCertificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    keys: _builtins.bytes
+    """A serialised sis.credentials.v1.AgentKeys."""
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        keys: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertificateRequest: _TypeAlias = CertificateRequest  # noqa: Y015
 
 @_typing.final
 class AttemptReports(_message.Message):
@@ -152,6 +186,7 @@ class ConnectResponse(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGEMENTS_FIELD_NUMBER: _builtins.int
     STOPS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First, and only then."""
@@ -162,6 +197,8 @@ class ConnectResponse(_message.Message):
     def acknowledgements(self) -> Global___Acknowledgements: ...
     @_builtins.property
     def stops(self) -> Global___Stops: ...
+    @_builtins.property
+    def certificate(self) -> Global___CertificateAnswer: ...
     def __init__(
         self,
         *,
@@ -169,12 +206,13 @@ class ConnectResponse(_message.Message):
         assignments: Global___Assignments | None = ...,
         acknowledgements: Global___Acknowledgements | None = ...,
         stops: Global___Stops | None = ...,
+        certificate: Global___CertificateAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "assignments", b"assignments", "content", b"content", "stops", b"stops", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "assignments", b"assignments", "certificate", b"certificate", "content", b"content", "stops", b"stops", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "assignments", b"assignments", "content", b"content", "stops", b"stops", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "assignments", b"assignments", "certificate", b"certificate", "content", b"content", "stops", b"stops", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["welcome", "assignments", "acknowledgements", "stops"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["welcome", "assignments", "acknowledgements", "stops", "certificate"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
@@ -188,9 +226,14 @@ class Welcome(_message.Message):
     VERDICTS_FIELD_NUMBER: _builtins.int
     BEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     UNACKNOWLEDGED_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    RESUME_SECRET_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     unacknowledged_limit_bytes: _builtins.int
     """How many bytes of frames may be under way without an acknowledgement; the rest waits in the spool."""
+    resume_secret: _builtins.bytes
+    """To be persisted before any slot is granted, and shown in the next hello: the registry takes the last one shown and
+    the one offered, and anything older comes from a copy of this agent.
+    """
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[_dispatch_service_pb2.AttemptVerdict]: ...
     @_builtins.property
@@ -202,14 +245,43 @@ class Welcome(_message.Message):
         verdicts: _abc.Iterable[_dispatch_service_pb2.AttemptVerdict] | None = ...,
         beat_interval: _duration_pb2.Duration | None = ...,
         unacknowledged_limit_bytes: _builtins.int = ...,
+        resume_secret: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["beat_interval", b"beat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_interval", b"beat_interval", "epoch", b"epoch", "unacknowledged_limit_bytes", b"unacknowledged_limit_bytes", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_interval", b"beat_interval", "epoch", b"epoch", "resume_secret", b"resume_secret", "unacknowledged_limit_bytes", b"unacknowledged_limit_bytes", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class CertificateAnswer(_message.Message):
+    """The answer to a CertificateRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def certificate(self) -> _certificate_pb2.IssuedCertificate: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Absent when it was issued. Ask again later, or when RetryInfo says."""
+
+    def __init__(
+        self,
+        *,
+        certificate: _certificate_pb2.IssuedCertificate | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "error", b"error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertificateAnswer: _TypeAlias = CertificateAnswer  # noqa: Y015
 
 @_typing.final
 class Assignments(_message.Message):

@@ -53,7 +53,7 @@ class AgentServiceServicer:
 
     def Connect(self, request_iterator, context):
         """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
-        happens. Ends with ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
+        happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
         hub shuts down or cannot reach the queue: connect again, with jitter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

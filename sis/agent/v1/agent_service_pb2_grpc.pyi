@@ -35,7 +35,7 @@ class AgentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
     Connect: _grpc.StreamStreamMultiCallable[_agent_service_pb2.ConnectRequest, _agent_service_pb2.ConnectResponse]
     """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
-    happens. Ends with ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
+    happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
     hub shuts down or cannot reach the queue: connect again, with jitter.
     """
     FetchPackage: _grpc.UnaryStreamMultiCallable[_agent_service_pb2.FetchPackageRequest, _agent_service_pb2.FetchPackageResponse]
@@ -48,7 +48,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_agent_service_pb2.ConnectRequest, _agent_service_pb2.ConnectResponse]  # type: ignore[assignment]
     """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
-    happens. Ends with ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
+    happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
     hub shuts down or cannot reach the queue: connect again, with jitter.
     """
     FetchPackage: _aio.UnaryStreamMultiCallable[_agent_service_pb2.FetchPackageRequest, _agent_service_pb2.FetchPackageResponse]  # type: ignore[assignment]
@@ -64,7 +64,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.ConnectResponse], _abc.AsyncIterator[_agent_service_pb2.ConnectResponse]]:
         """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
-        happens. Ends with ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
+        happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
         hub shuts down or cannot reach the queue: connect again, with jitter.
         """
 

@@ -59,6 +59,26 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """No agent of this name has ever been connected."""
     REASON_INVALID_PARAMETER: _Reason.ValueType  # 29
     """A parameter is unknown, missing or of the wrong type; the BadRequest detail names it."""
+    REASON_CREDENTIAL_NOT_FOUND: _Reason.ValueType  # 30
+    """No credential has this name, or it was deleted."""
+    REASON_CREDENTIAL_EXISTS: _Reason.ValueType  # 31
+    """A credential of this name is there already."""
+    REASON_CREDENTIAL_CHANGED: _Reason.ValueType  # 32
+    """The credential is not as the request supposes: another version, or not made for this job."""
+    REASON_VAULT_SEALED: _Reason.ValueType  # 33
+    """Vault is sealed; RetryInfo says when to try again."""
+    REASON_VAULT_UNREACHABLE: _Reason.ValueType  # 34
+    """Vault does not answer at its address; RetryInfo says when to try again."""
+    REASON_VAULT_SLOW: _Reason.ValueType  # 35
+    """Vault did not answer in time; RetryInfo says when to try again."""
+    REASON_VAULT_FORBIDDEN: _Reason.ValueType  # 36
+    """Vault denies the credential service what it asked for: its policy or its login is wrong."""
+    REASON_VAULT_RATE_LIMITED: _Reason.ValueType  # 37
+    """Vault has refused for its rate limit; RetryInfo says when to try again."""
+    REASON_VAULT_FAILED: _Reason.ValueType  # 38
+    """Vault has failed in a way that is none of these; the log of the credential service explains it."""
+    REASON_PAIRING_REFUSED: _Reason.ValueType  # 39
+    """The pairing code or the proof is not good for this."""
     REASON_STALE_EPOCH: _Reason.ValueType  # 40
     """The stream was superseded by a later one of the same agent; close it."""
     REASON_STALE_ATTEMPT: _Reason.ValueType  # 41
@@ -71,6 +91,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The log of the attempt is sealed; nothing can be appended."""
     REASON_MALFORMED_FRAME: _Reason.ValueType  # 45
     """A frame cannot be read."""
+    REASON_AGENT_REVOKED: _Reason.ValueType  # 46
+    """The agent's certificates were revoked: it has to enrol again."""
+    REASON_AGENT_QUARANTINED: _Reason.ValueType  # 47
+    """Two programs have shown this agent's identity: one of them has to enrol again."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of the google.rpc.ErrorInfo that every error of this suite carries, with
@@ -114,6 +138,26 @@ REASON_AGENT_NOT_FOUND: Reason.ValueType  # 28
 """No agent of this name has ever been connected."""
 REASON_INVALID_PARAMETER: Reason.ValueType  # 29
 """A parameter is unknown, missing or of the wrong type; the BadRequest detail names it."""
+REASON_CREDENTIAL_NOT_FOUND: Reason.ValueType  # 30
+"""No credential has this name, or it was deleted."""
+REASON_CREDENTIAL_EXISTS: Reason.ValueType  # 31
+"""A credential of this name is there already."""
+REASON_CREDENTIAL_CHANGED: Reason.ValueType  # 32
+"""The credential is not as the request supposes: another version, or not made for this job."""
+REASON_VAULT_SEALED: Reason.ValueType  # 33
+"""Vault is sealed; RetryInfo says when to try again."""
+REASON_VAULT_UNREACHABLE: Reason.ValueType  # 34
+"""Vault does not answer at its address; RetryInfo says when to try again."""
+REASON_VAULT_SLOW: Reason.ValueType  # 35
+"""Vault did not answer in time; RetryInfo says when to try again."""
+REASON_VAULT_FORBIDDEN: Reason.ValueType  # 36
+"""Vault denies the credential service what it asked for: its policy or its login is wrong."""
+REASON_VAULT_RATE_LIMITED: Reason.ValueType  # 37
+"""Vault has refused for its rate limit; RetryInfo says when to try again."""
+REASON_VAULT_FAILED: Reason.ValueType  # 38
+"""Vault has failed in a way that is none of these; the log of the credential service explains it."""
+REASON_PAIRING_REFUSED: Reason.ValueType  # 39
+"""The pairing code or the proof is not good for this."""
 REASON_STALE_EPOCH: Reason.ValueType  # 40
 """The stream was superseded by a later one of the same agent; close it."""
 REASON_STALE_ATTEMPT: Reason.ValueType  # 41
@@ -126,4 +170,8 @@ REASON_LOG_SEALED: Reason.ValueType  # 44
 """The log of the attempt is sealed; nothing can be appended."""
 REASON_MALFORMED_FRAME: Reason.ValueType  # 45
 """A frame cannot be read."""
+REASON_AGENT_REVOKED: Reason.ValueType  # 46
+"""The agent's certificates were revoked: it has to enrol again."""
+REASON_AGENT_QUARANTINED: Reason.ValueType  # 47
+"""Two programs have shown this agent's identity: one of them has to enrol again."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

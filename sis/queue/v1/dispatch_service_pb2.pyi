@@ -11,6 +11,8 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from sis.credentials.v1 import lease_pb2 as _lease_pb2
+from sis.credentials.v1 import lease_service_pb2 as _lease_service_pb2
 from sis.queue.v1 import frame_pb2 as _frame_pb2
 from sis.queue.v1 import job_pb2 as _job_pb2
 import builtins as _builtins
@@ -486,10 +488,15 @@ class Assignment(_message.Message):
     OUTPUT_TIMEOUT_FIELD_NUMBER: _builtins.int
     LOG_CAP_BYTES_FIELD_NUMBER: _builtins.int
     CLAIM_TIME_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     operation: _builtins.str
     log_cap_bytes: _builtins.int
     """Output beyond it is discarded at the site."""
+    requester: _builtins.str
+    """Who asked for the job."""
     @_builtins.property
     def attempt(self) -> Global___Attempt: ...
     @_builtins.property
@@ -514,6 +521,14 @@ class Assignment(_message.Message):
 
     @_builtins.property
     def claim_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedCompositeFieldContainer[_lease_pb2.CredentialUse]:
+        """What the hub has to lease for it before it is delivered …"""
+
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[_lease_pb2.SealedLease]:
+        """… and the leases, which the hub puts in: every one of `credentials` by its ref. Only the agent can open them."""
+
     def __init__(
         self,
         *,
@@ -528,10 +543,13 @@ class Assignment(_message.Message):
         output_timeout: _duration_pb2.Duration | None = ...,
         log_cap_bytes: _builtins.int = ...,
         claim_time: _timestamp_pb2.Timestamp | None = ...,
+        credentials: _abc.Iterable[_lease_pb2.CredentialUse] | None = ...,
+        leases: _abc.Iterable[_lease_pb2.SealedLease] | None = ...,
+        requester: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_grace", b"cancel_grace", "claim_time", b"claim_time", "output_timeout", b"output_timeout", "package", b"package", "run_timeout", b"run_timeout", "start_timeout", b"start_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_grace", b"cancel_grace", "claim_time", b"claim_time", "display_name", b"display_name", "log_cap_bytes", b"log_cap_bytes", "operation", b"operation", "output_timeout", b"output_timeout", "package", b"package", "parameters", b"parameters", "run_timeout", b"run_timeout", "start_timeout", b"start_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_grace", b"cancel_grace", "claim_time", b"claim_time", "credentials", b"credentials", "display_name", b"display_name", "leases", b"leases", "log_cap_bytes", b"log_cap_bytes", "operation", b"operation", "output_timeout", b"output_timeout", "package", b"package", "parameters", b"parameters", "requester", b"requester", "run_timeout", b"run_timeout", "start_timeout", b"start_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,6 +586,7 @@ class AttemptReport(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     DECLINED_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
+    LEASE_REFUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___Session: ...
     @_builtins.property
@@ -584,6 +603,10 @@ class AttemptReport(_message.Message):
     def frames(self) -> Global___FrameBatch:
         """Serialised Frame messages with consecutive sequences."""
 
+    @_builtins.property
+    def lease_refused(self) -> _lease_pb2.LeaseRefusal:
+        """The hub got no leases for it, so it was not delivered. Only hubs say it."""
+
     def __init__(
         self,
         *,
@@ -592,12 +615,13 @@ class AttemptReport(_message.Message):
         accepted: Global___Accepted | None = ...,
         declined: Global___Declined | None = ...,
         frames: Global___FrameBatch | None = ...,
+        lease_refused: _lease_pb2.LeaseRefusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "attempt", b"attempt", "content", b"content", "declined", b"declined", "frames", b"frames", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "attempt", b"attempt", "content", b"content", "declined", b"declined", "frames", b"frames", "lease_refused", b"lease_refused", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "attempt", b"attempt", "content", b"content", "declined", b"declined", "frames", b"frames", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "attempt", b"attempt", "content", b"content", "declined", b"declined", "frames", b"frames", "lease_refused", b"lease_refused", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["accepted", "declined", "frames"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["accepted", "declined", "frames", "lease_refused"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
@@ -808,23 +832,66 @@ class WatchResponse(_message.Message):
 
     WAKE_FIELD_NUMBER: _builtins.int
     STOPS_FIELD_NUMBER: _builtins.int
+    LEASE_ENDS_FIELD_NUMBER: _builtins.int
     wake: _builtins.bool
     """There may be something to claim."""
     @_builtins.property
     def stops(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentStop]: ...
+    @_builtins.property
+    def lease_ends(self) -> _containers.RepeatedCompositeFieldContainer[_lease_service_pb2.EndedAttempt]:
+        """Attempts with leases whose stop is settled: end the leases, then acknowledge. Repeated until then."""
+
     def __init__(
         self,
         *,
         wake: _builtins.bool = ...,
         stops: _abc.Iterable[Global___AgentStop] | None = ...,
+        lease_ends: _abc.Iterable[_lease_service_pb2.EndedAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stops", b"stops", "wake", b"wake"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ends", b"lease_ends", "stops", b"stops", "wake", b"wake"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class AcknowledgeLeaseEndsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ENDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease_ends(self) -> _containers.RepeatedCompositeFieldContainer[_lease_service_pb2.EndedAttempt]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        lease_ends: _abc.Iterable[_lease_service_pb2.EndedAttempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ends", b"lease_ends"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeLeaseEndsRequest: _TypeAlias = AcknowledgeLeaseEndsRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeLeaseEndsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeLeaseEndsResponse: _TypeAlias = AcknowledgeLeaseEndsResponse  # noqa: Y015
 
 @_typing.final
 class AgentStop(_message.Message):

@@ -57,6 +57,11 @@ class DispatchServiceStub:
                 request_serializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.ReportRequest.SerializeToString,
                 response_deserializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgeLeaseEnds = channel.unary_unary(
+                '/sis.queue.v1.DispatchService/AcknowledgeLeaseEnds',
+                request_serializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.AcknowledgeLeaseEndsRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.AcknowledgeLeaseEndsResponse.FromString,
+                _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/sis.queue.v1.DispatchService/Heartbeat',
                 request_serializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.HeartbeatRequest.SerializeToString,
@@ -113,6 +118,13 @@ class DispatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcknowledgeLeaseEnds(self, request, context):
+        """The ends of leases that were handed to the hub by Watch are delivered. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Heartbeat(self, request, context):
         """Says which sessions were heard since the last call, with the attempts in their hands. Safe to retry.
         """
@@ -159,6 +171,11 @@ def add_DispatchServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.ReportRequest.FromString,
                     response_serializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.ReportResponse.SerializeToString,
+            ),
+            'AcknowledgeLeaseEnds': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeLeaseEnds,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.AcknowledgeLeaseEndsRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_dispatch__service__pb2.AcknowledgeLeaseEndsResponse.SerializeToString,
             ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
@@ -287,6 +304,33 @@ class DispatchService:
             '/sis.queue.v1.DispatchService/Report',
             sis_dot_queue_dot_v1_dot_dispatch__service__pb2.ReportRequest.SerializeToString,
             sis_dot_queue_dot_v1_dot_dispatch__service__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeLeaseEnds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sis.queue.v1.DispatchService/AcknowledgeLeaseEnds',
+            sis_dot_queue_dot_v1_dot_dispatch__service__pb2.AcknowledgeLeaseEndsRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_dispatch__service__pb2.AcknowledgeLeaseEndsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,8 @@ class DispatchServiceStub:
     """Commits what agents report of their attempts, in groups; one answer for each report, in order. A report that is
     refused fails alone. Safe to retry: what is committed is acknowledged again.
     """
+    AcknowledgeLeaseEnds: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.AcknowledgeLeaseEndsRequest, _dispatch_service_pb2.AcknowledgeLeaseEndsResponse]
+    """The ends of leases that were handed to the hub by Watch are delivered. Safe to retry."""
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.HeartbeatRequest, _dispatch_service_pb2.HeartbeatResponse]
     """Says which sessions were heard since the last call, with the attempts in their hands. Safe to retry."""
     Watch: _grpc.UnaryStreamMultiCallable[_dispatch_service_pb2.WatchRequest, _dispatch_service_pb2.WatchResponse]
@@ -88,6 +90,8 @@ class DispatchServiceAsyncStub(DispatchServiceStub):
     """Commits what agents report of their attempts, in groups; one answer for each report, in order. A report that is
     refused fails alone. Safe to retry: what is committed is acknowledged again.
     """
+    AcknowledgeLeaseEnds: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.AcknowledgeLeaseEndsRequest, _dispatch_service_pb2.AcknowledgeLeaseEndsResponse]  # type: ignore[assignment]
+    """The ends of leases that were handed to the hub by Watch are delivered. Safe to retry."""
     Heartbeat: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.HeartbeatRequest, _dispatch_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Says which sessions were heard since the last call, with the attempts in their hands. Safe to retry."""
     Watch: _aio.UnaryStreamMultiCallable[_dispatch_service_pb2.WatchRequest, _dispatch_service_pb2.WatchResponse]  # type: ignore[assignment]
@@ -145,6 +149,14 @@ class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Commits what agents report of their attempts, in groups; one answer for each report, in order. A report that is
         refused fails alone. Safe to retry: what is committed is acknowledged again.
         """
+
+    @_abc_1.abstractmethod
+    def AcknowledgeLeaseEnds(
+        self,
+        request: _dispatch_service_pb2.AcknowledgeLeaseEndsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatch_service_pb2.AcknowledgeLeaseEndsResponse, _abc.Awaitable[_dispatch_service_pb2.AcknowledgeLeaseEndsResponse]]:
+        """The ends of leases that were handed to the hub by Watch are delivered. Safe to retry."""
 
     @_abc_1.abstractmethod
     def Heartbeat(

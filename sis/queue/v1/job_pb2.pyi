@@ -21,6 +21,46 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _WaitReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAIT_REASON_UNSPECIFIED: _WaitReason.ValueType  # 0
+    WAIT_REASON_VAULT_SEALED: _WaitReason.ValueType  # 1
+    WAIT_REASON_VAULT_UNREACHABLE: _WaitReason.ValueType  # 2
+    WAIT_REASON_VAULT_SLOW: _WaitReason.ValueType  # 3
+    WAIT_REASON_VAULT_FORBIDDEN: _WaitReason.ValueType  # 4
+    WAIT_REASON_VAULT_RATE_LIMITED: _WaitReason.ValueType  # 5
+    WAIT_REASON_CREDENTIALS_UNREACHABLE: _WaitReason.ValueType  # 6
+    """The credential service does not answer the hub."""
+    WAIT_REASON_AGENT_UNKNOWN: _WaitReason.ValueType  # 7
+    """The agent that claimed it has no valid identity."""
+    WAIT_REASON_DECLINED: _WaitReason.ValueType  # 8
+    """The agent that claimed it has declined it."""
+    WAIT_REASON_VAULT_FAILED: _WaitReason.ValueType  # 9
+    """Vault has failed in another way; the log of the credential service explains it."""
+
+class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
+    """What keeps a job, for a machine."""
+
+WAIT_REASON_UNSPECIFIED: WaitReason.ValueType  # 0
+WAIT_REASON_VAULT_SEALED: WaitReason.ValueType  # 1
+WAIT_REASON_VAULT_UNREACHABLE: WaitReason.ValueType  # 2
+WAIT_REASON_VAULT_SLOW: WaitReason.ValueType  # 3
+WAIT_REASON_VAULT_FORBIDDEN: WaitReason.ValueType  # 4
+WAIT_REASON_VAULT_RATE_LIMITED: WaitReason.ValueType  # 5
+WAIT_REASON_CREDENTIALS_UNREACHABLE: WaitReason.ValueType  # 6
+"""The credential service does not answer the hub."""
+WAIT_REASON_AGENT_UNKNOWN: WaitReason.ValueType  # 7
+"""The agent that claimed it has no valid identity."""
+WAIT_REASON_DECLINED: WaitReason.ValueType  # 8
+"""The agent that claimed it has declined it."""
+WAIT_REASON_VAULT_FAILED: WaitReason.ValueType  # 9
+"""Vault has failed in another way; the log of the credential service explains it."""
+Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
+
 class _JobType:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -202,6 +242,8 @@ class _ProcessRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProcessRo
     PROCESS_ROLE_UNSPECIFIED: _ProcessRole.ValueType  # 0
     PROCESS_ROLE_PACKAGE_EXECUTOR: _ProcessRole.ValueType  # 1
     """The supervisor of the attempt."""
+    PROCESS_ROLE_RUN_AS_EXECUTOR: _ProcessRole.ValueType  # 4
+    """Becomes the account that the payload runs as, where that is another one."""
     PROCESS_ROLE_PAYLOAD: _ProcessRole.ValueType  # 2
     """The initial process of the payload."""
     PROCESS_ROLE_DESCENDANT: _ProcessRole.ValueType  # 3
@@ -213,6 +255,8 @@ class ProcessRole(_ProcessRole, metaclass=_ProcessRoleEnumTypeWrapper):
 PROCESS_ROLE_UNSPECIFIED: ProcessRole.ValueType  # 0
 PROCESS_ROLE_PACKAGE_EXECUTOR: ProcessRole.ValueType  # 1
 """The supervisor of the attempt."""
+PROCESS_ROLE_RUN_AS_EXECUTOR: ProcessRole.ValueType  # 4
+"""Becomes the account that the payload runs as, where that is another one."""
 PROCESS_ROLE_PAYLOAD: ProcessRole.ValueType  # 2
 """The initial process of the payload."""
 PROCESS_ROLE_DESCENDANT: ProcessRole.ValueType  # 3
@@ -326,6 +370,26 @@ class Job(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class CredentialsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOB_ID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
@@ -358,6 +422,10 @@ class Job(_message.Message):
     STOP_EVIDENCE_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    ADMIN_FIELD_NUMBER: _builtins.int
+    RUN_AS_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
     """The number by which people know the job. (In JSON a string, "42".)"""
     display_name: _builtins.str
@@ -388,6 +456,9 @@ class Job(_message.Message):
     """Whether a cancel was asked for, whatever became of it."""
     stop_state: Global___StopState.ValueType
     """The stop is a fact of its own, beside the status."""
+    admin: _builtins.str
+    """The credentials that the job names. Without any, it runs as the agent's own account."""
+    run_as: _builtins.str
     @_builtins.property
     def package(self) -> Global___PackageReference:
         """The package, pinned by its digest when the job was created."""
@@ -430,6 +501,14 @@ class Job(_message.Message):
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]: ...
     @_builtins.property
     def log(self) -> Global___LogSummary: ...
+    @_builtins.property
+    def credentials(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """By the reference that the operation declares."""
+
+    @_builtins.property
+    def wait(self) -> Global___JobWait:
+        """Why the job waits and when it is tried again, where something other than a free slot keeps it."""
+
     def __init__(
         self,
         *,
@@ -465,16 +544,51 @@ class Job(_message.Message):
         stop_evidence: Global___StopEvidence | None = ...,
         processes: _abc.Iterable[Global___Process] | None = ...,
         log: Global___LogSummary | None = ...,
+        admin: _builtins.str = ...,
+        run_as: _builtins.str = ...,
+        credentials: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        wait: Global___JobWait | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "complete_time", b"complete_time", "create_time", b"create_time", "heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "package", b"package", "result_code", b"result_code", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "stop_evidence", b"stop_evidence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "complete_time", b"complete_time", "create_time", b"create_time", "heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "package", b"package", "result_code", b"result_code", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "stop_evidence", b"stop_evidence", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "agent", b"agent", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "complete_time", b"complete_time", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "failure_reason", b"failure_reason", "heartbeat_timeout", b"heartbeat_timeout", "job_id", b"job_id", "labels", b"labels", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "operation", b"operation", "outputs", b"outputs", "package", b"package", "parameters", b"parameters", "priority", b"priority", "processes", b"processes", "progress_percent", b"progress_percent", "progress_text", b"progress_text", "result_code", b"result_code", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "status", b"status", "status_message", b"status_message", "stop_evidence", b"stop_evidence", "stop_state", b"stop_state", "target", b"target", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "admin", b"admin", "agent", b"agent", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "complete_time", b"complete_time", "create_time", b"create_time", "creator", b"creator", "credentials", b"credentials", "display_name", b"display_name", "failure_reason", b"failure_reason", "heartbeat_timeout", b"heartbeat_timeout", "job_id", b"job_id", "labels", b"labels", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "operation", b"operation", "outputs", b"outputs", "package", b"package", "parameters", b"parameters", "priority", b"priority", "processes", b"processes", "progress_percent", b"progress_percent", "progress_text", b"progress_text", "result_code", b"result_code", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "status", b"status", "status_message", b"status_message", "stop_evidence", b"stop_evidence", "stop_state", b"stop_state", "target", b"target", "type", b"type", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__result_code: _TypeAlias = _typing.Literal["result_code"]  # noqa: Y015
     _WhichOneofArgType__result_code: _TypeAlias = _typing.Literal["_result_code", b"_result_code"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__result_code) -> _WhichOneofReturnType__result_code | None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class JobWait(_message.Message):
+    """What keeps a job that could otherwise be claimed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_TIME_FIELD_NUMBER: _builtins.int
+    reason: Global___WaitReason.ValueType
+    message: _builtins.str
+    """For a person."""
+    @_builtins.property
+    def retry_time(self) -> _timestamp_pb2.Timestamp:
+        """Not before this time."""
+
+    def __init__(
+        self,
+        *,
+        reason: Global___WaitReason.ValueType = ...,
+        message: _builtins.str = ...,
+        retry_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_time", b"retry_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "retry_time", b"retry_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobWait: _TypeAlias = JobWait  # noqa: Y015
 
 @_typing.final
 class SiteTarget(_message.Message):
@@ -541,8 +655,11 @@ class ParameterValue(_message.Message):
 
     PLAIN_FIELD_NUMBER: _builtins.int
     LIST_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_REF_FIELD_NUMBER: _builtins.int
     plain: _builtins.str
     """The text of the value; an integer in decimal, a boolean as "true" or "false". At most 64 KiB."""
+    credential_ref: _builtins.str
+    """The name of a credential: what an input that is sensitive takes, and nothing else does."""
     @_builtins.property
     def list(self) -> Global___StringList:
         """The values of an input of type list. At most 64 KiB together."""
@@ -552,12 +669,13 @@ class ParameterValue(_message.Message):
         *,
         plain: _builtins.str = ...,
         list: Global___StringList | None = ...,
+        credential_ref: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "plain", b"plain", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential_ref", b"credential_ref", "list", b"list", "plain", b"plain", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "plain", b"plain", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_ref", b"credential_ref", "list", b"list", "plain", b"plain", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["plain", "list"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["plain", "list", "credential_ref"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 

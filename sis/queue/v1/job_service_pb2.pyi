@@ -94,6 +94,26 @@ class CreateJobRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class CredentialsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     PACKAGE_FIELD_NUMBER: _builtins.int
@@ -108,6 +128,9 @@ class CreateJobRequest(_message.Message):
     HEARTBEAT_TIMEOUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ADMIN_FIELD_NUMBER: _builtins.int
+    RUN_AS_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """1 to 200 characters, no control characters."""
     type: _job_pb2.JobType.ValueType
@@ -119,6 +142,13 @@ class CreateJobRequest(_message.Message):
     """Hold the job until somebody activates it."""
     request_id: _builtins.str
     """Makes a retry safe: 1 to 64 characters, unique for the caller. A random UUID does."""
+    admin: _builtins.str
+    """Credentials by name (sis.credentials.v1). They are looked up when an agent has claimed the job: the queue does not
+    know whether there is one of that name.
+    With which the job is deployed to its target.
+    """
+    run_as: _builtins.str
+    """As which the payload runs; the admin's account unless given."""
     @_builtins.property
     def package(self) -> _job_pb2.PackageReference: ...
     @_builtins.property
@@ -143,6 +173,10 @@ class CreateJobRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 32; keys of 1 to 63 characters, values of at most 200."""
 
+    @_builtins.property
+    def credentials(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Those that the operation declares, by its reference."""
+
     def __init__(
         self,
         *,
@@ -160,10 +194,13 @@ class CreateJobRequest(_message.Message):
         heartbeat_timeout: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        admin: _builtins.str = ...,
+        run_as: _builtins.str = ...,
+        credentials: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "not_before", b"not_before", "package", b"package", "run_timeout", b"run_timeout", "site_target", b"site_target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deferred", b"deferred", "display_name", b"display_name", "heartbeat_timeout", b"heartbeat_timeout", "labels", b"labels", "latest_start", b"latest_start", "not_before", b"not_before", "operation", b"operation", "package", b"package", "parameters", b"parameters", "priority", b"priority", "request_id", b"request_id", "run_timeout", b"run_timeout", "site_target", b"site_target", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "credentials", b"credentials", "deferred", b"deferred", "display_name", b"display_name", "heartbeat_timeout", b"heartbeat_timeout", "labels", b"labels", "latest_start", b"latest_start", "not_before", b"not_before", "operation", b"operation", "package", b"package", "parameters", b"parameters", "priority", b"priority", "request_id", b"request_id", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from sis.credentials.v1 import credential_pb2 as _credential_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -85,6 +86,7 @@ class Operation(_message.Message):
     RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     @_builtins.property
@@ -95,6 +97,8 @@ class Operation(_message.Message):
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]: ...
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Output]: ...
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___CredentialReference]: ...
     def __init__(
         self,
         *,
@@ -103,14 +107,52 @@ class Operation(_message.Message):
         run_timeout: _duration_pb2.Duration | None = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         outputs: _abc.Iterable[Global___Output] | None = ...,
+        credentials: _abc.Iterable[Global___CredentialReference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run_timeout", b"run_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "inputs", b"inputs", "name", b"name", "outputs", b"outputs", "run_timeout", b"run_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "description", b"description", "inputs", b"inputs", "name", b"name", "outputs", b"outputs", "run_timeout", b"run_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class CredentialReference(_message.Message):
+    """A credential that an operation wants, and how it reaches the payload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REF_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    ref: _builtins.str
+    description: _builtins.str
+    required: _builtins.bool
+    delivery: _builtins.str
+    """"environment", "file" or "stdin"."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_credential_pb2.CredentialKind.ValueType]:
+        """What it may be; empty for anything."""
+
+    def __init__(
+        self,
+        *,
+        ref: _builtins.str = ...,
+        description: _builtins.str = ...,
+        required: _builtins.bool = ...,
+        kinds: _abc.Iterable[_credential_pb2.CredentialKind.ValueType] | None = ...,
+        delivery: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "description", b"description", "kinds", b"kinds", "ref", b"ref", "required", b"required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CredentialReference: _TypeAlias = CredentialReference  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):

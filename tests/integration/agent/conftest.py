@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -10,26 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes
+from services.sis_agent.agent import processes, stage
 from services.sis_agent.agent.cgroup_tree import Cgroup
 from services.sis_agent.agent.handle import TreeKind, Zygote
-from services.sis_agent.agent.supervisor_identity import IDENTITY
+from services.sis_agent.agent.supervisor_identity import IDENTITY, SupervisorIdentity
 from tests.support.attempts import Attempts
+from tests.support.sealed import SealedIdentity
 
 
 @pytest.fixture(params=[TreeKind.SUBREAPER, pytest.param(TreeKind.BEST, marks=pytest.mark.root)])
 async def attempts(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Attempts]:
     """With the subreaper alone, and with a cgroup, which takes root."""
-    zygote = Zygote(request.param)
+    zygote = Zygote(request.param, identity_directory=tmp_path / "identity")
     yield Attempts(tmp_path, zygote)
     await zygote.stop()
     _end_leftovers(tmp_path)
 
 
 @pytest.fixture
+def identity(tmp_path: Path) -> SealedIdentity:
+    """That of the agent whose attempts these are."""
+    return SealedIdentity(tmp_path / "identity")
+
+
+@pytest.fixture
 async def attempts_anyhow(tmp_path: Path) -> AsyncIterator[Attempts]:
     """With the best tree that can be had: for what does not depend on the tree."""
-    zygote = Zygote()
+    zygote = Zygote(identity_directory=tmp_path / "identity")
     yield Attempts(tmp_path, zygote)
     await zygote.stop()
     _end_leftovers(tmp_path)
@@ -37,15 +43,16 @@ async def attempts_anyhow(tmp_path: Path) -> AsyncIterator[Attempts]:
 
 def _end_leftovers(root: Path) -> None:
     """A test that failed may have left its payload running."""
+    found = [SupervisorIdentity.read(file.parent) for file in root.glob(f"*/{IDENTITY}")]
+    left = {f"SIS_ATTEMPT={each.attempt}".encode(): each for each in found if each is not None}
     for process in processes.read_all():
-        if process.pid == os.getpid():
-            continue
         try:
-            environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if f"SIS_WORK_DIR={root}/".encode() in environment:
+        if process.pid != os.getpid() and not left.keys().isdisjoint(environment):
             processes.send_signal(process, signal.SIGKILL)
-    for file in root.glob(f"*/{IDENTITY}"):
-        if cgroup := json.loads(file.read_bytes())["cgroup"]:
-            Cgroup(Path(cgroup)).remove()
+    for each in left.values():
+        stage.remove_leftovers(each.attempt, root)
+        if each.cgroup:
+            Cgroup(Path(each.cgroup)).remove()

@@ -23,9 +23,9 @@ NUMBERED = b"".join(b"line %d\n" % n for n in range(1, 61))
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     authority = CertificateAuthority(tmp_path / "tls")
-    hub = FakeHub(authority.service("hub"))
+    hub = FakeHub(authority)
     await hub.start()
-    agent = AgentProcess(tmp_path / "state", hub.endpoint, authority.agent("local", "one"))
+    agent = AgentProcess(tmp_path / "state", hub.endpoint, authority)
     try:
         yield Site(hub, agent, tmp_path)
     finally:
@@ -421,7 +421,7 @@ async def test_the_next_hub_is_tried(site: Site) -> None:
 async def test_a_state_directory_has_one_agent(site: Site, tmp_path: Path) -> None:
     site.agent.start()
     (await site.hub.stream()).welcome()
-    second = AgentProcess(site.agent.state, site.hub.endpoint, CertificateAuthority(tmp_path / "x").agent("a", "b"))
+    second = AgentProcess(site.agent.state, site.hub.endpoint)
     second.start()
     assert await second.ended() == 1
     assert "error: another agent uses" in second.log

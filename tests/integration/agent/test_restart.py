@@ -37,10 +37,10 @@ NUMBERED = b"".join(b"line %d\n" % n for n in range(1, 81))
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     authority = CertificateAuthority(tmp_path / "tls")
-    hub = FakeHub(authority.service("hub"))
+    hub = FakeHub(authority)
     await hub.start()
     async with TcpProxy("127.0.0.1", hub.port) as proxy:
-        agent = AgentProcess(tmp_path / "state", proxy.endpoint, authority.agent("local", "one"))
+        agent = AgentProcess(tmp_path / "state", proxy.endpoint, authority)
         try:
             yield Site(hub, agent, tmp_path, proxy)
         finally:
@@ -120,6 +120,38 @@ async def test_killed_at_any_moment_of_the_start_it_starts_an_attempt_at_most_on
             assert started == 1
         else:
             assert (started <= 1, reason) == (True, "SUPERVISOR_LOST")
+
+
+@pytest.mark.parametrize(
+    ("point", "in_hand", "starts", "reason"),
+    [
+        ("agent.assigned", False, 1, ""),
+        ("agent.journalled", True, 1, ""),
+        ("agent.spawning", True, 0, "SUPERVISOR_LOST"),
+    ],
+)
+async def test_killed_at_each_step_of_the_start(
+    site: Site, point: str, in_hand: bool, starts: int, reason: str
+) -> None:
+    fault = site.scratch / "fault"
+    site.agent.environment["SIS_FAULT_FILE"] = str(fault)
+    site.agent.start()
+    stream = await welcomed(site)
+    fault.write_text(point)
+    job = site.job(site.started())
+    stream.assign(job)
+    if point == "agent.spawning":
+        stream.acknowledge(await stream.report())
+    assert await site.agent.ended() == -signal.SIGKILL
+    site.agent.start()
+    stream = await welcomed(site)
+    assert list(stream.in_hand) == ([key(job)] if in_hand else [])
+    if not in_hand:
+        stream.assign(job)
+    await stream.commit_all(key(job))
+    finished = site.hub.logs[key(job)].finished
+    assert finished is not None
+    assert (site.starts, finished.failure_reason) == (starts, reason)
 
 
 async def test_a_supervisor_that_is_killed_is_finished_for(site: Site) -> None:
@@ -269,7 +301,6 @@ async def test_a_server_that_has_more_than_the_spool_is_not_contradicted(site: S
 
 def left_behind(site: Site, job: dispatch.Assignment, steps: list[Step]) -> Path:
     """The state of an agent that died after these steps; returns the attempt's directory."""
-    site.agent.state.mkdir(mode=0o700)
     directories = AttemptDirectories(site.agent.state / "attempts")
     directories.create(job)
     journal = Journal.create(site.agent.state / "journal")

@@ -111,7 +111,11 @@ async def test_the_environment_is_clean(attempts_anyhow: Attempts, monkeypatch: 
     environment = dict(entry.split("=", 1) for entry in attempt.output().decode().rstrip("\0").split("\0"))
     script, job = environment.pop("SIS_PARAM_SCRIPT"), environment["SIS_JOB_ID"]
     assert script == "cat /proc/$$/environ"
-    assert environment.pop("SIS_ATTEMPT").startswith(f"{job}.1.")
+    token = environment.pop("SIS_ATTEMPT")
+    assert token.startswith(f"{job}.1.")
+    private = Path(environment["SIS_OUTPUT"]).parent
+    assert private.name in (f"sis-{token}", "private")
+    assert not private.exists()
     assert environment == {
         "PATH": os.environ["PATH"],
         "HOME": pwd.getpwuid(os.geteuid()).pw_dir,
@@ -120,8 +124,8 @@ async def test_the_environment_is_clean(attempts_anyhow: Attempts, monkeypatch: 
         "SIS_OPERATION": "run",
         "SIS_PACKAGE_DIR": str(attempt.package),
         "SIS_WORK_DIR": str(attempt.directory / "work"),
-        "SIS_OUTPUT": str(attempt.directory / "output"),
-        "SIS_PROGRESS": str(attempt.directory / "progress"),
+        "SIS_OUTPUT": str(private / "output"),
+        "SIS_PROGRESS": str(private / "progress"),
     }
 
 
@@ -159,6 +163,7 @@ async def test_outputs(attempts_anyhow: Attempts) -> None:
         ('printf "needed=\\377\\n" >> "$SIS_OUTPUT"', "OUTPUT_INVALID", "needed is not valid UTF-8"),
         ('head -c 1100000 /dev/zero > "$SIS_OUTPUT"', "OUTPUT_INVALID", "larger than 1 MiB"),
         ('rm "$SIS_OUTPUT"; ln -s /etc/passwd "$SIS_OUTPUT"', "OUTPUT_INVALID", "cannot be read"),
+        ('ln "$SIS_OUTPUT" "$SIS_OUTPUT.too"', "OUTPUT_INVALID", "another name"),
         ('rm "$SIS_OUTPUT"; mkfifo "$SIS_OUTPUT"', "OUTPUT_INVALID", "not a regular file"),
         ("exit 4", "EXIT_CODE", "exit code 4"),
     ],

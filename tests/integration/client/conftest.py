@@ -6,6 +6,7 @@ import pytest
 
 from services.runtime.settings import TlsFiles
 from sis.client import Client
+from sis.client.endpoints import Endpoints, Token
 from tests.fakes.job_service import Script, serving
 from tests.support.certificates import CertificateAuthority
 
@@ -29,5 +30,5 @@ def endpoint(script: Script, queue_tls: TlsFiles) -> Iterator[str]:
 
 @pytest.fixture
 def client(endpoint: str, queue_tls: TlsFiles) -> Iterator[Client]:
-    with Client(endpoint, "", "secret-token", queue_tls.ca.read_bytes(), seconds=10) as made:
+    with Client(Endpoints(endpoint, Token("secret-token"), queue_tls.ca.read_bytes()), seconds=10) as made:
         yield made

@@ -11,6 +11,7 @@ import pytest
 from services.runtime import errors
 from services.runtime.settings import TlsFiles
 from sis.client import ApiError, Client, ConfigurationError
+from sis.client.endpoints import Endpoints, Token
 from sis.queue.v1 import job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
 from sis.queue.v1 import package_service_pb2 as package_pb
@@ -151,7 +152,7 @@ def test_nobody_there(queue_tls: TlsFiles) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with (
-        Client(f"127.0.0.1:{port}", "", "t", queue_tls.ca.read_bytes(), seconds=10) as client,
+        Client(Endpoints(f"127.0.0.1:{port}", Token("t"), queue_tls.ca.read_bytes()), seconds=10) as client,
         pytest.raises(ApiError) as caught,
     ):
         client.jobs.delete(1)
@@ -163,7 +164,7 @@ def test_a_server_that_never_answers(queue_tls: TlsFiles) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
         with (
-            Client(endpoint, "", "t", queue_tls.ca.read_bytes(), seconds=0.5) as client,
+            Client(Endpoints(endpoint, Token("t"), queue_tls.ca.read_bytes()), seconds=0.5) as client,
             pytest.raises(ApiError) as caught,
         ):
             client.jobs.get(1)
@@ -174,7 +175,7 @@ def test_a_server_that_never_answers(queue_tls: TlsFiles) -> None:
 def test_a_server_of_another_ca_is_not_trusted(endpoint: str, tmp_path: Path) -> None:
     stranger = CertificateAuthority(tmp_path)
     with (
-        Client(endpoint, "", "t", stranger.ca.read_bytes(), seconds=10) as client,
+        Client(Endpoints(endpoint, Token("t"), stranger.ca.read_bytes()), seconds=10) as client,
         pytest.raises(ApiError) as caught,
     ):
         client.jobs.delete(1)

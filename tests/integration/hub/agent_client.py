@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ from services.runtime.errors import SisError
 from services.runtime.settings import TlsFiles
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.agent.v1 import agent_service_pb2_grpc as rpc
+from sis.credentials.v1 import lease_pb2
 from sis.queue.v1 import dispatch_service_pb2 as queue
 from sis.queue.v1 import frame_pb2
 
@@ -34,6 +36,7 @@ class AgentClient:
         self.assignments: list[queue.Assignment] = []
         self.acknowledgements: list[pb.Acknowledgement] = []
         self.stops: list[queue.StopCommand] = []
+        self.certificates: list[pb.CertificateAnswer] = []
         self.error: SisError | None = None
         self.ended = False
         self._changed = asyncio.Condition()
@@ -81,6 +84,8 @@ class AgentClient:
                 self.acknowledgements += message.acknowledgements.acknowledgements
             case "stops":
                 self.stops += message.stops.stops
+            case "certificate":
+                self.certificates.append(message.certificate)
 
     async def until(self, holds: Callable[[], object]) -> None:
         """Wait until something holds that a message changes."""
@@ -92,10 +97,20 @@ class AgentClient:
         await self.until(lambda: self.ended)
         return self.error
 
-    async def hello(self, slots: int = 4, attempts: Sequence[Key] = (), **fields: Any) -> None:
-        """Say hello and wait for the welcome."""
-        await self.call.write(pb.ConnectRequest(hello=hello(slots, attempts, **fields)))
+    async def hello(
+        self, slots: int = 4, attempts: Sequence[Key] = (), *, resume_secret: bytes = b"", **fields: Any
+    ) -> bytes:
+        """Say hello and wait for the welcome; the resume secret that it offers."""
+        await self.call.write(pb.ConnectRequest(hello=hello(slots, attempts, **fields), resume_secret=resume_secret))
         await self.until(lambda: self.welcome)
+        assert self.welcome is not None
+        return self.welcome.resume_secret
+
+    async def refused(self, resume_secret: bytes = b"") -> SisError | None:
+        """Say hello and wait for the end of the stream; what it ended with."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it may have ended already
+            await self.call.write(pb.ConnectRequest(hello=hello(), resume_secret=resume_secret))
+        return await self.end()
 
     async def report(self, *reports: pb.AgentReport) -> None:
         await self.call.write(pb.ConnectRequest(reports=pb.AttemptReports(reports=reports)))
@@ -133,5 +148,11 @@ def finished(job: int, sequence: int) -> pb.AgentReport:
     return pb.AgentReport(attempt=queue.Attempt(job_id=job, number=1), frames=queue.FrameBatch(frames=[frame]))
 
 
-def assignment(job: int, number: int = 1) -> queue.Assignment:
-    return queue.Assignment(attempt=queue.Attempt(job_id=job, number=number), operation="run")
+def assignment(job: int, number: int = 1, *, refs: Sequence[str] = ()) -> queue.Assignment:
+    """It wants a credential for each of `refs`."""
+    return queue.Assignment(
+        attempt=queue.Attempt(job_id=job, number=number),
+        operation="run",
+        credentials=[lease_pb2.CredentialUse(ref=ref, credential=f"c-{ref}") for ref in refs],
+        requester="somebody",
+    )

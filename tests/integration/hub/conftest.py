@@ -11,18 +11,22 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
+import sqlalchemy
 
+from services.runtime import joining
 from services.runtime.migrations import migrate
+from services.runtime.settings import TlsFiles
 from services.sis_agent.hub.main import MIGRATIONS, Hub, HubSettings
 from services.sis_agent.hub.tables import SCHEMA
 from sis.agent.v1 import agent_admin_service_pb2_grpc as admin_rpc
 from sis.stack.postgres import Postgres
+from tests.fakes.credentials_service import FakeCredentials
 from tests.fakes.queue_dispatch import FakeQueue
 from tests.integration.hub.agent_client import AgentClient
 from tests.support.certificates import CertificateAuthority
@@ -77,15 +81,15 @@ class Logged(logging.Handler):
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where agents and where people connect."""
+    """Where agents and where people connect, and where agents enrol."""
 
     agents: str
     people: str
+    enrolment: str
 
     @classmethod
     def at(cls, ports: Sequence[int]) -> Endpoints:
-        agents, people = (f"127.0.0.1:{port}" for port in ports)
-        return cls(agents, people)
+        return cls(*(f"127.0.0.1:{port}" for port in ports))
 
 
 @asynccontextmanager
@@ -94,7 +98,10 @@ async def hub_in_process(environment: dict[str, str]) -> AsyncIterator[tuple[Hub
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        hub = Hub(HubSettings.load())
+        settings = HubSettings.load()
+    identity = joining.identity(settings, "hub")
+    await identity.ready()
+    hub = Hub(settings, identity)
     ports = await hub.server.start()
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(background()) for background in hub.background]
@@ -163,6 +170,7 @@ class Environment:
     authority: CertificateAuthority
     database_url: str
     queue_port: int
+    credentials_port: int
     beat_seconds: float
 
     def of_hub(self, name: str) -> dict[str, str]:
@@ -174,9 +182,13 @@ class Environment:
             "SIS_HUB_AGENT_LISTEN": "127.0.0.1:0",
             "SIS_HUB_LISTEN": "127.0.0.1:0",
             "SIS_HUB_QUEUE_ENDPOINT": f"127.0.0.1:{self.queue_port}",
+            "SIS_HUB_ENROLMENT_LISTEN": "127.0.0.1:0",
+            "SIS_HUB_CREDENTIALS_ENDPOINT": f"127.0.0.1:{self.credentials_port}",
             "SIS_HUB_TLS_CA": str(tls.ca),
-            "SIS_HUB_TLS_CERTIFICATE": str(tls.certificate),
-            "SIS_HUB_TLS_KEY": str(tls.key),
+            # Its certificate is there already.
+            "SIS_HUB_IDENTITY": str(tls.certificate.parent),
+            "SIS_HUB_JOIN_ENDPOINT": "127.0.0.1:0",
+            "SIS_HUB_JOIN_TOKEN_FILE": "/dev/null",
             "SIS_HUB_ADMIN_TOKEN_SHA256": hashlib.sha256(TOKEN.encode()).hexdigest(),
             "SIS_HUB_BEAT_SECONDS": str(self.beat_seconds),
         }
@@ -187,10 +199,12 @@ class Bench:
     """What the tests of a hub work with."""
 
     queue: FakeQueue
+    credentials: FakeCredentials
     where: Environment
     logged: Logged
     stack: AsyncExitStack
     queue_stack: AsyncExitStack
+    credentials_stack: AsyncExitStack
     parts: Hub
     hub: Endpoints
 
@@ -203,11 +217,26 @@ class Bench:
         serving = self.queue.serving(self.where.authority.service("queue"), self.where.queue_port)
         await self.queue_stack.enter_async_context(serving)
 
+    async def stop_credentials(self) -> None:
+        """Take the credential service away; its connections are cut off."""
+        await self.credentials_stack.aclose()
+
+    async def start_credentials(self) -> None:
+        """Bring it back where it was."""
+        tls = self.where.authority.service("credentials")
+        await self.credentials_stack.enter_async_context(self.credentials.serving(tls, self.where.credentials_port))
+
     async def agent(
-        self, name: str = "a1", group: str = "g", *, hub: Endpoints | None = None, reads: bool = True
+        self,
+        name: str = "a1",
+        group: str = "g",
+        *,
+        tls: TlsFiles | None = None,
+        hub: Endpoints | None = None,
+        reads: bool = True,
     ) -> AgentClient:
-        """A client that has not said hello, of a hub, else of the first one."""
-        tls = self.where.authority.agent(group, name)
+        """A client that has not said hello, of a hub, else of the first one; newly enrolled unless with `tls`."""
+        tls = tls or self.where.authority.agent(group, name)
         return await self.stack.enter_async_context(AgentClient((hub or self.hub).agents, tls, reads=reads))
 
     async def admin(self, hub: Endpoints | None = None) -> admin_rpc.AgentAdminServiceAsyncStub:
@@ -227,17 +256,33 @@ class Bench:
         return await self.stack.enter_async_context(HubProcess.running(self.where.of_hub(name)))
 
 
+@contextmanager
+def database_away(bench: Bench, postgres: Postgres) -> Iterator[None]:
+    """Nobody can connect to the registry's database."""
+    name = sqlalchemy.make_url(bench.where.database_url).database
+    with postgres.connect("postgres") as connection:
+        connection.autocommit = True
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        yield
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
+
+
 @asynccontextmanager
 async def _bench(authority: CertificateAuthority, database_url: str, beat_seconds: float) -> AsyncIterator[Bench]:
-    queue, logged = FakeQueue(), Logged()
+    queue, credentials, logged = FakeQueue(), FakeCredentials(), Logged()
     logging.getLogger().addHandler(logged)
     try:
-        async with AsyncExitStack() as queue_stack, AsyncExitStack() as stack:
+        async with AsyncExitStack() as queue_stack, AsyncExitStack() as credentials_stack, AsyncExitStack() as stack:
             port = await queue_stack.enter_async_context(queue.serving(authority.service("queue")))
-            where = Environment(authority, database_url, port, beat_seconds)
+            credentials_port = await credentials_stack.enter_async_context(
+                credentials.serving(authority.service("credentials"))
+            )
+            where = Environment(authority, database_url, port, credentials_port, beat_seconds)
             hub, endpoints = await stack.enter_async_context(hub_in_process(where.of_hub("hub-1")))
             await queue.watched()
-            yield Bench(queue, where, logged, stack, queue_stack, hub, endpoints)
+            await credentials.watched()
+            yield Bench(queue, credentials, where, logged, stack, queue_stack, credentials_stack, hub, endpoints)
     finally:
         logging.getLogger().removeHandler(logged)
 

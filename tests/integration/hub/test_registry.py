@@ -11,6 +11,7 @@ import sqlalchemy
 
 from services.runtime.channels import grpc_error
 from services.runtime.database import Database
+from services.runtime.errors import Unavailable
 from services.sis_agent.hub import registry
 from services.sis_agent.hub.errors import AgentNotFound
 from services.sis_agent.hub.registry import Changes, ListAgents
@@ -19,7 +20,7 @@ from services.sis_agent.hub.tables import SCHEMA, metadata
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.stack.postgres import Postgres
 from tests.integration.hub.agent_client import assignment
-from tests.integration.hub.conftest import Bench
+from tests.integration.hub.conftest import Bench, database_away
 
 
 @pytest.fixture
@@ -208,16 +209,16 @@ async def test_an_agent_that_moves_to_another_hub_stays_online(bench: Bench) -> 
 
 
 async def test_dispatch_goes_on_without_the_registry(bench: Bench, postgres: Postgres) -> None:
-    """Its database is away for a while; what happened meanwhile is written when it is back."""
-    name = sqlalchemy.make_url(bench.where.database_url).database
-    with postgres.connect("postgres") as connection:
-        connection.autocommit = True
-        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-        agent = await bench.agent()
-        await agent.hello()
-        await bench.logged.until("registry of agents cannot be written")
+    """Its database is away for a while; what happened meanwhile is written when it is back. Until then nobody is
+    welcomed, since a copy of an agent could not be told from it."""
+    agent = await bench.agent()
+    await agent.hello()
+    await seen(bench, "a1", lambda a: a.online)
+    with database_away(bench, postgres):
         bench.queue.put(assignment(1))
         await agent.until(lambda: agent.assignments)
-        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
-    assert (await seen(bench, "a1", lambda a: a)).version == "1.2.3"
+        await agent.call.done_writing()
+        await bench.logged.until("registry of agents cannot be written")
+        other = await bench.agent("a2")
+        assert isinstance(await other.refused(), Unavailable)
+    await seen(bench, "a1", lambda a: not a.online)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.queue import packages
-from services.queue.lifecycle import Actor
+from services.queue.model import Actor
 from services.runtime.database import Database
 from sis.packages import archive, shipped
 from sis.queue.v1 import dispatch_service_pb2_grpc
@@ -24,10 +24,30 @@ from tests.support.queue_server import QueueServer
 _numbers = itertools.count(1)
 
 
-async def _stock(url: str) -> None:
+SECRETIVE = """
+name: test.secretive
+version: 1.0.0
+operations:
+  use:
+    command: ["true"]
+    inputs:
+      phrase: {type: string, sensitive: true, required: true}
+      spare: {type: string, sensitive: true}
+      plain: {type: string, default: nothing}
+    credentials:
+      database: {description: of the application, required: true, kinds: [username-password, token], delivery: file}
+      other: {delivery: stdin}
+      admin: {kinds: [ssh-key]}
+      run_as: {required: true}
+"""
+"""A package that wants every kind of credential."""
+
+
+async def _stock(url: str, scratch: Path) -> None:
+    (scratch / "package.yaml").write_text(SECRETIVE)
     database = Database(url, application_name="test")
-    for name in ("core.shell", "linux.facts"):
-        content = archive.pack(shipped() / name)
+    for directory in (shipped() / "core.shell", shipped() / "linux.facts", scratch):
+        content = archive.pack(directory)
         upload = packages.Upload(archive.digest(content), len(content))
         upload.add(content)
         await packages.push(database, upload, Actor("alice", "10.0.0.1"))
@@ -44,11 +64,11 @@ def _clone(postgres: embedded.Postgres, template: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def stocked_template(postgres: embedded.Postgres, queue_template: str) -> str:
-    """A database with the shipped packages in it; for cloning, so nobody stays connected to it."""
+def stocked_template(postgres: embedded.Postgres, queue_template: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database with the shipped packages and SECRETIVE in it; for cloning, so nobody stays connected to it."""
     name = "queue_stocked"
     postgres.create_database(name, template=queue_template)
-    asyncio.run(_stock(postgres.url(name)))
+    asyncio.run(_stock(postgres.url(name), tmp_path_factory.mktemp("secretive")))
     return name
 
 

@@ -11,16 +11,17 @@ from typing import Any
 
 from sqlalchemy import Row, select, text
 
-from services.queue import dispatch, jobs, reports, sessions
+from services.queue import dispatch, jobs, lease_ends, reports, sessions
 from services.queue.errors import IllegalTransition
 from services.queue.frames import Frame, extend_digest
 from services.queue.jobs import CreateJob, JobView, Priority
-from services.queue.lifecycle import Actor, HistoryEntry
+from services.queue.model import Actor, HistoryEntry, LeaseEnd, LeaseRefusal, RefusalReason
 from services.queue.reports import Accepted, Declined, Report, Result
 from services.queue.sessions import AttemptKey, Heartbeat, OpenSession, Session, Welcome
 from services.queue.states import TERMINAL, Event, Status, next_status
 from services.queue.tables import attempts, log
 from services.queue.tables import jobs as job_table
+from services.queue.tables import lease_ends as outbox
 from services.runtime.database import Database
 from tests.support.frames import Spool
 
@@ -94,6 +95,35 @@ class Rig:
 
     async def decline(self, key: AttemptKey, **how: Any) -> Result:
         return await self.report(key, Declined("it is full"), **how)
+
+    async def refuse(
+        self,
+        key: AttemptKey,
+        reason: RefusalReason = RefusalReason.VAULT_SEALED,
+        *,
+        permanent: bool = False,
+        retry_after: float = 0,
+        **how: Any,
+    ) -> Result:
+        """The hub gets no leases for it."""
+        refusal = LeaseRefusal(reason, f"because of {reason}", permanent, timedelta(seconds=retry_after))
+        return await self.report(key, refusal, **how)
+
+    async def hand_out(self) -> list[LeaseEnd]:
+        """What a hub that watches is given of the outbox."""
+        async with self.database.begin() as connection:
+            return await lease_ends.hand_out(connection)
+
+    async def acknowledge(self, *ends: LeaseEnd) -> None:
+        async with self.database.begin() as connection:
+            await lease_ends.acknowledge(connection, ends)
+
+    async def lease_ends(self, *job_ids: int) -> list[tuple[int, bool]]:
+        """What the outbox has of these jobs: attempt and `job_over`."""
+        query = select(outbox.c.attempt, outbox.c.job_over).where(outbox.c.job_id.in_(job_ids))
+        async with self.database.begin() as connection:
+            rows = await connection.execute(query.order_by(outbox.c.job_id, outbox.c.attempt))
+            return [(row.attempt, row.job_over) for row in rows]
 
     async def beat(self, name: str = "a", *keys: AttemptKey) -> tuple[list[Session], list[AttemptKey]]:
         """A heartbeat: the stale sessions, and what is delivered again."""
@@ -199,6 +229,24 @@ async def check(database: Database, job_ids: Sequence[int]) -> None:
             digest = extend_digest(digest, bytes(frame.body))
         assert bytes(row.digest) == digest
     assert not by_attempt, "a log without an attempt"
+
+
+async def check_lease_ends(database: Database, job_ids: Sequence[int]) -> None:
+    """Assert that the outbox, of which nothing was acknowledged, has the end of each attempt of these jobs that is
+    over, of none that is not, and the end of each job that is over, if it names credentials."""
+    async with database.begin() as connection:
+        found = (await connection.execute(select(job_table).where(job_table.c.job_id.in_(job_ids)))).all()
+        tried = (await connection.execute(select(attempts).where(attempts.c.job_id.in_(job_ids)))).all()
+        ends = (await connection.execute(select(outbox).where(outbox.c.job_id.in_(job_ids)))).all()
+    for job in found:
+        own = {a.number: a for a in tried if a.job_id == job.job_id}
+        live = job.attempt in own and own[job.attempt].sealed_at is None
+        expected = {number: False for number, a in own.items() if a.sealed_at is not None}
+        if job.status in TERMINAL and not live:
+            expected[job.attempt] = True
+        if not job.credentials:
+            expected = {}
+        assert {e.attempt: e.job_over for e in ends if e.job_id == job.job_id} == expected, job
 
 
 def _check_history(job: Row[Any], history: Sequence[HistoryEntry]) -> None:

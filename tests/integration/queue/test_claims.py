@@ -17,7 +17,7 @@ from services.queue.errors import (
     RequestIdReused,
 )
 from services.queue.jobs import Priority
-from services.queue.lifecycle import Actor
+from services.queue.model import Actor
 from services.runtime.errors import InvalidArgument, SisError
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import ALICE, Rig

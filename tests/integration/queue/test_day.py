@@ -13,13 +13,14 @@ from sqlalchemy import select
 from services.queue import dispatch, sessions
 from services.queue.dispatch import Capacity
 from services.queue.jobs import Priority
+from services.queue.model import LeaseRefusal, RefusalReason
 from services.queue.reports import Accepted, Declined, Report, commit
 from services.queue.sessions import AttemptKey, Heartbeat, Verdict
 from services.queue.states import TERMINAL
 from services.queue.sweeper import Sweeper
 from services.queue.tables import attempts, jobs
 from tests.integration.queue.clock import Clock
-from tests.integration.queue.rig import Rig, check, of
+from tests.integration.queue.rig import Rig, check, check_lease_ends, of
 from tests.support.frames import Spool
 
 HOURS = 24
@@ -51,6 +52,7 @@ class Day:
         self.random = random.Random(4)
         self.job_ids: list[int] = []
         self.endless: set[int] = set()
+        self.secretive: set[int] = set()
         self.step = 0
 
     async def hello(self, site: Site) -> None:
@@ -63,7 +65,7 @@ class Day:
         await self.take([(agent, AttemptKey(a.job_id, a.attempt)) for a in welcome.redelivered])
 
     async def take(self, delivered: list[tuple[str, AttemptKey]]) -> None:
-        """Accept most of what was delivered, decline some, lose a few deliveries."""
+        """Accept most of what was delivered, decline some, lose a few deliveries, get no leases for others."""
         reports = []
         for agent, key in delivered:
             site = self.sites[agent.rpartition("-")[2]]
@@ -71,7 +73,9 @@ class Day:
             if key in site.in_hand or fate < 0.1:
                 continue
             site.records += 1
-            content = Declined("it is full") if fate < 0.2 else Accepted()
+            content: Accepted | Declined | LeaseRefusal = Declined("it is full") if fate < 0.2 else Accepted()
+            if fate > 0.8 and key.job_id in self.secretive:
+                content = LeaseRefusal(RefusalReason.VAULT_SEALED, "it is sealed", retry_after=timedelta(seconds=10))
             reports.append(Report(self.rig.session(site.name), key, content))
         for report, result in zip(reports, await commit(self.rig.database, reports), strict=True):
             if isinstance(report.content, Accepted) and result.error is None:
@@ -125,14 +129,20 @@ class Day:
         soon = now + timedelta(seconds=70)
         self.job_ids += [
             await rig.create(run_timeout=timedelta(seconds=40)),
-            await rig.create(priority=Priority.HIGH),
+            await rig.create(priority=Priority.HIGH, admin="root"),
             await rig.create(priority=Priority.IDLE),
             await rig.create(not_before=soon),
             await rig.create(not_before=soon, latest_start=soon + timedelta(seconds=1)),
-            await rig.create(agent="c", heartbeat_timeout=timedelta(seconds=60), latest_start=now + timedelta(hours=2)),
+            await rig.create(
+                agent="c",
+                heartbeat_timeout=timedelta(seconds=60),
+                latest_start=now + timedelta(hours=2),
+                run_as="web",
+            ),
         ]
-        canceled = await rig.create(agent="a")
+        canceled = await rig.create(agent="a", admin="root")
         self.endless |= {self.job_ids[-6], canceled}
+        self.secretive |= {self.job_ids[-5], self.job_ids[-1], canceled}
         self.job_ids.append(canceled)
         silent = self.sites["c"]
         if hour == SILENT.stop:
@@ -171,6 +181,7 @@ async def test_a_day_goes_by_and_every_job_ends_as_it_should(rig: Rig, clock: Cl
     assert set(ended) <= TERMINAL, ended
     assert {"SUCCEEDED", "FAILED", "CANCELED", "TIMED_OUT", "EXPIRED"} <= set(ended)
     await check(rig.database, day.job_ids)
+    await check_lease_ends(rig.database, day.job_ids)
     starts = sum((site.starts for site in day.sites.values()), Counter[AttemptKey]())
     assert set(starts.values()) == {1}, "an attempt was started twice"
     assert not any(site.in_hand for site in day.sites.values())

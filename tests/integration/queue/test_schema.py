@@ -15,10 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Text, make_url, text
 
-from services.queue import jobs
+from services.queue import listing
 from services.queue.frames import StopKind
-from services.queue.jobs import JobFilter
-from services.queue.lifecycle import LogVerdict
+from services.queue.listing import JobFilter
+from services.queue.model import LogVerdict, WaitReason
 from services.queue.states import Status, StopState
 from services.queue.tables import SCHEMA, JobType, metadata
 
@@ -26,6 +26,7 @@ ENUMS: dict[tuple[str, str], type[StrEnum]] = {
     ("jobs", "type"): JobType,
     ("jobs", "status"): Status,
     ("jobs", "stop_state"): StopState,
+    ("jobs", "wait_reason"): WaitReason,
     ("attempts", "stop_wish"): StopKind,
     ("attempts", "stop_begun"): StopKind,
     ("attempts", "verdict"): LogVerdict,
@@ -87,7 +88,7 @@ def test_every_column_that_holds_an_enum_is_held_to_it(connection: sqlalchemy.Co
 
 
 def test_no_column_that_could_hold_an_enum_was_forgotten() -> None:
-    words = re.compile("status|state|type|verdict|stop_wish|stop_begun")
+    words = re.compile("status|state|type|verdict|stop_wish|stop_begun|wait_reason")
     could = {
         (table.name, column.name)
         for table in metadata.tables.values()
@@ -98,7 +99,7 @@ def test_no_column_that_could_hold_an_enum_was_forgotten() -> None:
 
 
 def test_free_text_is_found_by_its_index(connection: sqlalchemy.Connection) -> None:
-    query = sqlalchemy.select(metadata.tables["queue.jobs"].c.job_id).where(*jobs.matching(JobFilter(text="needle")))
+    query = sqlalchemy.select(metadata.tables["queue.jobs"].c.job_id).where(*listing.matching(JobFilter(text="needle")))
     compiled = query.compile(dialect=connection.dialect)
     connection.execute(text("SET enable_seqscan = off"))
     connection.execute(text("DROP INDEX queue.jobs_list"))  # which serves as well while the table is empty
@@ -111,7 +112,8 @@ def test_free_text_is_found_by_its_index(connection: sqlalchemy.Connection) -> N
 def _migrate(url: str) -> subprocess.Popen[str]:
     settings = {
         "DATABASE_URL": url, "LISTEN": "127.0.0.1:0", "INTERNAL_LISTEN": "127.0.0.1:0", "TLS_CA": "/dev/null",
-        "TLS_CERTIFICATE": "/dev/null", "TLS_KEY": "/dev/null", "ADMIN_TOKEN_SHA256": "0" * 64,
+        "IDENTITY": "/dev/null", "JOIN_ENDPOINT": "127.0.0.1:0", "JOIN_TOKEN_FILE": "/dev/null",
+        "ADMIN_TOKEN_SHA256": "0" * 64,
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "services.queue.main", "migrate"],

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from services.queue import jobs, lifecycle, store
 from services.queue.errors import IllegalTransition
 from services.queue.frames import DIGEST_START
-from services.queue.lifecycle import Actor
+from services.queue.model import Actor
 from services.queue.states import TERMINAL, Event, Status
 from services.queue.tables import attempts, history
 from services.queue.tables import jobs as job_table

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from services.sis_agent.agent.settings import AgentSettings
+from services.sis_agent.agent.settings import AgentSettings, default_state
 
 GOOD = {
     "STATE": "/var/lib/sis",
     "HUB_ENDPOINTS": "one:1, [::1]:2,",
-    "TLS_CA": "ca.pem",
-    "TLS_CERTIFICATE": "agent.pem",
-    "TLS_KEY": "agent.key",
 }
 
 
@@ -25,9 +22,20 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_lists_and_pairs_are_separated_by_commas(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SIS_AGENT_LABELS", "rack=12, note=a=b ,empty=")
     settings = AgentSettings.load()
-    assert settings.hub_endpoints == ["one:1", "[::1]:2"]
+    assert settings.hub_endpoints == ("one:1", "[::1]:2")
     assert settings.labels == {"rack": "12", "note": "a=b", "empty": ""}
     assert settings.slots == 8
+
+
+def test_nothing_has_to_be_given(environment: pytest.MonkeyPatch) -> None:
+    for name in GOOD:
+        environment.delenv(f"SIS_AGENT_{name}")
+    settings = AgentSettings.load()
+    assert settings.state == default_state()
+    assert settings.identity == settings.state / "identity"
+    assert settings.hub_endpoints == ()
+    environment.setenv("SIS_AGENT_HUB_ENDPOINTS", "")
+    assert AgentSettings.load().hub_endpoints == ()
 
 
 @pytest.mark.parametrize(
@@ -36,7 +44,6 @@ def test_lists_and_pairs_are_separated_by_commas(environment: pytest.MonkeyPatch
         ("SLOTS", "0"),
         ("SLOTS", "1001"),
         ("SLOTS", "many"),
-        ("HUB_ENDPOINTS", ""),
         ("HUB_ENDPOINTS", "one:1,nowhere"),
         ("LABELS", "rack"),
         ("LABELS", "=12"),

@@ -93,6 +93,6 @@ def test_packages() -> None:
 
 
 def test_a_label_is_given_once() -> None:
-    assert values.labels(["a=1", "b="]) == {"a": "1", "b": ""}
+    assert values.named_once("--label", ["a=1", "b="]) == {"a": "1", "b": ""}
     with pytest.raises(OptionError, match="twice"):
-        values.labels(["a=1", "a=2"])
+        values.named_once("--label", ["a=1", "a=2"])

@@ -17,6 +17,7 @@ def stack(directory: Path, **changes: str) -> Path:
     content = {
         "queue_endpoint": "127.0.0.1:1",
         "hub_endpoint": "127.0.0.1:2",
+        "credentials_endpoint": "127.0.0.1:3",
         "ca": str(directory / "ca.pem"),
         "token": str(directory / "admin.token"),
     }
@@ -26,7 +27,8 @@ def stack(directory: Path, **changes: str) -> Path:
 
 def test_the_local_stack(tmp_path: Path) -> None:
     found = find(stack(tmp_path), {})
-    assert (found.queue, found.hub, found.token, found.ca) == ("127.0.0.1:1", "127.0.0.1:2", "the-token", b"PEM")
+    assert (found.queue, found.hub, found.credentials) == ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+    assert (found.token, found.ca) == ("the-token", b"PEM")
 
 
 def test_a_token_is_not_shown(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import Internal, InvalidArgument
 from services.runtime.paging import InvalidToken
 from services.sis_agent.hub import convert
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.agent.v1 import agent_service_pb2 as stream
+from sis.agent.v1 import enrolment_service_pb2 as enrolment
+from sis.credentials.v1 import certificate_pb2, certificate_service_pb2
 from sis.queue.v1 import dispatch_service_pb2 as queue
 
 
@@ -20,8 +22,9 @@ def hello(**fields: Any) -> stream.ConnectRequest:
 
 
 def test_a_sound_hello_is_taken() -> None:
-    found = convert.hello(hello(labels={"site": "Zürich"}))
+    found, shown = convert.hello(hello(labels={"site": "Zürich"}))
     assert found.slots == 4
+    assert shown == b""
 
 
 @pytest.mark.parametrize("first", [None, stream.ConnectRequest(), stream.ConnectRequest(beat=stream.Beat())])
@@ -53,6 +56,17 @@ def test_a_wrong_field_of_the_hello_is_named(fields: dict[str, Any], field: str)
     with pytest.raises(InvalidArgument) as caught:
         convert.hello(hello(**fields))
     assert [v.field for v in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize("length", [1, 31, 33])
+def test_a_resume_secret_has_the_length_of_those_that_are_offered(length: int) -> None:
+    first = hello()
+    first.resume_secret = bytes(length)
+    with pytest.raises(InvalidArgument) as caught:
+        convert.hello(first)
+    assert [v.field for v in caught.value.violations] == ["resume_secret"]
+    first.resume_secret = bytes(32)
+    assert convert.hello(first)[1] == bytes(32)
 
 
 def test_every_wrong_field_is_named_at_once() -> None:
@@ -100,3 +114,56 @@ def test_a_name_that_cannot_be_is_refused(name: str) -> None:
 def test_a_package_that_cannot_be_is_refused(digest: str, offset: int) -> None:
     with pytest.raises(InvalidArgument):
         convert.fetch_package(stream.FetchPackageRequest(digest=digest, offset=offset))
+
+
+def test_an_enrolment_is_passed_on_with_its_origin() -> None:
+    request = enrolment.EnrolRequest(pairing_id="abcdefgh", keys=b"keys", mac=bytes(32))
+    found = convert.enrol(request, "10.0.0.1")
+    assert (found.pairing_id, found.keys, found.mac, found.origin) == ("abcdefgh", b"keys", bytes(32), "10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"pairing_id": "ABCDEFGH"}, "pairing_id"),
+        ({"pairing_id": "abcdefg"}, "pairing_id"),
+        ({"keys": b""}, "keys"),
+        ({"keys": bytes(8_193)}, "keys"),
+        ({"mac": bytes(31)}, "mac"),
+    ],
+)
+def test_an_enrolment_that_cannot_be_is_refused(fields: dict[str, Any], field: str) -> None:
+    sound: dict[str, Any] = {"pairing_id": "abcdefgh", "keys": b"keys", "mac": bytes(32)}
+    with pytest.raises(InvalidArgument) as caught:
+        convert.enrol(enrolment.EnrolRequest(**sound | fields), "")
+    assert [v.field for v in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"agent": ""}, "agent"),
+        ({"agent": "a/b"}, "agent"),
+        ({"agent": "a" * 64}, "agent"),
+        ({"keys": bytes(8_193)}, "keys"),
+        ({"signature": b""}, "signature"),
+        ({"signature": bytes(201)}, "signature"),
+    ],
+)
+def test_a_rejoin_that_cannot_be_is_refused(fields: dict[str, Any], field: str) -> None:
+    sound: dict[str, Any] = {"agent": "a1", "keys": b"keys", "signature": b"s"}
+    with pytest.raises(InvalidArgument) as caught:
+        convert.rejoin(enrolment.RejoinRequest(**sound | fields))
+    assert [v.field for v in caught.value.violations] == [field]
+
+
+def test_serials_are_compared_as_numbers() -> None:
+    response = certificate_service_pb2.WatchRevocationsResponse()
+    response.revocations.add(serial="00ab01", agent="a1").not_after.FromSeconds(1)
+    assert [each.serial for each in convert.revocations(response)] == ["ab01"]
+
+
+def test_a_revocation_that_cannot_be_read_is_no_reason_to_ignore_it() -> None:
+    response = certificate_service_pb2.WatchRevocationsResponse(revocations=[certificate_pb2.Revocation(serial="?")])
+    with pytest.raises(Internal):
+        convert.revocations(response)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 
 import pytest
 
 from services.runtime.errors import SisError
 from services.sis_agent.hub import sessions
+from services.sis_agent.hub.certificates import AgentCertificate
 from services.sis_agent.hub.errors import ShuttingDown, SlowAgent, StaleEpoch
 from services.sis_agent.hub.sessions import Session, Sessions
 from sis.agent.v1 import agent_service_pb2 as stream
 from sis.queue.v1 import dispatch_service_pb2 as queue
 
+CERTIFICATE = AgentCertificate("1", bytes(32), datetime(2026, 11, 22, tzinfo=UTC))
+
 
 def session(epoch: int = 1, agent: str = "a1") -> Session:
-    return Session(agent, "g", epoch, queue.AgentHello(slots=4))
+    return Session(agent, "g", CERTIFICATE, epoch, queue.AgentHello(slots=4))
 
 
 def assignment(job: int, size: int = 0) -> queue.Assignment:
@@ -43,11 +47,12 @@ async def test_what_waits_goes_out_as_one_message_of_each_kind() -> None:
     found.assign(assignment(1))
     found.assign(assignment(2))
     found.acknowledge(stream.Acknowledgement())
+    found.certify(stream.CertificateAnswer())
     found.welcome(stream.Welcome())
     outgoing = found.outgoing()
-    messages = [await anext(outgoing) for _ in range(4)]
+    messages = [await anext(outgoing) for _ in range(5)]
     kinds = [message.WhichOneof("content") for message in messages]
-    assert kinds == ["welcome", "acknowledgements", "assignments", "stops"]
+    assert kinds == ["welcome", "acknowledgements", "assignments", "stops", "certificate"]
     assert len(messages[2].assignments.assignments) == 2
     await outgoing.aclose()
 

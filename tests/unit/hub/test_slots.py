@@ -97,13 +97,40 @@ def test_the_agents_own_count_never_raises_the_hubs() -> None:
     assert found.free == 0
 
 
+def test_what_is_reserved_has_a_slot_until_it_is_assigned_or_released() -> None:
+    found = slots(3)
+    assert found.reserve(A) and found.reserve(B)
+    assert not found.reserve(A)
+    assert found.free == 1
+    found.beat([], 3, draining=False, now=1 + UNANSWERED_SECONDS)
+    assert found.free == 1
+    assert found.held == set()
+    assert found.assign(A, now=20)
+    assert not found.reserve(A)
+    assert found.free == 1
+    found.release(B)
+    assert found.free == 2
+    found.release(A)  # it is not reserved any more
+    assert found.free == 2
+
+
+def test_what_the_agent_has_after_all_is_not_assigned_again() -> None:
+    found = slots(3)
+    found.reserve(A)
+    found.beat([A], 2, draining=False, now=1)
+    assert found.free == 2
+    assert not found.assign(A, now=1)
+    assert found.free == 2
+    assert not found.reserve(A)
+
+
 _KEYS = st.sampled_from([AttemptKey(job, 1) for job in range(6)])
 
 
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.sampled_from(["assign", "answered", "settle"]), _KEYS),
+            st.tuples(st.sampled_from(["reserve", "release", "assign", "answered", "settle"]), _KEYS),
             st.tuples(st.just("beat"), st.lists(_KEYS, max_size=4)),
         )
     )
@@ -119,6 +146,8 @@ def test_free_slots_stay_within_bounds_whatever_happens(
             before = found.free
             arguments = (argument, 0) if name == "assign" else (argument,)
             changed = getattr(found, name)(*arguments)
-            if name == "assign":
+            if name == "reserve":
                 assert found.free == max(0, before - 1) or not changed
+            if name == "assign":
+                assert found.free in (before, max(0, before - 1)) or not changed
         assert 0 <= found.free <= 3

@@ -31,6 +31,9 @@ operations:
       paths: {type: list, required: true, pattern: "/.*"}
       mode: {type: enum, choices: [yes, no, 1.10], default: no}
       password: {type: string, sensitive: true}
+    credentials:
+      store: {description: Where it goes., required: true, kinds: [ssh-key, token], delivery: file}
+      admin: {}
     outputs:
       freed_bytes: {description: What was freed., required: true}
 """
@@ -56,6 +59,9 @@ def test_a_manifest_is_read() -> None:
     assert clean.inputs["paths"].type is InputType.LIST
     assert clean.inputs["mode"].choices == ["yes", "no", "1.10"]
     assert clean.outputs["freed_bytes"].required
+    store, admin = clean.credentials["store"], clean.credentials["admin"]
+    assert (store.required, store.kinds, store.delivery) == (True, ["ssh-key", "token"], "file")
+    assert (admin.required, admin.kinds, admin.delivery) == (False, [], "environment")
 
 
 def test_a_manifest_survives_json() -> None:
@@ -97,7 +103,8 @@ def test_every_mistake_is_named_at_once() -> None:
         "colour": ("is not a field; the fields here are name, version, publisher, description, platforms, operations"),
         "platforms[1]": "must be one of linux, darwin, windows",
         "operations.run.speed": (
-            "is not a field; the fields here are description, inputs, outputs, interpreter, command, run_timeout"
+            "is not a field; the fields here are "
+            "description, inputs, credentials, outputs, interpreter, command, run_timeout"
         ),
         "operations.run.run_timeout": ("must be seconds, or a number with s, m, h or d, such as 5m; 0 means no limit"),
         "operations.run.inputs.x.type": "must be one of string, integer, boolean, enum, list",
@@ -204,6 +211,26 @@ def test_what_is_no_document_is_refused(text: str, message: str) -> None:
             "outputs.a.type",
             "is not a field; the fields here are description",
         ),
+        (
+            {"credentials": {"Db": {}}},
+            "credentials.Db",
+            "must be lower-case letters and digits and _, such as database",
+        ),
+        ({"credentials": {"db": "token"}}, "credentials.db", "must be a mapping"),
+        ({"credentials": {"db": {"kinds": ["pin"]}}}, "credentials.db.kinds[0]", "must be one of username-password"),
+        ({"credentials": {"db": {"kinds": ["token", "token"]}}}, "credentials.db.kinds", "names one of them twice"),
+        ({"credentials": {"db": {"delivery": "argv"}}}, "credentials.db.delivery", "must be one of environment, file"),
+        (
+            {"credentials": {"db": {"type": "token"}}},
+            "credentials.db.type",
+            "is not a field; the fields here are description, required, kinds, delivery",
+        ),
+        (
+            {"credentials": {"a": {"delivery": "stdin"}, "b": {"delivery": "stdin"}}},
+            "credentials",
+            "has more than one delivery by stdin",
+        ),
+        ({"credentials": {"admin": {"kinds": ["token"]}}}, "credentials", "has the kind token for admin"),
         ({"interpreter": "a\nb"}, "interpreter", "must be one line of printable text"),
         ({"description": None}, "description", "must be text"),
         ({"description": "a" * 10_001}, "description", "is longer than 10,000 characters"),

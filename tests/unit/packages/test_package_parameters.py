@@ -199,3 +199,85 @@ def test_what_is_accepted_is_canonical_and_survives_its_text_form(type_: InputTy
     assert values.check(type_, canonical, choices=["a", "b"]) == canonical
     if canonical != [""]:  # A list of one empty item reads as the empty list.
         assert values.check(type_, values.text(canonical), choices=["a", "b"]) == canonical
+
+
+def test_a_sensitive_input_takes_a_credential_and_nothing_else_does() -> None:
+    declared = operation(password=an_input(sensitive=True, required=True), name=an_input(required=True))
+
+    def problems(given_values: dict[str, str], *refs: str) -> dict[str, str]:
+        return {p.path: p.message for p in parameters.check(declared, given_values, refs)[1]}
+
+    assert parameters.check(declared, {"name": "x"}, ["password"]) == ({"name": "x"}, [])
+    assert problems({"name": "x"}) == {"password": "is required: name a credential"}
+    assert problems({"name": "x", "password": "y"}, "password") == {
+        "password": "is sensitive: it takes a credential, never a plain value"
+    }
+    assert problems({}, "password", "name") == {"name": "is not sensitive: it takes a value, not a credential"}
+    assert problems({"name": "x"}, "password", "pin") == {
+        "pin": "is not an input of this operation; its inputs: password, name"
+    }
+
+
+CREDENTIALS = Operation.model_validate(
+    {
+        "command": ["go"],
+        "credentials": {
+            "db": {"required": True},
+            "mail": {},
+            "admin": {"required": True},
+            "run_as": {"required": True},
+        },
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("given_names", "admin", "run_as", "problems"),
+    [
+        ({"db": "figures"}, "root", "", {}),
+        ({"db": "figures", "mail": "post"}, "root", "alice", {}),
+        (
+            {},
+            "",
+            "alice",
+            {"db": "is required: name a credential", "admin": "is required: give the admin of the job"},
+        ),
+        (
+            {"db": ""},
+            "",
+            "",
+            {
+                "db": "must name a credential",
+                "admin": "is required: give the admin of the job",
+                "run_as": "is required: give the run_as of the job",
+            },
+        ),
+        (
+            {"db": "figures", "admin": "root", "pin": "x"},
+            "root",
+            "",
+            {
+                "admin": "is no reference: give it as the admin of the job",
+                "pin": "is not a reference of this operation; its references: db, mail",
+            },
+        ),
+    ],
+)
+def test_the_credentials_of_a_job_are_checked(
+    given_names: dict[str, str], admin: str, run_as: str, problems: dict[str, str]
+) -> None:
+    found = parameters.check_credentials(CREDENTIALS, given_names, admin=admin, run_as=run_as)
+    assert {problem.path: problem.message for problem in found} == problems
+
+
+def test_an_endless_list_of_unknown_references_is_cut() -> None:
+    found = parameters.check_credentials(CREDENTIALS, {f"x{number}": "c" for number in range(999)}, admin="", run_as="")
+    assert len(found) == 50
+
+
+def test_secrets_stand_beside_the_other_values() -> None:
+    assert arguments.environment({"name": "x", "items": ["1", "2"]}, {"password": "hunter22"}) == {
+        "SIS_PARAM_NAME": "x",
+        "SIS_PARAM_ITEMS": "1\n2",
+        "SIS_PARAM_PASSWORD": "hunter22",
+    }

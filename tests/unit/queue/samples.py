@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from services.queue.lifecycle import Actor, Attempt, Job
+from services.queue.model import Actor, Attempt, Job
 from services.queue.states import Status, StopState
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

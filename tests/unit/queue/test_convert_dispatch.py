@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from services.queue.convert import dispatch as convert
 from services.queue.errors import MalformedFrame
 from services.queue.frames import Channel, Finished, PayloadEnded, ProcessExited, ProcessStarted, Progress, Severity
+from services.queue.model import FOR_GOOD, LeaseEnd, LeaseRefusal, RefusalReason
 from services.queue.reports import Accepted, Declined
 from services.runtime.errors import InvalidArgument, SisError
+from sis.credentials.v1 import lease_pb2
 from sis.queue.v1 import dispatch_service_pb2 as pb
 from sis.queue.v1 import frame_pb2, job_pb2
 from tests.support.frames import Spool, read_frames
@@ -88,6 +91,41 @@ def test_a_report_without_content_is_refused() -> None:
 def test_acceptance_and_decline_are_read() -> None:
     assert convert.report(report(accepted=pb.Accepted())).content == Accepted()
     assert convert.report(report(declined=pb.Declined(reason=NUL))).content == Declined("a\ufffdb")
+
+
+def refused(**fields: Any) -> pb.AttemptReport:
+    return report(lease_refused=lease_pb2.LeaseRefusal(**fields))
+
+
+@pytest.mark.parametrize("reason", set(RefusalReason) - {RefusalReason.ATTEMPT_ENDED})
+def test_a_refusal_of_leases_is_read(reason: RefusalReason) -> None:
+    found = convert.report(refused(reason=f"LEASE_REFUSAL_REASON_{reason}", message=NUL, retry_after={"seconds": 9}))
+    assert found.content == LeaseRefusal(reason, "a\ufffdb", reason in FOR_GOOD, timedelta(seconds=9))
+
+
+@pytest.mark.parametrize("reason", [0, -1, 99, lease_pb2.LEASE_REFUSAL_REASON_ATTEMPT_ENDED])
+def test_a_refusal_without_a_reason_that_concerns_the_queue_is_refused(reason: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"lease_refused\.reason") as caught:
+        convert.report(refused(reason=reason, message="x"))
+    assert [v.field for v in caught.value.violations] == ["lease_refused.reason"]
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(-5, 0), (2**63 - 1, 3_600), (-(2**63), 0)])
+def test_a_refusal_of_leases_is_taken_however_odd_it_is(seconds: int, taken: int) -> None:
+    found = convert.report(refused(reason=1, message="é" * 10_000, permanent=True, retry_after={"seconds": seconds}))
+    assert isinstance(found.content, LeaseRefusal) and found.content.permanent
+    assert (found.content.retry_after, len(found.content.message)) == (timedelta(seconds=taken), 4_000)
+    silent = convert.report(refused(reason=1)).content
+    assert isinstance(silent, LeaseRefusal) and silent.message == "vault sealed"
+
+
+def test_ends_of_leases_go_out_and_come_back() -> None:
+    ends = [LeaseEnd(4, 0, True), LeaseEnd(5, 3, False)]
+    told = convert.to_lease_ends(ends)
+    assert convert.lease_ends(pb.AcknowledgeLeaseEndsRequest(lease_ends=told.lease_ends)) == ends
+    many = pb.AcknowledgeLeaseEndsRequest(lease_ends=[told.lease_ends[0]] * 1_001)
+    with pytest.raises(InvalidArgument, match="lease_ends"):
+        convert.lease_ends(many)
 
 
 def frame(**content: Any) -> bytes:

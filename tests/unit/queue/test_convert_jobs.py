@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from services.queue.convert import jobs as convert
 from services.queue.convert import packages as convert_packages
-from services.queue.jobs import ORDERS, CreateJob, Priority
+from services.queue.jobs import CreateJob, Priority
+from services.queue.listing import ORDERS
 from services.queue.logs import DebugLogView
+from services.queue.packages import Package
 from services.runtime.errors import InvalidArgument
+from sis.packages.manifest import parse
 from sis.queue.v1 import job_service_pb2 as pb
 from sis.queue.v1 import package_service_pb2
 
@@ -88,6 +91,18 @@ BAD: dict[str, tuple[str, Change]] = {
     "33 labels": ("labels", lambda r: r.labels.update({f"k{n}": "v" for n in range(33)})),
     "a label without a key": ("labels", lambda r: r.labels.update({"": "v"})),
     "a long value of a label": ("labels.k", lambda r: r.labels.update({"k": "v" * 201})),
+    "an admin with a slash": ("admin", lambda r: setattr(r, "admin", "a/b")),
+    "a long admin": ("admin", lambda r: setattr(r, "admin", "a" * 64)),
+    "a run as with a blank": ("run_as", lambda r: setattr(r, "run_as", " ")),
+    "a run as of two lines": ("run_as", lambda r: setattr(r, "run_as", "a\n")),
+    "a reference without a credential": ("credentials.db", lambda r: r.credentials.update({"db": ""})),
+    "a reference to a credential with a NUL": ("credentials.db", lambda r: r.credentials.update({"db": "\0"})),
+    "a parameter without the credential that it names": (
+        "parameters.x", lambda r: setattr(r.parameters["x"], "credential_ref", ""),
+    ),
+    "a parameter with a credential that can be none": (
+        "parameters.x", lambda r: setattr(r.parameters["x"], "credential_ref", "é"),
+    ),
     "a long request id": ("request_id", lambda r: setattr(r, "request_id", "x" * 65)),
     "a request id with a NUL": ("request_id", lambda r: setattr(r, "request_id", "\0")),
 }  # fmt: skip
@@ -119,6 +134,9 @@ def test_all_wrong_fields_are_named_at_once() -> None:
         lambda r: setattr(r.run_timeout, "seconds", 1),
         lambda r: setattr(r.heartbeat_timeout, "seconds", 60),
         lambda r: r.labels.update({f"k{n}": "v" for n in range(32)}),
+        lambda r: setattr(r, "admin", "a" * 63),
+        lambda r: setattr(r, "run_as", ".-_"),
+        lambda r: setattr(r.parameters["x"], "credential_ref", "0"),
     ],
 )
 def test_what_is_just_within_the_limits_is_taken(change: Change) -> None:
@@ -137,6 +155,60 @@ def test_the_fingerprint_is_of_the_request_and_not_of_the_order_of_its_maps() ->
     assert convert.create_job(request()).fingerprint != convert.create_job(third).fingerprint
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: setattr(r, "admin", "other"),
+        lambda r: setattr(r, "run_as", "root"),
+        lambda r: r.credentials.update({"db": "other"}),
+        lambda r: setattr(r.parameters["x"], "credential_ref", "other"),
+        lambda r: setattr(r.parameters["x"], "plain", "secret"),
+    ],
+)
+def test_the_fingerprint_covers_the_credentials(change: Change) -> None:
+    one, other = (request(admin="root", credentials={"db": "secret"}) for _ in range(2))
+    for found in (one, other):
+        found.parameters["x"].credential_ref = "secret"
+    change(other)
+    assert convert.create_job(one).fingerprint != convert.create_job(other).fingerprint
+
+
+def test_the_names_of_credentials_are_read_apart_from_the_values() -> None:
+    found = request(admin="root", run_as="web", credentials={"db": "main"})
+    found.parameters["secret"].credential_ref = "mine"
+    found.parameters["open"].plain = "x"
+    command = convert.create_job(found)
+    assert (command.admin, command.run_as, command.credentials) == ("root", "web", {"db": "main"})
+    assert (command.parameters, command.parameter_credentials) == ({"open": "x"}, {"secret": "mine"})
+
+
+def test_an_operation_shows_the_credentials_that_it_wants() -> None:
+    manifest = parse(
+        """
+name: test
+version: 1.0.0
+operations:
+  use:
+    command: ["true"]
+    credentials:
+      database: {description: of it, required: true, kinds: [ssh-key, domain-account], delivery: file}
+      other: {}
+"""
+    )
+    package = Package("test", "1.0.0", "0" * 64, 1, datetime(2026, 1, 1, tzinfo=UTC), "alice", manifest)
+    (operation,) = convert_packages.to_package(package).operations
+    assert list(operation.credentials) == [
+        package_service_pb2.CredentialReference(
+            ref="database",
+            description="of it",
+            required=True,
+            kinds=["CREDENTIAL_KIND_SSH_KEY", "CREDENTIAL_KIND_DOMAIN_ACCOUNT"],
+            delivery="file",
+        ),
+        package_service_pb2.CredentialReference(ref="other", delivery="environment"),
+    ]
+
+
 any_text = st.text(max_size=20)
 
 
@@ -149,6 +221,8 @@ any_text = st.text(max_size=20)
         priority=st.integers(-5, 10),
         labels=st.dictionaries(any_text, any_text, max_size=3),
         request_id=any_text,
+        admin=any_text,
+        credentials=st.dictionaries(any_text, any_text, max_size=3),
         deferred=st.booleans(),
     )
 )

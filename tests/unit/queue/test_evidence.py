@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.queue import evidence, lifecycle
 from services.queue.errors import LogSealed, SequenceGap, StaleAttempt
 from services.queue.frames import DIGEST_START, Frame, StopKind
-from services.queue.lifecycle import Job, LogVerdict
+from services.queue.model import Job, LogVerdict
 from services.queue.states import HELD_BY_AGENT, TERMINAL, Status, StopState
 from sis.queue.v1 import frame_pb2, job_pb2
 from tests.support.frames import Spool

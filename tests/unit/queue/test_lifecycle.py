@@ -9,7 +9,7 @@ import pytest
 from services.queue import lifecycle
 from services.queue.errors import IllegalTransition, StaleAttempt
 from services.queue.frames import StopKind
-from services.queue.lifecycle import Actor, LogVerdict
+from services.queue.model import Actor, LogVerdict
 from services.queue.states import HELD_BY_AGENT, TERMINAL, Status, StopState
 from tests.unit.queue.samples import AGENT, ALICE, NOW, attempt, events, job, running, starting
 

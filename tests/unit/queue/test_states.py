@@ -9,14 +9,16 @@ import itertools
 import pytest
 
 from services.queue import states
+from services.queue.credentials import CredentialKind
 from services.queue.errors import IllegalTransition
 from services.queue.frames import Channel, Outcome, Severity, StopKind
 from services.queue.jobs import Priority
-from services.queue.lifecycle import LogVerdict
 from services.queue.logs import DebugLogView
+from services.queue.model import LogVerdict, RefusalReason, WaitReason
 from services.queue.sessions import Verdict
 from services.queue.states import RUN_STATES, TERMINAL, Event, RunState, Status, StopState, next_status
 from services.queue.tables import JobType
+from sis.credentials.v1 import credential_pb2, lease_pb2
 from sis.queue.v1 import dispatch_service_pb2, frame_pb2, job_pb2, job_service_pb2
 
 UNACCEPTED = "never accepted"
@@ -157,6 +159,9 @@ def test_the_run_states_are_the_user_guides() -> None:
         (job_pb2.Priority, "PRIORITY_", Priority),
         (job_pb2.StopState, "STOP_STATE_", StopState),
         (job_pb2.LogVerdict, "LOG_VERDICT_", LogVerdict),
+        (job_pb2.WaitReason, "WAIT_REASON_", WaitReason),
+        (lease_pb2.LeaseRefusalReason, "LEASE_REFUSAL_REASON_", RefusalReason),
+        (credential_pb2.CredentialKind, "CREDENTIAL_KIND_", CredentialKind),
         (job_pb2.Channel, "CHANNEL_", Channel),
         (frame_pb2.StopKind, "STOP_KIND_", StopKind),
         (frame_pb2.Outcome, "OUTCOME_", Outcome),

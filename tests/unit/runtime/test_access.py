@@ -21,12 +21,23 @@ from services.runtime.access import (
     current_caller,
 )
 from services.runtime.errors import PermissionDenied, Unauthenticated
-from sis.agent.v1 import agent_admin_service_pb2, agent_service_pb2
+from sis.agent.v1 import agent_admin_service_pb2, agent_service_pb2, enrolment_service_pb2
+from sis.credentials.v1 import (
+    agent_identity_service_pb2,
+    certificate_service_pb2,
+    credential_service_pb2,
+    lease_service_pb2,
+)
 from sis.queue.v1 import dispatch_service_pb2, job_service_pb2, package_service_pb2
 
 CONTRACTS: list[FileDescriptor] = [
     agent_admin_service_pb2.DESCRIPTOR,
     agent_service_pb2.DESCRIPTOR,
+    enrolment_service_pb2.DESCRIPTOR,
+    agent_identity_service_pb2.DESCRIPTOR,
+    certificate_service_pb2.DESCRIPTOR,
+    credential_service_pb2.DESCRIPTOR,
+    lease_service_pb2.DESCRIPTOR,
     dispatch_service_pb2.DESCRIPTOR,
     job_service_pb2.DESCRIPTOR,
     package_service_pb2.DESCRIPTOR,
@@ -39,6 +50,7 @@ DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
 GET_JOB = "/sis.queue.v1.JobService/GetJob"
 CLAIM = "/sis.queue.v1.DispatchService/Claim"
 CONNECT = "/sis.agent.v1.AgentService/Connect"
+JOIN = "/sis.credentials.v1.CertificateService/IssueServiceCertificate"
 CHECK = "/grpc.health.v1.Health/Check"
 
 ANYONE = Caller("anyone", "")
@@ -61,9 +73,9 @@ def test_access_lists_exactly_the_methods_of_all_descriptors() -> None:
     assert set(ACCESS) == described_methods()
 
 
-def test_only_health_and_reflection_are_for_anyone() -> None:
+def test_only_health_reflection_and_enrolment_are_for_anyone() -> None:
     opened = {method for method, audience in ACCESS.items() if audience is Audience.ANYONE}
-    assert opened == {method for method in ACCESS if method.startswith("/grpc.")}
+    assert opened == {method for method in ACCESS if method.startswith(("/grpc.", "/sis.agent.v1.EnrolmentService/"))}
 
 
 @pytest.mark.parametrize("method", sorted(ACCESS))
@@ -75,6 +87,7 @@ def test_a_method_is_for_its_audience_alone(method: str, caller: Caller) -> None
         Audience.ADMIN: {PERSON},
         Audience.HUB: {HUB},
         Audience.AGENT: {AGENT},
+        Audience.SERVICE: {HUB, QUEUE},
         Audience.ANYONE: {ANYONE, PERSON, HUB, QUEUE, AGENT},
     }[ACCESS[method]]
     if caller in permitted:
@@ -110,6 +123,10 @@ def test_a_method_that_is_not_listed_cannot_be_called(caller: Caller) -> None:
         authorise("/sis.queue.v1.JobService/DropEverything", caller)
 
 
+JOIN_TOKEN = "the queue's join token"
+JOIN_TOKENS = {hashlib.sha256(JOIN_TOKEN.encode()).hexdigest(): "queue"}
+
+
 def prove(
     *authorization: str, spiffe_id: str | None = None, method: str = GET_JOB, digest: str | None = DIGEST
 ) -> Caller:
@@ -119,6 +136,8 @@ def prove(
         spiffe_id=spiffe_id,
         origin="10.0.0.1",
         admin_token_sha256=digest,
+        join_tokens=JOIN_TOKENS,
+        certificate=b"" if spiffe_id is None else b"PEM",
     )
 
 
@@ -152,11 +171,29 @@ def test_without_a_known_digest_no_token_is_right() -> None:
 
 
 def test_certificates_make_services_and_agents() -> None:
-    assert prove(spiffe_id="spiffe://sis/service/hub") == Caller("service", "hub", origin="10.0.0.1")
+    assert prove(spiffe_id="spiffe://sis/service/hub") == Caller(
+        "service", "hub", origin="10.0.0.1", certificate=b"PEM"
+    )
     assert prove(spiffe_id="spiffe://sis/agent/paris/web-1") == Caller(
-        "agent", "web-1", group="paris", origin="10.0.0.1"
+        "agent", "web-1", group="paris", origin="10.0.0.1", certificate=b"PEM"
     )
     assert prove().kind == "anyone"
+
+
+def test_a_join_token_makes_a_service_for_joining_alone() -> None:
+    assert prove(f"Bearer {JOIN_TOKEN}", method=JOIN) == Caller("service", "queue", origin="10.0.0.1")
+    for method in sorted(ACCESS.keys() - {JOIN}):
+        if ACCESS[method] is not Audience.ANYONE:
+            with pytest.raises(Unauthenticated):
+                prove(f"Bearer {JOIN_TOKEN}", method=method)
+    with pytest.raises(PermissionDenied):
+        authorise(JOIN, prove(f"Bearer {TOKEN}", method=JOIN))
+    with pytest.raises(Unauthenticated):
+        prove(f"Bearer {JOIN_TOKEN}x", method=JOIN)
+
+
+def test_a_certificate_is_not_shown_in_a_representation() -> None:
+    assert "PEM" not in repr(prove(spiffe_id="spiffe://sis/service/hub"))
 
 
 @pytest.mark.parametrize(

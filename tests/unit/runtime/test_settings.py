@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic_settings import SettingsConfigDict
 
-from services.runtime.settings import Endpoint, Settings, Sha256Hex, TlsFiles
+from services.runtime.settings import Endpoint, ServiceSettings, Sha256Hex
 
 
-class ThingSettings(Settings):
+class ThingSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="SIS_THING_")
 
     listen: Endpoint
@@ -18,8 +18,10 @@ class ThingSettings(Settings):
 
 COMPLETE = {
     "SIS_THING_TLS_CA": "/tls/ca.pem",
-    "SIS_THING_TLS_CERTIFICATE": "/tls/certificate.pem",
-    "SIS_THING_TLS_KEY": "/tls/key.pem",
+    "SIS_THING_IDENTITY": "/identity",
+    "SIS_THING_HOST_NAMES": "queue.example.com, 10.0.0.1",
+    "SIS_THING_JOIN_ENDPOINT": "credentials:7403",
+    "SIS_THING_JOIN_TOKEN_FILE": "/join.token",
     "SIS_THING_LISTEN": "[::1]:0",
     "SIS_THING_ADMIN_TOKEN_SHA256": "ab" * 32,
 }
@@ -35,7 +37,8 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, SIS_THING_SLOTS="3")
     assert settings.listen == "[::1]:0"
     assert settings.slots == 3
-    assert settings.tls == TlsFiles(Path("/tls/ca.pem"), Path("/tls/certificate.pem"), Path("/tls/key.pem"))
+    assert (settings.tls_ca, settings.identity) == (Path("/tls/ca.pem"), Path("/identity"))
+    assert settings.host_names == ("queue.example.com", "10.0.0.1")
 
 
 def test_every_problem_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Thin adapters: convert, one call, convert back. They decide nothing."""

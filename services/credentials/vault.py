@@ -1,0 +1,380 @@
+"""Vault (or OpenBao), through hvac, which nothing else imports.
+
+`Vault` is what the service uses: coroutines whose blocking calls run in a few threads of their own. `Connection` is one
+blocking connection with a token that somebody else looks after, for `bootstrap`. What both raise is in `vault_errors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+import hvac
+import requests
+from cryptography import x509
+
+from services.credentials.vault_errors import (
+    CasMismatch,
+    ValueMissing,
+    VaultFailed,
+    VaultForbidden,
+    VaultRateLimited,
+    VaultSealed,
+    VaultSlow,
+    VaultUnreachable,
+)
+from services.credentials.vault_session import Session
+
+_LONGEST_RETRY_AFTER: Final = 300.0
+# What is sent there is secret, so what is said of it is not repeated.
+_UNQUOTED: Final = re.compile(r"/login$|/data/|/sys/(un)?seal|/sys/init|/secret-id")
+_PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?")
+
+
+@dataclass(frozen=True)
+class VaultSettings:
+    """Where Vault is, and how this service proves itself to it. `timeout` is in seconds.
+
+    Raises:
+        ValueError: they do not fit together; the message names the field.
+    """
+
+    address: str
+    ca: Path | None = None
+    """PEM; without it, what this machine trusts."""
+    namespace: str = ""
+    kv_mount: str = "sis-kv"
+    pki_mount: str = "sis-pki"
+    auth: Literal["approle", "kubernetes"] = "approle"
+    auth_mount: str = ""
+    """Called as the method unless given."""
+    role_id_file: Path | None = None
+    secret_id_file: Path | None = None
+    kubernetes_role: str = "sis-credentials"
+    kubernetes_token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_address(self.address)
+        if self.auth == "approle" and not (self.role_id_file and self.secret_id_file):
+            raise ValueError("role_id_file, secret_id_file: AppRole needs both")
+        if not 0 < self.timeout <= 60:
+            raise ValueError("timeout: give seconds, more than 0 and at most 60")
+
+
+def check_address(address: str) -> None:
+    """Refuse an address that secrets should not be sent to. Raises ValueError."""
+    parts = urlsplit(address)
+    if not parts.hostname or parts.username or parts.query or parts.scheme not in ("http", "https"):
+        raise ValueError("address: give https://HOST:PORT")
+    if parts.scheme == "http" and not _loopback(parts.hostname):
+        raise ValueError("address: give https://; without TLS only a Vault on this machine is spoken to")
+
+
+def _loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One version of what is kept at a path."""
+
+    version: int
+    values: dict[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A certificate: the leaf, and what leads from it to the CA, in PEM. `serial` is in lower-case hexadecimal."""
+
+    certificate_pem: bytes
+    ca_chain_pem: bytes
+    serial: str
+    not_after: datetime
+
+
+class _Adapter(hvac.adapters.RawAdapter):  # type: ignore[misc]
+    """Gives hvac the document that Vault answers with, {} for none, and raises what is in `vault_errors`."""
+
+    def get_login_token(self, response: dict[str, Any]) -> str:
+        return str(response["auth"]["client_token"])
+
+    def request(self, method: str, url: str, **kwargs: Any) -> dict[str, Any]:
+        kwargs.pop("raise_exception", None)
+        try:
+            response = super().request(method, url, raise_exception=False, **kwargs)
+        except requests.ReadTimeout:
+            failure: Exception = VaultSlow(self.base_uri, self._kwargs["timeout"][1])
+        except OSError as error:  # which requests' own errors are as well
+            failure = VaultUnreachable(self.base_uri, _cause(error))
+        else:
+            if not response.ok:
+                failure = _refusal(response, method.upper(), url, self.base_uri)
+            else:
+                try:
+                    return dict(response.json()) if response.content else {}
+                except (ValueError, TypeError):
+                    failure = VaultFailed(f"what answers at {self.base_uri} is not Vault")
+        # Raised out here, where neither request nor response hangs on it as its context.
+        raise failure
+
+
+def _cause(error: BaseException) -> str:
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message})"
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+
+
+def _refusal(response: requests.Response, method: str, url: str, address: str) -> Exception:
+    status = response.status_code
+    errors = _errors(response)
+    text = "; ".join(errors)
+    if status == 404 and not errors:  # with words, it is the mount or the namespace that is not there
+        return ValueMissing()
+    if status == 400 and "check-and-set" in text:
+        return CasMismatch()
+    if status == 400 and url.endswith("/revoke") and "not found" in text:
+        return ValueMissing()
+    if status in (401, 403):
+        return VaultForbidden(f"Vault denies {method} {url.removeprefix('/v1/')}")
+    if status == 400 and url.endswith("/login"):
+        return VaultForbidden("Vault does not accept the login")
+    if status == 429:
+        return VaultRateLimited(_retry_after(response))
+    if status in (501, 503) and ("sealed" in text or "not initialized" in text):
+        return VaultSealed()
+    if status in (502, 503, 504) or "node not active" in text or "readonly storage" in text:
+        return VaultUnreachable(address, "it has no active node")
+    detail = f": {text}" if text and (method not in ("POST", "PUT") or not _UNQUOTED.search(url)) else ""
+    return VaultFailed(f"Vault answered {method} {url.removeprefix('/v1/')} with {status}{detail}")
+
+
+def _errors(response: requests.Response) -> list[str]:
+    try:
+        found = response.json().get("errors") or []
+    except (ValueError, AttributeError):
+        return [f"not an answer of Vault ({response.headers.get('Content-Type', 'no content type')})"]
+    return [str(each)[:300] for each in found[:5]]
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    given = response.headers.get("Retry-After", "")
+    return min(float(given), _LONGEST_RETRY_AFTER) if given.isascii() and given.isdigit() else None
+
+
+class Connection:
+    """Blocking calls to Vault, for one thread at a time. Connecting may take half of `timeout`, and an answer may
+    pause for as long as it."""
+
+    def __init__(
+        self, address: str, *, ca: Path | None = None, namespace: str = "", token: str = "", timeout: float = 5.0
+    ) -> None:
+        check_address(address)
+        for name in ("urllib3", "hvac"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # their debug lines tell of every request
+        session = requests.Session()
+        session.trust_env = False  # neither a proxy nor a .netrc has anything to do with it
+        system = ssl.get_default_verify_paths()
+        session.verify = str(ca) if ca else (system.cafile or system.capath or True)
+        self.client = hvac.Client(
+            url=address.rstrip("/"),
+            token=token,
+            verify=session.verify,
+            timeout=(timeout / 2, timeout),
+            session=session,
+            adapter=_Adapter,
+            namespace=namespace or None,
+        )
+
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The document that Vault answers with; {} for none."""
+        found: dict[str, Any] = self.client.adapter.request(method, f"/v1/{path}", json=body)
+        return found
+
+    def close(self) -> None:
+        self.client.adapter.close()
+
+
+class Vault:
+    """What the credential service keeps in Vault, and has it sign.
+
+    Every operation has `settings.timeout` seconds in all, logging in included, and raises VaultError or what it names.
+    Paths are below the KV mount. Reading, `list`, `destroy`,
+    `revoke` and `write` with its check-and-set may be repeated after any error.
+    """
+
+    def __init__(self, settings: VaultSettings) -> None:
+        self._settings = settings
+        self._session = Session(self._connect, self._log_in, settings.address, settings.timeout)
+
+    async def read(self, path: str, version: int | None = None) -> Stored:
+        """What is at the path, in this version or the current one. Raises ValueMissing."""
+        _check_path(path)
+
+        def call(client: Any) -> Stored:
+            answer = client.secrets.kv.v2.read_secret_version(
+                path, version, self._settings.kv_mount, raise_on_deleted_version=True
+            )
+            return Stored(int(answer["data"]["metadata"]["version"]), dict(answer["data"]["data"]))
+
+        return await self._session.call(call)
+
+    async def write(self, path: str, values: Mapping[str, str], cas: int) -> int:
+        """Make `values` the next version of the path, whose current one must be `cas`, 0 for none; returns the new one.
+
+        Raises:
+            CasMismatch: the current version is another, as it is when this write was done before.
+        """
+        _check_path(path)
+
+        def call(client: Any) -> int:
+            answer = client.secrets.kv.v2.create_or_update_secret(path, dict(values), cas, self._settings.kv_mount)
+            return int(answer["data"]["version"])
+
+        return await self._session.call(call)
+
+    async def destroy(self, path: str) -> None:
+        """Remove every version of the path for good; of one that has none, nothing. The next version will be 1."""
+        _check_path(path)
+        await self._session.call(
+            lambda client: client.secrets.kv.v2.delete_metadata_and_all_versions(path, self._settings.kv_mount)
+        )
+
+    async def current_version(self, path: str) -> int | None:
+        """The version to give as `cas`, without reading what it holds; None: there is none."""
+        _check_path(path)
+
+        def call(client: Any) -> int:
+            answer = client.secrets.kv.v2.read_secret_metadata(path, self._settings.kv_mount)
+            return int(answer["data"]["current_version"])
+
+        try:
+            return await self._session.call(call) or None
+        except ValueMissing:
+            return None
+
+    async def list(self, prefix: str) -> Sequence[str]:
+        """The names directly below the prefix; one that others are below ends with a slash."""
+        _check_path(prefix)
+
+        def call(client: Any) -> Sequence[str]:
+            answer = client.secrets.kv.v2.list_secrets(prefix, self._settings.kv_mount)
+            return tuple(answer["data"]["keys"])
+
+        try:
+            return await self._session.call(call)
+        except ValueMissing:
+            return ()
+
+    async def sign(
+        self,
+        csr_pem: bytes,
+        role: str,
+        *,
+        uri_sans: Sequence[str],
+        dns_names: Sequence[str] = (),
+        ip_addresses: Sequence[str] = (),
+        ttl_seconds: int,
+    ) -> Signed:
+        """Certify the key of a CSR for these names; what else the CSR says is ignored. Each call makes another
+        certificate. IP addresses are in their canonical form. Names that the role does not permit are VaultFailed."""
+        names = {
+            "uri_sans": ",".join(uri_sans),
+            "alt_names": ",".join(dns_names),
+            "ip_sans": ",".join(ip_addresses),
+            "ttl": f"{ttl_seconds}s",
+        }
+
+        def call(client: Any) -> Signed:
+            data = client.secrets.pki.sign_certificate(role, csr_pem.decode("ascii"), "", names, self._pki)["data"]
+            leaf = _pem(data["certificate"])
+            certificate = x509.load_pem_x509_certificate(leaf)
+            if _names(certificate) != {*uri_sans, *dns_names, *ip_addresses}:
+                raise VaultFailed(
+                    "the certificate is not for the names that were asked for: Vault leaves out what is no name"
+                )
+            chain = b"".join(_pem(each) for each in data.get("ca_chain") or [data["issuing_ca"]])
+            return Signed(leaf, chain, f"{certificate.serial_number:x}", certificate.not_valid_after_utc)
+
+        return await self._session.call(call)
+
+    async def revoke(self, serial: str) -> None:
+        """Put a certificate on the CA's list of revoked ones; again, nothing. Raises ValueMissing: it is not of this
+        CA."""
+        digits = serial.zfill(len(serial) + len(serial) % 2)
+        colons = ":".join(digits[i : i + 2] for i in range(0, len(digits), 2))
+        await self._session.call(lambda client: client.secrets.pki.revoke_certificate(colons, self._pki))
+
+    async def ca(self) -> bytes:
+        """The certificate that the CA signs with, and those above it, in PEM."""
+        return await self._session.call(
+            lambda client: _pem(client.secrets.pki.read_certificate("ca_chain", self._pki)["data"]["certificate"])
+        )
+
+    async def run(self) -> None:
+        """Keep this service logged in until cancelled."""
+        await self._session.run()
+
+    async def close(self) -> None:
+        """Wait for the calls that are under way, at most about twice `settings.timeout`. Nothing can be called after
+        it."""
+        await self._session.close()
+
+    @property
+    def _pki(self) -> str:
+        return self._settings.pki_mount
+
+    def _connect(self) -> Any:
+        settings = self._settings
+        return Connection(
+            settings.address, ca=settings.ca, namespace=settings.namespace, timeout=settings.timeout
+        ).client
+
+    def _log_in(self, client: Any) -> Mapping[str, Any]:
+        settings = self._settings
+        if settings.auth == "kubernetes":
+            method = client.auth.kubernetes
+            proof = {"role": settings.kubernetes_role, "jwt": _content(settings.kubernetes_token_file)}
+        else:
+            assert settings.role_id_file is not None and settings.secret_id_file is not None
+            method = client.auth.approle
+            proof = {"role_id": _content(settings.role_id_file), "secret_id": _content(settings.secret_id_file)}
+        found: Mapping[str, Any] = method.login(
+            **proof, use_token=False, mount_point=settings.auth_mount or settings.auth
+        )
+        return found
+
+
+def _check_path(path: str) -> None:
+    if not _PATH.fullmatch(path):
+        raise ValueError("path: give names of letters, digits, '.', '_' and '-', separated by slashes")
+
+
+def _names(certificate: x509.Certificate) -> set[str]:
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {str(name.value) for name in found}
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+    raise VaultForbidden(f"there is no login to Vault without {file}: {why}")
+
+
+def _pem(text: str) -> bytes:
+    return text.strip().encode("ascii") + b"\n"

@@ -1,0 +1,64 @@
+"""Whether a certificate is what this agent may rely on. Pure; dates are never looked at, for the clock of a site may be
+wrong, and whoever has to rely on them looks himself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from services.sis_agent.agent.errors import CertificateRefused
+
+
+def is_ca(certificate: x509.Certificate) -> bool:
+    """Whether it may issue others."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+
+
+def issued_under(chain: Sequence[x509.Certificate], anchor: x509.Certificate) -> bool:
+    """Whether the first of the certificates was issued by the CA `anchor`, by way of those that follow, in order."""
+    if not chain or not is_ca(anchor):
+        return False
+    current, *others = chain
+    while not _issued(current, anchor):
+        if not others or not is_ca(others[0]) or not _issued(current, others[0]):
+            return False
+        current = others.pop(0)
+    return True
+
+
+def own_certificate(
+    chain: bytes, ca: bytes, key: ec.EllipticCurvePrivateKey, *, name: str, group: str
+) -> x509.Certificate:
+    """The leaf of a chain (PEM) that was issued for the key of this agent under the CA (PEM).
+
+    Raises:
+        CertificateRefused: it is not that.
+    """
+    try:
+        certificates = x509.load_pem_x509_certificates(chain)
+        names = certificates[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        anchors = x509.load_pem_x509_certificates(ca)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise CertificateRefused(f"the certificate that came cannot be read: {error}") from None
+    if certificates[0].public_key() != key.public_key():
+        raise CertificateRefused("the certificate that came is for another key")
+    if not any(issued_under(certificates, anchor) for anchor in anchors):
+        raise CertificateRefused("the certificate that came is not from the CA that this agent trusts")
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if uris != [f"spiffe://sis/agent/{group}/{name}"]:
+        raise CertificateRefused(f"the certificate that came is for {', '.join(uris)}, not for {name} of {group}")
+    return certificates[0]
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""The private directory of an attempt: for what may be secret, as SIS_OUTPUT and the files of credentials are.
+
+It is named after the attempt, belongs to the account of its payload (0700), and is gone when it has ended. It is in
+memory, where this machine has a file system for that; the agent's own /run comes first, because logind removes what an
+ordinary account has in /dev/shm and /run/user when that logs out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+from pathlib import Path
+from typing import Final, Self
+
+from services.sis_agent.agent.run_as import Account
+
+OUTPUT: Final = "output"
+PROGRESS: Final = "progress"
+_FALLBACK: Final = "private"
+
+
+class PrivateDirectory:
+    """One that was made. Its owner may put anything in the place of its path, so the supervisor goes through the
+    descriptor, by `inside`."""
+
+    def __init__(self, path: Path, owner: Account | None) -> None:
+        self.path = path
+        self._owner = owner
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    @classmethod
+    def make(cls, attempt: str, beside: Path, owner: Account | None) -> Self:
+        """For the attempt of this token; in the directory `beside` where nothing in memory can be had. Without an
+        owner it is this process's account's. Raises OSError."""
+        for parent in memory_file_systems():
+            with contextlib.suppress(OSError):
+                return cls._make(parent / name_of(attempt), owner)
+        return cls._make(beside / _FALLBACK, owner)
+
+    @classmethod
+    def _make(cls, path: Path, owner: Account | None) -> Self:
+        path.mkdir(mode=0o700)
+        directory = cls(path, owner)
+        try:
+            directory._give(directory._descriptor)
+        except OSError:
+            directory.remove()
+            raise
+        return directory
+
+    def write(self, name: str, content: bytes = b"") -> Path:
+        """Make a new file (0600) for the owner; returns its path. Raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(name, flags, 0o600, dir_fd=self._descriptor), "wb") as file:
+            self._give(file.fileno())
+            file.write(content)
+        return self.path / name
+
+    def inside(self, name: str) -> Path:
+        """By which this process opens a file of the directory, whatever has become of its path."""
+        return Path(f"/proc/self/fd/{self._descriptor}/{name}")
+
+    def remove(self) -> None:
+        """Remove it with all that is in it, as far as that is possible. Once."""
+        for name in os.listdir(self._descriptor):  # noqa: PTH208 (through a descriptor)
+            remove_all(name, self._descriptor)
+        os.close(self._descriptor)
+        remove_all(str(self.path))
+
+    def _give(self, descriptor: int) -> None:
+        if self._owner is not None:
+            os.fchown(descriptor, self._owner.uid, self._owner.gid)
+
+
+def name_of(attempt: str) -> str:
+    """What the directories of an attempt, by its token, are called."""
+    return f"sis-{attempt}"
+
+
+def paths(attempt: str, beside: Path) -> list[Path]:
+    """Where the one of an attempt may be; `beside` as it was given to `make`."""
+    return [*(parent / name_of(attempt) for parent in memory_file_systems()), beside / _FALLBACK]
+
+
+@functools.cache
+def memory_file_systems() -> tuple[Path, ...]:
+    """The directories in memory in which this account can make others, best first."""
+    named = ["/run", "/dev/shm", os.environ.get("XDG_RUNTIME_DIR", "")]  # noqa: S108 (that is what it is for)
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ()
+    fields = (line.partition(" - ") for line in mounts)
+    in_memory = {before.split()[4] for before, _, after in fields if after.startswith("tmpfs ")}
+    return tuple(Path(name) for name in named if name in in_memory and os.access(name, os.W_OK | os.X_OK))
+
+
+def remove_all(name: str, parent: int | None = None) -> None:
+    """Remove a file, or a directory with all that is in it, as far as that is possible. Repeatable."""
+    # What a payload has made is trusted in nothing: neither links nor depth. rmtree follows no link.
+    with contextlib.suppress(OSError, RecursionError):
+        os.unlink(name, dir_fd=parent)
+        return
+    with contextlib.suppress(OSError, RecursionError):
+        shutil.rmtree(name, ignore_errors=True, dir_fd=parent)

@@ -1,0 +1,190 @@
+"""The forms in which a secret is recognised: as it is, and as common tools encode, escape and quote it."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import re
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Final
+
+MIN_FORM_BYTES: Final = 6
+"""Shorter forms are no evidence of a secret; they would mask innocent text."""
+MIN_LINE_BYTES: Final = 8
+"""Shorter lines of a secret of several lines are not recognised by themselves, as a secret of that length is none."""
+
+_BASE64_COLUMNS: Final = (76, 64)  # MIME and GNU base64; PEM and OpenSSL
+_HEX_COLUMNS: Final = (60,)  # xxd -p
+_URL_ALPHABET: Final = bytes.maketrans(b"+/", b"-_")
+_END_OF_LINE: Final = re.compile(rb"\r?\n")
+
+# A table says what becomes of each character; its keys are all that occur in what it is applied to.
+_Table = Mapping[int, str]
+
+
+def forms(secret: bytes) -> frozenset[bytes]:
+    """Everything that gives the secret away when it is found in a text.
+
+    For the secret, for what it is without line ends around it, with the ends of its lines as LF and as CRLF, and for
+    each of its lines of at least 8 bytes: itself; its UTF-16LE; the base64 and base64url of both, as far as the secret
+    alone determines it, wherever it begins in what is encoded, and as tools wrap it; its hexadecimal digits; as it is
+    escaped in URLs, in JSON and for shells. Forms shorter than 6 bytes are left out.
+    """
+    found: set[bytes] = set()
+    for text in _texts(secret):
+        found.update(_forms_of_text(text))
+    return frozenset(form for form in found if len(form) >= MIN_FORM_BYTES)
+
+
+def _texts(secret: bytes) -> set[bytes]:
+    texts = {secret, secret.strip(b"\r\n")}
+    if b"\n" in secret:
+        for whole in list(texts):
+            lines = _END_OF_LINE.split(whole)
+            texts |= {b"\n".join(lines), b"\r\n".join(lines)}
+            texts |= {line for line in lines if len(line) >= MIN_LINE_BYTES}
+    return texts
+
+
+def _forms_of_text(data: bytes) -> Iterator[bytes]:
+    yield data
+    yield from _base64(data)
+    yield from _hexadecimal(data)
+    # Byte by byte: what these leave as it is stays what it was, whatever its encoding.
+    for escaped in _escaped(data.decode("latin-1"), _BYTE_TABLES):
+        yield escaped.encode("latin-1")
+    yield from _bash_quoted(data)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return
+    wide = text.encode("utf-16-le")
+    yield wide
+    yield from _base64(wide)
+    for escaped in _escaped(text, _JSON_TABLES):
+        yield escaped.encode()
+
+
+def _base64(data: bytes) -> Iterator[bytes]:
+    for shift, first in enumerate((0, 2, 3)):
+        encoded = base64.b64encode(bytes(shift) + data)
+        # Of the last character but the padding, the secret determines a part; all of it if nothing follows.
+        whole = (shift + len(data)) * 8 // 6
+        for end in {whole, len(encoded.rstrip(b"=")), len(encoded)}:
+            form = encoded[first:end]
+            yield form
+            yield form.translate(_URL_ALPHABET)
+            if shift == 0:
+                yield from _wrapped(form, _BASE64_COLUMNS)
+
+
+def _hexadecimal(data: bytes) -> Iterator[bytes]:
+    digits = data.hex().encode()
+    yield digits
+    yield digits.upper()
+    yield from _wrapped(digits, _HEX_COLUMNS)
+
+
+def _wrapped(form: bytes, columns: Iterable[int]) -> Iterator[bytes]:
+    """The lines of a long form, each by itself, since something may be put before each, and together, since the last
+    one may be too short to be recognised."""
+    for width in columns:
+        if len(form) > width:
+            lines = [form[start : start + width] for start in range(0, len(form), width)]
+            yield from lines
+            yield b"\n".join(lines)
+            yield b"\r\n".join(lines)
+
+
+def _escaped(text: str, tables: Sequence[_Table]) -> Iterator[str]:
+    """The text as each table has it, once where several agree."""
+    codes = sorted(set(map(ord, text)))
+    if not codes:
+        return
+    pick = itemgetter(*codes, codes[0])
+    seen = set()
+    for table in tables:
+        images: tuple[str, ...] = pick(table)
+        if images not in seen:
+            seen.add(images)
+            yield text.translate(dict(zip(codes, images, strict=False)))
+
+
+def _bash_quoted(data: bytes) -> Iterator[bytes]:
+    """What `printf %q` of bash makes of it, which looks at what precedes a character, too."""
+    for text in _escaped(data.decode("latin-1"), [_BASH]):
+        text = re.sub(r"(^|[:=])~", r"\1\\~", text)
+        yield (f"\\{text}" if text.startswith("#") else text).encode("latin-1")
+
+
+def _url_tables() -> Iterator[_Table]:
+    letters = string.ascii_letters + string.digits
+    kept = (
+        "",  # every character that is not a letter or a digit
+        "-._",  # PHP
+        "-._~",  # RFC 3986, curl, Go
+        "-._~/",  # Python
+        "-._*",  # HTML forms, Java
+        "-._~!*'()",  # encodeURIComponent
+        "-._~$&+=:@",  # Go, in paths
+        "-._~!*'();,/?:@&=+$#",  # encodeURI
+    )
+    for pattern in ("%{:02X}", "%{:02x}"):
+        yield {code: pattern.format(code) for code in range(256)}
+        for safe in kept:
+            table = {code: chr(code) if chr(code) in letters + safe else pattern.format(code) for code in range(256)}
+            yield table
+            yield {**table, ord(" "): "+"}
+
+
+def _shell_tables() -> Iterator[_Table]:
+    plain = {code: chr(code) for code in range(256)}
+    yield plain | {ord("'"): r"'\''"}
+    yield plain | {ord("'"): "'\"'\"'"}
+    yield plain | {ord(character): f"\\{character}" for character in '\\"$`'}
+    # $'…', for what has line ends and other control characters; what is beyond ASCII depends on the locale.
+    controls = {code: f"\\{code:03o}" for code in (*range(32), 127)}
+    named = {
+        ord(character): f"\\{name}" for character, name in zip("\a\b\x1b\f\n\r\t\v'\\", "abEfnrtv'\\", strict=True)
+    }
+    yield plain | controls | named
+    yield plain | controls | named | {code: f"\\{code:03o}" for code in range(128, 256)}
+
+
+class _JsonTable(dict[int, str]):
+    """One way to write the characters of a JSON string. Takes in each character beyond ASCII as it is met."""
+
+    def __init__(self, *, ascii_only: bool, upper: bool, slash: bool, unsafe: bytes) -> None:
+        self._ascii_only = ascii_only
+        self._pattern = "\\u{:04X}" if upper else "\\u{:04x}"
+        plain = {code: chr(code) for code in range(32, 127 if ascii_only else 128)}
+        controls = {code: self._numbered(code) for code in (*range(32), 127) if code not in plain}
+        named = {ord(character): f"\\{name}" for character, name in zip('\b\f\n\r\t"\\', 'bfnrt"\\', strict=True)}
+        super().__init__(plain | controls | named)
+        if slash:
+            self[ord("/")] = "\\/"
+        self.update((code, self._numbered(code)) for code in unsafe)
+
+    def __missing__(self, code: int) -> str:
+        image = self[code] = self._numbered(code) if self._ascii_only else chr(code)
+        return image
+
+    def _numbered(self, code: int) -> str:
+        units = chr(code).encode("utf-16-be")
+        return "".join(self._pattern.format(int.from_bytes(units[at : at + 2])) for at in range(0, len(units), 2))
+
+
+def _json_tables() -> Iterator[_Table]:
+    # What is harmless in JSON and not in HTML, as it is thought of by Go, PowerShell 5 and .NET.
+    harmful = (b"", b"<>&", b"<>&'", b"<>&'+`\"")
+    for ascii_only, upper, slash, unsafe in itertools.product((False, True), (False, True), (False, True), harmful):
+        yield _JsonTable(ascii_only=ascii_only, upper=upper, slash=slash, unsafe=unsafe)
+
+
+_BYTE_TABLES: Final = (*_url_tables(), *_shell_tables())
+_JSON_TABLES: Final = tuple(_json_tables())
+_BASH: Final = {
+    code: f"\\{chr(code)}" if chr(code) in " \t!\"$&'()*,;<>?[\\]^`{|}" else chr(code) for code in range(256)
+}

@@ -1,0 +1,68 @@
+"""The directories that a payload is given: its package, its working directory, its private one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.sis_agent.agent import private_directory
+from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS, PrivateDirectory, name_of, remove_all
+from services.sis_agent.agent.run_as import Account
+from services.sis_agent.agent.supervisor_identity import WORK
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """They are there. The payload of another account can reach nothing of the agent's, so `shared`, in the system's
+    temporary directory, holds a copy of the package, which it can only read, and a working directory of its own."""
+
+    package: Path
+    work: Path
+    private: PrivateDirectory
+    shared: Path | None = None
+
+    def remove(self) -> None:
+        """Remove what is outside the attempt's directory, as far as that is possible. Once."""
+        self.private.remove()
+        if self.shared is not None:
+            remove_all(str(self.shared))
+
+
+def make(attempt: str, directory: Path, package: Path, account: Account | None) -> Stage:
+    """For the attempt of this token in this directory, and another account where one is given. Raises OSError, and
+    leaves nothing behind then."""
+    with contextlib.ExitStack() as undo:
+        shared = None
+        work = directory / WORK
+        if account is not None:
+            shared = _shared(attempt)
+            undo.callback(remove_all, str(shared))
+            shared.mkdir(mode=0o700)
+            try:
+                package = shutil.copytree(package, shared / "package", symlinks=True)
+            except shutil.Error as error:
+                raise OSError(f"the package could not be copied: {error.args[0][0][2]}") from None
+            work = shared / WORK
+        work.mkdir(mode=0o700, exist_ok=account is None)
+        if account is not None and shared is not None:
+            shutil.chown(work, account.uid, account.gid)
+            shared.chmod(0o711)
+        private = PrivateDirectory.make(attempt, shared or directory, account)
+        undo.callback(private.remove)
+        for name in (OUTPUT, PROGRESS):
+            private.write(name)
+        undo.pop_all()
+    return Stage(package, work, private, shared)
+
+
+def remove_leftovers(attempt: str, directory: Path) -> None:
+    """Remove what an attempt that has ended, by its token and its directory, has left outside. Repeatable."""
+    for path in (*private_directory.paths(attempt, directory), _shared(attempt)):
+        remove_all(str(path))
+
+
+def _shared(attempt: str) -> Path:
+    return Path(tempfile.gettempdir()) / name_of(attempt)

@@ -1,0 +1,171 @@
+"""What an operation of a package declares: how it is started, what it takes and what it gives back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator
+
+from sis.packages import templates, values
+from sis.packages.fields import LOWER, Line, Name, Part, Text, as_text, shaped
+from sis.packages.templates import Reference
+from sis.packages.values import InputType, Value
+
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MAX_RUN_TIMEOUT = 365 * _SECONDS["d"]
+
+ADMIN: Final = "admin"
+RUN_AS: Final = "run_as"
+"""References of these names are given the accounts of the job itself."""
+
+InputName = Annotated[
+    Name, StringConstraints(max_length=64), shaped(r"[a-z][a-z0-9_]*", f"{LOWER} and _, such as free_space")
+]
+ReferenceName = Annotated[
+    Name, StringConstraints(max_length=64), shaped(r"[a-z][a-z0-9_]*", f"{LOWER} and _, such as database")
+]
+OutputName = Annotated[Name, shaped(r"[A-Za-z_][A-Za-z0-9_.-]*", "letters, digits, _ . and -, such as free_space")]
+
+CredentialKind = Literal["username-password", "ssh-key", "token", "domain-account"]
+Delivery = Literal["environment", "file", "stdin"]
+
+
+def _pattern(value: str) -> str:
+    values.compile_pattern(value)
+    return value
+
+
+def _unchecked_value(value: object) -> object:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        items = [as_text(item) for item in value]
+        if all(isinstance(item, str) for item in items):
+            return items
+    elif isinstance(text := as_text(value), str):
+        return text
+    raise ValueError("must be text, or a list of texts for an input of type list")
+
+
+class Input(Part):
+    """A typed input of an operation. A sensitive one takes no plain value and is no part of a command."""
+
+    type: Annotated[InputType, Field(strict=False)]
+    description: Text = ""
+    hint: Text = ""
+    required: bool = False
+    sensitive: bool = False
+    choices: list[Line] = Field([], max_length=200, validate_default=True)
+    pattern: Annotated[Line, AfterValidator(_pattern)] = ""
+    default: Annotated[Value | None, BeforeValidator(_unchecked_value)] = None
+
+    def check(self, value: str | Sequence[str]) -> Value:
+        """The value in its canonical form. Raises `values.InvalidValue`."""
+        return values.check(self.type, value, choices=self.choices, pattern=self.pattern)
+
+    @field_validator("sensitive")
+    @classmethod
+    def _sensitive_is_text(cls, sensitive: bool, info: ValidationInfo) -> bool:
+        if sensitive and info.data.get("type", InputType.STRING) is not InputType.STRING:
+            raise ValueError("goes with the type string only")
+        return sensitive
+
+    @field_validator("choices")
+    @classmethod
+    def _choices_of_an_enum(cls, choices: list[str], info: ValidationInfo) -> list[str]:
+        type_ = info.data.get("type")
+        if type_ is InputType.ENUM and not choices:
+            raise ValueError("is missing: an enum needs the list of what it may be")
+        if type_ not in (None, InputType.ENUM) and choices:
+            raise ValueError("goes with the type enum only")
+        if "" in choices or len(set(choices)) != len(choices):
+            raise ValueError("must be different texts, none of them empty")
+        return choices
+
+    @field_validator("default")
+    @classmethod
+    def _default_fits(cls, default: Value | None, info: ValidationInfo) -> Value | None:
+        if default is None:
+            return None
+        if info.data.get("sensitive"):
+            raise ValueError("cannot be given for a sensitive input: remove it")
+        if info.data.get("required"):
+            raise ValueError("is never used for a required input: remove one of the two")
+        if {"type", "choices", "pattern"} <= info.data.keys():
+            return values.check(info.data["type"], default, choices=info.data["choices"], pattern=info.data["pattern"])
+        return default
+
+
+class Output(Part):
+    """An output that the payload gives back through the file named by SIS_OUTPUT."""
+
+    description: Text = ""
+    required: bool = False
+
+
+class CredentialReference(Part):
+    """A credential that an operation wants, and how it reaches the payload."""
+
+    description: Text = ""
+    required: bool = False
+    kinds: list[CredentialKind] = Field([], max_length=4)
+    """What it may be; empty for anything."""
+    delivery: Delivery = "environment"
+    """How its secret reaches the payload; a private key is a file, unless it comes on standard input."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_differ(cls, kinds: list[str]) -> list[str]:
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("names one of them twice")
+        return kinds
+
+
+def _template(value: str) -> str:
+    templates.split(value)
+    if "\0" in value:
+        raise ValueError("has a NUL character, which no process can be given")
+    return value
+
+
+def _seconds(value: object) -> object:
+    match = _DURATION.fullmatch(value if isinstance(value, str) else str(value))
+    if isinstance(value, bool) or match is None:
+        raise ValueError("must be seconds, or a number with s, m, h or d, such as 5m; 0 means no limit")
+    return int(match.group(1)) * _SECONDS[match.group(2) or "s"]
+
+
+class Operation(Part):
+    """Something that the package can do."""
+
+    description: Text = ""
+    inputs: dict[InputName, Input] = Field({}, max_length=100)
+    credentials: dict[ReferenceName, CredentialReference] = Field({}, max_length=20)
+    outputs: dict[OutputName, Output] = Field({}, max_length=200)
+    interpreter: Line = ""
+    """The program that runs the command, where its first argument is a script; "" for none."""
+    command: Annotated[list[Annotated[Text, AfterValidator(_template)]], Field(min_length=1, max_length=200)]
+    run_timeout: Annotated[int, BeforeValidator(_seconds), Field(le=_MAX_RUN_TIMEOUT)] = 0
+    """In seconds; 0 means no limit."""
+
+    @field_validator("credentials")
+    @classmethod
+    def _credentials_fit(cls, credentials: dict[str, CredentialReference]) -> dict[str, CredentialReference]:
+        if sum(reference.delivery == "stdin" for reference in credentials.values()) > 1:
+            raise ValueError("has more than one delivery by stdin: there is one standard input")
+        for name in (ADMIN, RUN_AS):
+            if name in credentials and "token" in credentials[name].kinds:
+                raise ValueError(f"has the kind token for {name}, which is the job's account: remove it")
+        return credentials
+
+    @field_validator("command")
+    @classmethod
+    def _program_is_certain(cls, command: list[str]) -> list[str]:
+        # An argument vanishes with the value that it names: the next one must not become the program.
+        program = templates.split(command[0])
+        if not program or any(isinstance(part, Reference) and part.kind == "param" for part in program):
+            raise ValueError("must begin with a program or a script that depends on no input")
+        return command

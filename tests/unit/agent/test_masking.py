@@ -1,0 +1,256 @@
+"""The masker against a slow and obvious one, in pieces of any size; what it holds back, and how much it works."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from services.sis_agent.agent import form_index, masking
+from services.sis_agent.agent.form_index import FormIndex
+from services.sis_agent.agent.masking import MASK, Masker, MaskStream
+from services.sis_agent.agent.secret_forms import forms
+
+SECRET = b"correct horse"
+
+
+def covered(data: bytes, wanted: Collection[bytes]) -> bytearray:
+    """A 1 for each byte that belongs to an occurrence of a form."""
+    marks = bytearray(len(data))
+    for form in wanted:
+        place = data.find(form)
+        while place >= 0:
+            marks[place : place + len(form)] = b"\1" * len(form)
+            place = data.find(form, place + 1)
+    return marks
+
+
+def rendered(data: bytes, marks: bytearray) -> bytes:
+    out = bytearray()
+    for place, byte in enumerate(data):
+        if not marks[place]:
+            out.append(byte)
+        elif place == 0 or not marks[place - 1]:
+            out += MASK
+    return bytes(out)
+
+
+def reference(data: bytes, wanted: Collection[bytes]) -> bytes:
+    return rendered(data, covered(data, wanted))
+
+
+def first_open(data: bytes, wanted: Collection[bytes]) -> int:
+    """Where the longest end of the data begins with which a form may go on."""
+    longest = max(map(len, wanted))
+    for place in range(max(0, len(data) - longest + 1), len(data)):
+        if any(len(form) > len(data) - place and form.startswith(data[place:]) for form in wanted):
+            return place
+    return len(data)
+
+
+def in_pieces(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
+    """The data in pieces of these sizes, again and again."""
+    place = 0
+    for size in itertools.cycle(sizes):
+        if place >= len(data):
+            return
+        yield data[place : place + size]
+        place += size
+
+
+def streamed(stream: MaskStream, pieces: Iterable[bytes]) -> bytes:
+    return b"".join(map(stream.feed, pieces)) + stream.flush()
+
+
+@st.composite
+def forms_and_text(draw: st.DrawFn) -> tuple[frozenset[bytes], bytes]:
+    """Forms of few letters that overlap, nest and begin each other, and a text that is made of pieces of them."""
+    letters = draw(st.sampled_from([b"a", b"ab", b"abc"]))
+    some = st.binary(max_size=40).map(lambda raw: bytes(letters[byte % len(letters)] for byte in raw))
+    bases = draw(st.lists(some.filter(bool), min_size=1, max_size=4))
+    shortest = draw(st.sampled_from([1, 6, 8, 12]))
+    slices = st.tuples(st.sampled_from(bases), st.integers(0, 40), st.integers(shortest, 40))
+    wanted = {base[start : start + size] for base, start, size in draw(st.lists(slices, max_size=12))} | set(bases)
+    wanted = {form for form in wanted if len(form) >= shortest} or {letters * shortest}
+    pieces = st.one_of(
+        some, st.sampled_from(sorted(wanted)), st.sampled_from(sorted(wanted)).map(lambda form: form[:-1])
+    )
+    return frozenset(wanted), b"".join(draw(st.lists(pieces, max_size=8)))
+
+
+SIZES = st.one_of(st.just([1]), st.lists(st.integers(1, 30), min_size=1, max_size=10))
+
+
+@settings(max_examples=600, deadline=None)
+@given(forms_and_text(), SIZES)
+def test_a_stream_masks_what_the_reference_masks(case: tuple[frozenset[bytes], bytes], sizes: list[int]) -> None:
+    wanted, data = case
+    assert streamed(MaskStream(FormIndex(wanted)), in_pieces(data, sizes)) == reference(data, wanted)
+
+
+@settings(max_examples=300, deadline=None)
+@given(forms_and_text(), SIZES)
+def test_nothing_is_held_with_which_no_form_begins(case: tuple[frozenset[bytes], bytes], sizes: list[int]) -> None:
+    wanted, data = case
+    stream, so_far, out = MaskStream(FormIndex(wanted)), b"", b""
+    for piece in in_pieces(data, sizes):
+        so_far += piece
+        out += stream.feed(piece)
+        known = first_open(so_far, wanted)
+        assert out == rendered(so_far[:known], covered(so_far, wanted))
+
+
+@st.composite
+def secrets_and_text(draw: st.DrawFn) -> tuple[list[bytes], bytes]:
+    """Secrets of any bytes, of few letters and of several lines, some beginning others, in any of their forms."""
+    few = st.text("ab+/", min_size=8, max_size=40).map(str.encode)
+    line = st.text(st.characters(codec="utf-8"), min_size=4, max_size=30).map(str.encode)
+    several = st.lists(line, min_size=2, max_size=4).map(b"\r\n".join)
+    secret = st.one_of(st.binary(min_size=8, max_size=40), few, line, several).filter(lambda one: len(one) >= 8)
+    secrets = draw(st.lists(secret, min_size=1, max_size=4))
+    if draw(st.booleans()):
+        secrets.append(secrets[0] + draw(st.binary(min_size=1, max_size=8)))
+    wanted = sorted(frozenset[bytes]().union(*map(forms, secrets)))
+    form = st.sampled_from(wanted) if wanted else st.binary()
+    cut = st.tuples(form, st.integers(0, 60), st.integers(0, 60)).map(lambda it: it[0][it[1] : it[1] + it[2]])
+    return secrets, b"".join(draw(st.lists(st.one_of(form, cut, st.binary(max_size=20)), max_size=8)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(secrets_and_text(), SIZES)
+@example(([b"\r\n\r\n\r\n\r\n"], b"\r\n\r\n\r\n\r\n"), [1])
+def test_secrets_are_masked_as_the_reference_does_it(case: tuple[list[bytes], bytes], sizes: list[int]) -> None:
+    secrets, data = case
+    wanted = frozenset[bytes]().union(*map(forms, secrets))
+    masker = Masker(secrets)
+    masked = streamed(masker.stream(), in_pieces(data, sizes))
+    assert masked == masker.data(data) == reference(data, wanted)
+    if not any(form in data for form in wanted):
+        assert masked == data
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_many_secrets_in_much_text(count: int) -> None:
+    """Beyond a thousand forms, what the automaton looks for is shorter."""
+    chance = random.Random(count)
+    secrets = [chance.randbytes(12).hex().encode() for _ in range(count)]
+    wanted = sorted(frozenset[bytes]().union(*map(forms, secrets)))
+    lines = [chance.choice([b"nothing here", chance.choice(wanted), chance.choice(wanted)[:9]]) for _ in range(300)]
+    data = b"\n".join(lines)
+    pieces = in_pieces(data, [chance.randrange(1, 500) for _ in range(1000)])
+    assert streamed(Masker(secrets).stream(), pieces) == reference(data, wanted)
+
+
+def test_without_secrets_nothing_is_done() -> None:
+    masker = Masker()
+    stream = masker.stream()
+    data = b"x" * 100
+    assert not masker
+    assert stream.feed(data) is data
+    assert stream.flush() == b""
+    assert masker.text("pl\udcffain") == "pl\udcffain"
+
+
+def test_short_secrets_break_nothing() -> None:
+    assert not Masker([b"", b"a"])
+    assert Masker([b"abc"]).data(b"abc, and 616263") == b"abc, and ***"
+
+
+def test_a_run_over_several_pieces_is_one_mask() -> None:
+    stream = Masker([SECRET]).stream()
+    assert stream.feed(b"a " + SECRET[:5]) == b"a "
+    assert stream.feed(SECRET[5:] + SECRET) == MASK
+    assert stream.feed(SECRET) == b""
+    assert stream.feed(b".") == b"."
+    assert stream.flush() == b""
+
+
+def test_what_is_held_at_the_end_is_shown() -> None:
+    stream = Masker([SECRET]).stream()
+    assert stream.feed(b"a correct") == b"a "
+    assert stream.flush() == b"correct"
+    # Nothing goes on across a flush.
+    assert stream.feed(b" horse") == b" horse"
+
+
+def test_a_covered_byte_that_is_held_stays_covered() -> None:
+    stream = Masker([b"12345678", b"5678abcdefgh"]).stream()
+    assert stream.feed(b"12345678") == MASK
+    assert stream.feed(b"ab") == b""
+    assert stream.flush() == b"ab"
+
+
+def test_texts_are_masked() -> None:
+    masker = Masker([SECRET])
+    assert masker.text(f"ü {SECRET.decode()}: \ud800") == "ü ***: \ufffd\ufffd\ufffd"
+    assert masker.text("nothing \ud800 at all") == "nothing \ud800 at all"
+
+
+def test_a_text_that_was_cut_off_shows_no_part_of_a_secret() -> None:
+    masker = Masker([SECRET])
+    assert masker.text("has correct h") == "has correct h"
+    assert masker.text("has correct h", cut=True) == "has ***"
+    assert masker.text("has corre", cut=True) == "has corre"
+    assert masker.text("correct horsecorrect", cut=True) == "***"
+
+
+def test_a_masker_tells_nothing_of_its_secrets() -> None:
+    masker = Masker([SECRET])
+    stream = masker.stream()
+    stream.feed(SECRET[:-1])
+    for shown in (repr(masker), repr(stream), str(vars(masker)), repr(vars(masker)["_index"])):
+        assert not any(form.decode("latin-1") in shown for form in forms(SECRET))
+
+
+NESTED = b"\n".join(b"a" * size for size in range(8, 200))
+NEVER_WHOLE = b"\n".join(b"b" * size + b"a" for size in range(8, 200))
+
+
+@pytest.mark.parametrize(
+    ("secret", "unit"),
+    [
+        (b"a" * 8, b"a"),
+        (b"a" * 3000, b"a"),
+        (b"ab" * 100, b"ab"),
+        (b"        indented: value", b" "),
+        (NESTED, b"a"),
+        (NESTED, b"a" * 8 + b"c"),
+        (NEVER_WHOLE, b"b"),
+        (b"\n".join(bytes(range(65, 65 + size)) for size in range(8, 60)), b"ABCDEFGHx"),
+    ],
+    ids=["short", "long", "two letters", "blanks", "nested", "nested and cut", "never whole", "beginnings"],
+)
+def test_the_worst_texts_take_work_in_proportion_to_their_length(secret: bytes, unit: bytes) -> None:
+    """Forms that overlap themselves at each byte, that begin each other, or of which none is ever whole."""
+    masker = Masker([secret])
+    size = 6_000
+    text = (unit * size)[:size]
+    for data in (text, text * 2):
+        assert lines_run(lambda data=data: masker.data(data)) <= 60 * len(data) + 2_000  # type: ignore[misc]
+
+
+def lines_run(work: Callable[[], object]) -> int:
+    """How many lines of the masker are executed."""
+    files = {form_index.__file__, masking.__file__}
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename not in files:
+            return None
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(None)
+    return count
