@@ -212,8 +212,7 @@ class Vault:
     """What the credential service keeps in Vault, and has it sign.
 
     Every operation has `settings.timeout` seconds in all, logging in included, and raises VaultError or what it names.
-    Paths are below the KV mount. Reading, `list`, `destroy`,
-    `revoke` and `write` with its check-and-set may be repeated after any error.
+    Paths are below the KV mount. Everything may be repeated after an error, `write` thanks to its check-and-set.
     """
 
     def __init__(self, settings: VaultSettings) -> None:

@@ -13,7 +13,8 @@ from urllib.parse import quote, quote_plus
 import psycopg
 from ahocorasick_rs import BytesAhoCorasick, Implementation
 from psycopg import sql
-from services.sis_agent.agent.masking import forms
+
+from services.sis_agent.agent.secret_forms import forms
 
 _CHUNK_BYTES = 16 << 20
 

@@ -99,7 +99,7 @@ class Credential(_message.Message):
     UPDATER_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Unique among those that are not deleted; 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit."""
+    """Unique among those that are not deleted; 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit."""
     kind: Global___CredentialKind.ValueType
     username: _builtins.str
     """The account; "" where the kind has none."""

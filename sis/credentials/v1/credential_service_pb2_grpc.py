@@ -130,8 +130,8 @@ class CredentialServiceServicer:
 
     def BindCredential(self, request, context):
         """Ties a credential that was made for one job to that job, with which it is deleted; it expires no more. The first
-        lease that a job takes on it does the same. Repeating it changes nothing. NOT_FOUND CREDENTIAL_NOT_FOUND, FAILED_PRECONDITION CREDENTIAL_CHANGED (it is not
-        made for one job, or tied to another).
+        lease that a job takes on it does the same. Repeating it changes nothing. NOT_FOUND CREDENTIAL_NOT_FOUND,
+        FAILED_PRECONDITION CREDENTIAL_CHANGED (it is not made for one job, or tied to another).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

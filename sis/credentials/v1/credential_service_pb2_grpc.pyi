@@ -60,8 +60,8 @@ class CredentialServiceStub:
     """
     BindCredential: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.BindCredentialRequest, _credential_service_pb2.BindCredentialResponse]
     """Ties a credential that was made for one job to that job, with which it is deleted; it expires no more. The first
-    lease that a job takes on it does the same. Repeating it changes nothing. NOT_FOUND CREDENTIAL_NOT_FOUND, FAILED_PRECONDITION CREDENTIAL_CHANGED (it is not
-    made for one job, or tied to another).
+    lease that a job takes on it does the same. Repeating it changes nothing. NOT_FOUND CREDENTIAL_NOT_FOUND,
+    FAILED_PRECONDITION CREDENTIAL_CHANGED (it is not made for one job, or tied to another).
     """
 
 @_typing.type_check_only
@@ -96,8 +96,8 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     """
     BindCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.BindCredentialRequest, _credential_service_pb2.BindCredentialResponse]  # type: ignore[assignment]
     """Ties a credential that was made for one job to that job, with which it is deleted; it expires no more. The first
-    lease that a job takes on it does the same. Repeating it changes nothing. NOT_FOUND CREDENTIAL_NOT_FOUND, FAILED_PRECONDITION CREDENTIAL_CHANGED (it is not
-    made for one job, or tied to another).
+    lease that a job takes on it does the same. Repeating it changes nothing. NOT_FOUND CREDENTIAL_NOT_FOUND,
+    FAILED_PRECONDITION CREDENTIAL_CHANGED (it is not made for one job, or tied to another).
     """
 
 class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -171,8 +171,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credential_service_pb2.BindCredentialResponse, _abc.Awaitable[_credential_service_pb2.BindCredentialResponse]]:
         """Ties a credential that was made for one job to that job, with which it is deleted; it expires no more. The first
-        lease that a job takes on it does the same. Repeating it changes nothing. NOT_FOUND CREDENTIAL_NOT_FOUND, FAILED_PRECONDITION CREDENTIAL_CHANGED (it is not
-        made for one job, or tied to another).
+        lease that a job takes on it does the same. Repeating it changes nothing. NOT_FOUND CREDENTIAL_NOT_FOUND,
+        FAILED_PRECONDITION CREDENTIAL_CHANGED (it is not made for one job, or tied to another).
         """
 
 def add_CredentialServiceServicer_to_server(servicer: CredentialServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -88,14 +88,14 @@ def forms_and_text(draw: st.DrawFn) -> tuple[frozenset[bytes], bytes]:
 SIZES = st.one_of(st.just([1]), st.lists(st.integers(1, 30), min_size=1, max_size=10))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(forms_and_text(), SIZES)
 def test_a_stream_masks_what_the_reference_masks(case: tuple[frozenset[bytes], bytes], sizes: list[int]) -> None:
     wanted, data = case
     assert streamed(MaskStream(FormIndex(wanted)), in_pieces(data, sizes)) == reference(data, wanted)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(forms_and_text(), SIZES)
 def test_nothing_is_held_with_which_no_form_begins(case: tuple[frozenset[bytes], bytes], sizes: list[int]) -> None:
     wanted, data = case
@@ -123,7 +123,7 @@ def secrets_and_text(draw: st.DrawFn) -> tuple[list[bytes], bytes]:
     return secrets, b"".join(draw(st.lists(st.one_of(form, cut, st.binary(max_size=20)), max_size=8)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(secrets_and_text(), SIZES)
 @example(([b"\r\n\r\n\r\n\r\n"], b"\r\n\r\n\r\n\r\n"), [1])
 def test_secrets_are_masked_as_the_reference_does_it(case: tuple[list[bytes], bytes], sizes: list[int]) -> None:
