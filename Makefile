@@ -21,7 +21,7 @@ $(stamp): pyproject.toml uv.lock tools/setup.sh
 
 setup: $(stamp) ## the locked environment in .venv, and nothing else
 
-demo: $(stamp) ## starts everything, runs three jobs in front of you, takes everything down
+demo: $(stamp) ## starts everything, runs four jobs in front of you, takes everything down
 	@$(bin)/sis demo
 
 test: $(stamp) ## what any user can run; skips nothing
@@ -37,6 +37,7 @@ lint: $(stamp) ## ruff, mypy --strict, contracts, generated code, import rules
 	$(bin)/python tools/generate.py --check
 	$(bin)/python tools/state_diagram.py --check
 	$(bin)/buf lint build/protos.binpb
+	$(bin)/buf breaking build/protos.binpb --against protos/released.binpb
 	$(bin)/lint-imports --no-cache
 
 format: $(stamp)

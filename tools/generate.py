@@ -1,7 +1,8 @@
-"""Write the Python of the contracts: `python tools/generate.py [--check]`.
+"""Write the Python of the contracts: `python tools/generate.py [--check | --freeze]`.
 
 Generates `sis/**/*_pb2*.py[i]` from `protos/` and a descriptor image at `build/protos.binpb` for buf. With --check,
-writes nothing into the tree and exits 1 if what is committed differs.
+writes nothing into the tree and exits 1 if what is committed differs. With --freeze, as a release is made, the
+contracts become `protos/released.binpb`, with which `buf breaking` compares from then on.
 """
 
 import filecmp
@@ -17,6 +18,7 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 IMAGE = ROOT / "build" / "protos.binpb"
+RELEASED = PROTOS / "released.binpb"
 
 
 def generate(target: Path) -> list[Path]:
@@ -29,6 +31,8 @@ def generate(target: Path) -> list[Path]:
     run(*includes, f"--python_out={target}", f"--mypy_out=quiet:{target}", *sources)
     run(*includes, f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}", *services)
     run(*includes, f"--descriptor_set_out={IMAGE}", "--include_imports", "--include_source_info", *sources)
+    if "--freeze" in sys.argv:
+        run(*includes, f"--descriptor_set_out={RELEASED}", "--include_imports", *sources)
     return [p.relative_to(target) for p in sorted(target.rglob("*_pb2*.py*"))]
 
 

@@ -1,7 +1,7 @@
 # What the credential service may do, and nothing beyond it. `sis vault bootstrap` fills in the mounts and writes this
 # as the policy sis-credentials; its login gets no other policy, not even the default one.
 
-# The values of credentials and the secrets of pairing codes. Old versions are not restored, so there is no undelete.
+# The values of credentials and the HMAC keys of pairing codes. Old versions are not restored, so there is no undelete.
 path "{{kv_mount}}/data/credentials/*" {
   capabilities = ["create", "read", "update"]
 }
@@ -10,12 +10,13 @@ path "{{kv_mount}}/metadata/credentials/*" {
   capabilities = ["read", "list", "delete"]
 }
 
+# Such a key is written once, read by its name, and removed.
 path "{{kv_mount}}/data/pairings/*" {
-  capabilities = ["create", "read", "update"]
+  capabilities = ["create", "read"]
 }
 
 path "{{kv_mount}}/metadata/pairings/*" {
-  capabilities = ["read", "list", "delete"]
+  capabilities = ["delete"]
 }
 
 # Certificates, in two roles, which say what may be in them.

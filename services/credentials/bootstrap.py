@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from services.credentials.vault import Connection
 from services.credentials.vault_errors import (
@@ -30,9 +30,12 @@ from services.credentials.vault_errors import (
     VaultSealed,
     VaultUnreachable,
 )
+from sis.private_files import write_private
 
 POLICY: Final = "sis-credentials"
 """Also what the role of the login is called."""
+INITIALISING: Final = "initialising"
+"""All that the file for the keys holds while the server is initialised, if anything: the id of its storage."""
 CA_HOURS: Final = 87_600
 TOKEN_SECONDS: Final = 3_600
 _READY_SECONDS: Final = 60.0
@@ -167,8 +170,10 @@ def _open(server: Connection, options: argparse.Namespace, say: Say) -> None:
     if not status["initialized"]:
         if options.keys is None:
             raise Refused("this Vault was never initialised; with --keys FILE it is done, and its keys go there")
-        options.keys.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(options.keys, b"{}\n")  # what cannot be written should turn out before there is something to lose
+        _expect_no_keys(options)
+        mark = {INITIALISING: options.storage} if options.storage else {}
+        # What cannot be written should turn out before there is something to lose.
+        write_private(options.keys, json.dumps(mark).encode() + b"\n")
         automatic = status.get("recovery_seal", False)
         kind = "recovery" if automatic else "secret"
         made = server.request("PUT", "sys/init", {f"{kind}_shares": 1, f"{kind}_threshold": 1})
@@ -177,7 +182,7 @@ def _open(server: Connection, options: argparse.Namespace, say: Say) -> None:
             "recovery_keys": made.get("recovery_keys_base64") or [],
             "root_token": made["root_token"],
         }
-        _write(options.keys, json.dumps(keys).encode() + b"\n")
+        write_private(options.keys, json.dumps(keys).encode() + b"\n")
         say(f"server: initialised, its keys are in {options.keys}")
         status = server.request("GET", "sys/seal-status")
     if status["sealed"] and not status.get("recovery_seal", False):
@@ -191,6 +196,21 @@ def _open(server: Connection, options: argparse.Namespace, say: Say) -> None:
         if status["sealed"]:
             raise Refused(f"Vault stays sealed: {options.keys} does not hold enough of its keys")
         say("server: unsealed")
+
+
+def _expect_no_keys(options: argparse.Namespace) -> None:
+    """Raises Refused unless the file for the keys can be replaced without a loss."""
+    try:
+        found = json.loads(options.keys.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() <= {INITIALISING}:
+        raise Refused(
+            f"the Vault at {options.address} was never initialised, and {options.keys} may hold the keys of another: "
+            "check --address; if this Vault is to be initialised, give a --keys FILE that is not there yet"
+        )
 
 
 def _keys(options: argparse.Namespace) -> dict[str, Any]:
@@ -207,7 +227,8 @@ def _token(options: argparse.Namespace) -> str:
     else:
         token = os.environ.get("VAULT_TOKEN") or _keys(options).get("root_token", "")
     if not token:
-        raise Refused("there is no token for Vault: give --token-file FILE, or set VAULT_TOKEN")
+        where = f" in {options.keys}" if options.keys else ""
+        raise Refused(f"there is no token for Vault{where}: give --token-file FILE, or set VAULT_TOKEN")
     return str(token)
 
 
@@ -336,37 +357,24 @@ def _keep(file: Path, content: str, say: Say, mode: int = 0o600) -> None:
     if had and file.read_bytes() == data:
         say(f"{file}: there")
         return
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write(file, data, mode)
+    write_private(file, data, mode=mode)
     say(f"{file}: {'changed' if had else 'made'}")
 
 
-def _write(file: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace a file at once and for good."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
-    fresh.replace(file)
-    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sis vault bootstrap",
         description="Prepare a Vault or OpenBao server for the credential service. It can be run again at any time.",
     )
     add = parser.add_argument
     add("--address", required=True, metavar="URL", help="https://HOST:PORT")
     add("--ca", type=Path, metavar="FILE", help="the CA of the server, PEM (what this machine trusts)")
+    add("--storage", default="", metavar="ID", help="the server's storage, as --keys names it until it has keys")
     add("--namespace", default="", help="a namespace, which must be there (the root one)")
     add("--kv-mount", default="sis-kv", metavar="NAME", help="where the values go, kv v2 (sis-kv)")
     add("--pki-mount", default="sis-pki", metavar="NAME", help="where certificates come from, pki (sis-pki)")

@@ -7,8 +7,10 @@ steps, each of which can be the last one before a crash:
     2. Vault        the value is written, the same mark beside it, or removed
     3. PostgreSQL   the row says that it is done
 
-After 1 or 2 the reconciler looks for the mark in Vault: it finishes what got there, and takes back what did not. A
-write that comes late, after it was taken back, is never used: a row names the version in Vault that is its value.
+After 1 or 2 the reconciler looks for the mark in Vault: it finishes what got there, and takes back what did not; so it
+does where Vault's answer to 2 says nothing. A write that comes late, after it was taken back, is never used: a row
+names the version in Vault that is its value. Vault keeps ten versions: before that one is the oldest, it is copied to
+the front.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ ONE_JOB_LIFETIME = timedelta(hours=1)
 """How long a credential that was made for one job waits for it."""
 
 _WRITES: Final = 8
+_UNUSED: Final = 5
+"""So many versions may follow the one that counts before it is copied, which leaves as much room again for the copy."""
 
 _log = logging.getLogger("credentials")
 
@@ -75,6 +79,14 @@ class ReplaceCredential:
     domain: str | None
     description: str | None
     version: int
+
+
+class _Unknown(Exception):
+    """A replacement was sent to Vault; whether it got there, the answer does not say."""
+
+    def __init__(self, error: VaultError) -> None:
+        super().__init__()
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +177,8 @@ async def _compare(values: Values, credential: Credential, command: CreateCreden
 async def replace(database: Database, values: Values, command: ReplaceCredential, by: str) -> Credential:
     """Replace the secret, and what else is given. Of several at once, one wins.
 
-    Ended with VaultError, nothing was replaced.
+    Ended with VaultError, nothing was replaced; with one that is `unknown`, it may be, or be yet, unless it is replaced
+    again: with its version, that may be tried at once.
 
     Raises:
         CredentialNotFound, CredentialChanged, InvalidArgument, VaultError
@@ -186,7 +199,12 @@ async def replace(database: Database, values: Values, command: ReplaceCredential
             raise _unlike(command, await store.get(connection, before.credential_id))
     faults.point("credentials.replacing")
     try:
-        vault_version = await _write(database, values, before, command.value, intent)
+        vault_version = await _write(database, values, intended, command.value, intent)
+    except _Unknown as unknown:
+        raise unknown.error.amended(
+            f"whether credential {command.name!r} was replaced shows within minutes of its return: look at it then, or"
+            f" repeat this with version {intended.version}"
+        ) from None
     except (CredentialChanged, VaultError):
         async with database.begin() as connection:
             await store.give_up_replacement(connection, before.credential_id, intent)
@@ -208,13 +226,41 @@ async def _write(database: Database, values: Values, credential: Credential, val
     for _ in range(_WRITES):
         newest = await values.newest_version(credential.credential_id)
         try:
-            return await values.put(credential.credential_id, value, intent, after=newest)
+            if newest - credential.vault_version >= _UNUSED:
+                newest = await _copy(database, values, credential, newest)
+            return await _put(values, credential, value, intent, newest)
         except CasMismatch:
             async with database.begin() as connection:
                 now = await store.get(connection, credential.credential_id)
             if now is None or now.intent != intent:
                 break
+            credential = now
     raise _superseded(credential.name)
+
+
+async def _put(values: Values, credential: Credential, value: Secret, intent: UUID, newest: int) -> int:
+    try:
+        return await values.put(credential.credential_id, value, intent, after=newest)
+    except VaultError as error:
+        if error.unknown:
+            raise _Unknown(error) from None
+        raise
+
+
+async def _copy(database: Database, values: Values, credential: Credential, newest: int) -> int:
+    """Have the newest version be the value that counts, with its mark, by which a copy is recognised whose answer was
+    lost. Returns its number; may raise CasMismatch."""
+    counting = await values.get(credential.credential_id, credential.vault_version)
+    if counting is None:
+        return newest  # nothing is left to be kept
+    front = await values.get(credential.credential_id)
+    if front is not None and front.intent == counting.intent:
+        version = front.version
+    else:
+        version = await values.put(credential.credential_id, counting.value, counting.intent, after=newest)
+    async with database.begin() as connection:
+        await store.move_value(connection, credential, version)
+    return version
 
 
 def _unlike(command: ReplaceCredential, found: Credential | None) -> SisError:

@@ -76,11 +76,21 @@ class AgentRevoked(PermissionDenied):
         )
 
 
+class AgentQuarantined(PermissionDenied):
+    reason = "AGENT_QUARANTINED"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"two programs have the identity key of agent {name!r}: find the copy, then pair and enrol the agent anew",
+            metadata={"name": name},
+        )
+
+
 class AgentNotFound(NotFound):
     reason = "AGENT_NOT_FOUND"
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"name: no agent {name!r} has ever enrolled; `sis agents list` shows the agents",
+            f"name: no agent {name!r} has ever enrolled; a pairing code that it had is withdrawn",
             metadata={"name": name},
         )

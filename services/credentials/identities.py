@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.credentials import identity_store as store
 from services.credentials.certificates import Issued, anchor, issued
-from services.credentials.errors import AgentNotFound, AgentRevoked, PairingRefused
+from services.credentials.errors import AgentNotFound, AgentQuarantined, AgentRevoked, PairingRefused
 from services.credentials.identity_store import Agent, AgentIdentity, Pairing
 from services.credentials.vault import Signed, Vault
 from services.credentials.vault_errors import ValueMissing
@@ -76,6 +76,15 @@ class Renewal:
     signature: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What an agent has become; `mac` proves it to whoever knows the code."""
+
+    agent: str
+    group: str
+    mac: bytes = field(repr=False)
+
+
 def pairing_path(pairing_id: str) -> str:
     """Where Vault keeps the key of a pairing's HMAC."""
     return f"pairings/{pairing_id}"
@@ -99,14 +108,14 @@ class Identities:
         _log.info("pairing %s was made for agent %s by %s", code.pairing_id, agent, creator)
         return code.text(), expires_at
 
-    async def enrol(self, enrolment: Enrolment) -> tuple[Issued, Pairing]:
+    async def enrol(self, enrolment: Enrolment) -> tuple[Issued, Enrolled]:
         """Make an agent of whoever proves that it holds the code. A former agent of the name is replaced.
 
         Raises:
             PairingRefused: the log says why.
         """
         keys = enrolment.keys
-        found = await self._proven(enrolment)
+        found, key = await self._proven(enrolment)
         digest = keys.digest()
         async with self._database.begin() as connection:
             now = await store.lock_agent(connection, found.agent)
@@ -137,9 +146,11 @@ class Identities:
                 await store.put_agent(connection, enrolled, found.creator, now)
             await store.record_certificate(connection, signed.serial, found.agent, signed.not_after, now)
         _log.info("agent %s enrolled from %s by pairing %s", found.agent, enrolment.origin, found.pairing_id)
-        return issued(signed), found
+        proof = codes.enrolled_mac(key, found.agent, found.group, signed.serial)
+        return issued(signed), Enrolled(found.agent, found.group, proof)
 
-    async def _proven(self, enrolment: Enrolment) -> Pairing:
+    async def _proven(self, enrolment: Enrolment) -> tuple[Pairing, bytes]:
+        """The pairing, and the key by which both sides prove themselves."""
         async with self._database.begin() as connection:
             found = await store.pairing(connection, enrolment.pairing_id)
         if found is None:
@@ -150,14 +161,14 @@ class Identities:
             raise _refused(found.pairing_id, "Vault has no key for it") from None
         if not hmac.compare_digest(codes.mac(key, enrolment.keys.serialised), enrolment.mac):
             raise _refused(found.pairing_id, f"the proof sent from {enrolment.origin} is wrong")
-        return found
+        return found, key
 
     async def renew(self, renewal: Renewal) -> Issued:
         """Certify an agent anew, whether its last certificate is still valid or not.
 
         Raises:
-            AgentRevoked
             PairingRefused: the log says why.
+            AgentRevoked, AgentQuarantined: said only to whoever has the agent's key.
         """
         async with self._database.begin() as connection:
             agent = _check_renewal(renewal, await store.agent(connection, renewal.agent))
@@ -178,10 +189,11 @@ class Identities:
         )
 
     async def revoke(self, name: str, reason: str, revoker: str) -> AgentIdentity:
-        """Revoke an agent's certificates, and withdraw the pairing codes that were made for its name until now.
+        """Revoke an agent's certificates, and withdraw the pairing codes that were made for its name until now; the
+        codes also where it is revoked already, or never enrolled.
 
         Raises:
-            AgentNotFound
+            AgentNotFound: it never enrolled.
         """
         async with self._database.begin() as connection:
             now = await store.lock_agent(connection, name)
@@ -189,8 +201,8 @@ class Identities:
             if agent is not None and not agent.revoked:
                 await store.revoke_agent(connection, name, revoker, reason, now)
                 await store.revoke_certificates(connection, name, now)
-                await store.withdraw_pairings(connection, name, now)
                 _log.info("agent %s was revoked by %s", name, revoker)
+            await store.withdraw_pairings(connection, name, now)
             found = await store.identity(connection, name)
         if found is None:
             raise AgentNotFound(name)
@@ -217,10 +229,9 @@ def _check_use(pairing_id: str, current: Pairing | None, digest: bytes) -> None:
 
 
 def _check_renewal(renewal: Renewal, agent: Agent | None) -> Agent:
+    # The proof first: whoever has no key learns neither which agents there are nor what became of them.
     if agent is None:
         raise _refused(renewal.agent, "there is no such agent")
-    if agent.revoked:
-        raise AgentRevoked(renewal.agent)
     keys = renewal.keys
     if agent.public_key != keys.public_key:
         raise _refused(renewal.agent, "its identity key is another")
@@ -231,9 +242,19 @@ def _check_renewal(renewal: Renewal, agent: Agent | None) -> Agent:
         public_key.verify(renewal.signature, message, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         raise _refused(renewal.agent, "the signature is wrong") from None
-    same = keys.generation == agent.generation and keys.sealing_key == agent.sealing_key
-    if keys.generation <= agent.generation and not same:
-        raise _refused(renewal.agent, f"generation {keys.generation} is old, {agent.generation} is known")
+    if agent.revoked:
+        raise AgentRevoked(renewal.agent)
+    repeated = keys.generation == agent.generation and keys.sealing_key == agent.sealing_key
+    if keys.generation != agent.generation + 1 and not repeated:
+        # One program counts up by one, and repeats what was not answered.
+        _log.error(
+            "two programs have the identity key of agent %s: generation %d was asked for with keys that do not follow"
+            " generation %d",
+            agent.name,
+            keys.generation,
+            agent.generation,
+        )
+        raise AgentQuarantined(agent.name)
     return agent
 
 

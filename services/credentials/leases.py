@@ -23,6 +23,8 @@ from services.runtime import faults, sealing
 from services.runtime.database import Database
 from services.runtime.sealing import LeaseBinding
 
+READ_SECONDS: Final = 6.0
+"""For all that one request wants. A hub gives up a call after 8 s, and with it what its other requests got."""
 COMMITS: Final = 3
 """How many attempts of one call are written down at once; the pool has other users."""
 
@@ -106,18 +108,23 @@ Answer = tuple[Lease, ...] | Refusal
 class Leasing:
     """Takes and ends leases."""
 
-    def __init__(self, database: Database, values: Values, encode: Encode) -> None:
+    def __init__(
+        self, database: Database, values: Values, encode: Encode, *, read_seconds: float = READ_SECONDS
+    ) -> None:
         self._database = database
         self._values = values
         self._encode = encode
+        self._read_seconds = read_seconds
 
     async def take(self, requests: Sequence[LeaseRequest]) -> list[Answer]:
-        """For each request all leases that it wants, or why it gets none of them. What was taken before, by the same
-        agent for the same attempt, is given again without Vault. Safe to retry.
+        """For each request all leases that it wants, or why it gets none of them: VAULT_SLOW for one whose values were
+        not read in time. What was taken before, by the same agent for the same attempt, is given again without Vault.
+        Safe to retry.
 
         Raises:
             Unavailable, DeadlineExceeded: the database does not answer. Some leases may have been taken.
         """
+        until = asyncio.get_running_loop().time() + self._read_seconds
         async with self._database.begin() as connection:
             taken = await lease_store.taken(connection, ((each.job_id, each.attempt) for each in requests))
             keys = await lease_store.sealing_keys(connection, (each.agent for each in requests))
@@ -134,7 +141,11 @@ class Leasing:
                     if not request.uses:
                         return ()
                     wanted = _wanted(request, credentials)
-                    secrets = [await reads.secret(each) for each in wanted]
+                    try:
+                        async with asyncio.timeout_at(until):
+                            secrets = await reads.secrets(wanted)
+                    except TimeoutError:
+                        raise self._too_slow(len(wanted)) from None
                     new = self._sealed(request, keys[request.agent], secrets)
                     async with commits:
                         return await self._commit(request, keys[request.agent], new)
@@ -143,11 +154,15 @@ class Leasing:
                 except VaultError as error:
                     return Refusal(Reason(error.reason), error.message, error.retry_after)
 
-            answers = await asyncio.gather(*map(answer, requests), return_exceptions=True)
-        failed = next((each for each in answers if isinstance(each, BaseException)), None)
-        if failed is not None:
-            raise failed
-        return [each for each in answers if not isinstance(each, BaseException)]
+            # Those that want least read first, so that one that wants much holds up no other one.
+            order = sorted(range(len(requests)), key=lambda place: len(requests[place].uses))
+            answers = await asyncio.gather(*(answer(requests[place]) for place in order), return_exceptions=True)
+        found: dict[int, Answer] = {}
+        for place, each in zip(order, answers, strict=True):
+            if isinstance(each, BaseException):
+                raise each
+            found[place] = each
+        return [found[place] for place in range(len(requests))]
 
     async def end(self, ended: Sequence[EndedAttempt]) -> None:
         """Erase the leases of attempts; none is taken for them any more. Credentials that were made for a job that is
@@ -158,6 +173,13 @@ class Leasing:
         """
         async with self._database.begin() as connection:
             await lease_store.end(connection, ended)
+
+    def _too_slow(self, values: int) -> _Refused:
+        return _Refused(
+            Reason.VAULT_SLOW,
+            f"Vault did not give the {values} values of this attempt in {self._read_seconds:g} s",
+            2.0,
+        )
 
     def _sealed(self, request: LeaseRequest, key: bytes, secrets: Sequence[LeasedSecret]) -> list[NewLease]:
         new = []
@@ -246,16 +268,30 @@ class _Reads:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def secret(self, credential: Credential) -> LeasedSecret:
-        """The value of the credential as it was found. Raises _Refused, VaultError."""
+    async def secrets(self, wanted: Sequence[Credential]) -> list[LeasedSecret]:
+        """The values of the credentials as they were found, which are read all at once, as far as Vault is called at
+        once. Raises _Refused, VaultError, as soon as one cannot be had.
+
+        Cancelled, it leaves the reads to others that want the same.
+        """
+        tasks = [self._task(each) for each in wanted]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return [task.result() for task in tasks]
+
+    def _task(self, credential: Credential) -> asyncio.Task[LeasedSecret]:
         key = credential.credential_id, credential.vault_version
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._read(credential))
-        return await self._tasks[key]
+        return self._tasks[key]
 
     async def _read(self, credential: Credential) -> LeasedSecret:
         faults.point("credentials.reading")
         stored = await self._values.get(credential.credential_id, credential.vault_version)
+        if stored is None and await self._values.newest_version(credential.credential_id):
+            # Vault knows it: whether it has this version, it is asked once more, for the job fails without.
+            stored = await self._values.get(credential.credential_id, credential.vault_version)
         faults.point("credentials.read")
         if stored is not None:
             return LeasedSecret(credential, stored.value)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from services.credentials.certificates import ServiceCertificates
@@ -15,7 +15,7 @@ from services.credentials.convert.leases import leased_secret
 from services.credentials.identities import Identities
 from services.credentials.leases import Leasing
 from services.credentials.reconciler import Reconciler
-from services.credentials.revocations import Outbox, Revocations
+from services.credentials.revocations import Revocations
 from services.credentials.servicers.agent_identity import AgentIdentityServicer
 from services.credentials.servicers.certificate import CertificateServicer
 from services.credentials.servicers.credential import CredentialServicer
@@ -23,6 +23,7 @@ from services.credentials.servicers.lease import LeaseServicer
 from services.credentials.tables import SCHEMA
 from services.credentials.values import Values
 from services.credentials.vault import Vault, VaultSettings
+from services.credentials.vault_outbox import VaultOutbox
 from services.runtime.database import Database
 from services.runtime.identity import Identity, canonical_host_name
 from services.runtime.process import start
@@ -49,7 +50,7 @@ def _checked_join_tokens(given: tuple[str, ...]) -> tuple[str, ...]:
 class CredentialsSettings(IdentitySettings):
     """The environment of the credential service."""
 
-    model_config = SettingsConfigDict(env_prefix="SIS_CREDENTIALS_")
+    model_config = SettingsConfigDict(env_prefix="SIS_CREDENTIALS_", env_nested_delimiter="_", env_nested_max_split=1)
 
     database_url: str
     # Past a connection pooler, for LISTEN and migrations.
@@ -64,41 +65,8 @@ class CredentialsSettings(IdentitySettings):
     agent_certificate_seconds: Annotated[int, Field(ge=30, le=30 * 86_400)] = 86_400
     service_certificate_seconds: Annotated[int, Field(ge=30, le=30 * 86_400)] = 3 * 86_400
 
-    vault_address: str
-    vault_ca: Path | None = None
-    vault_namespace: str = ""
-    vault_kv_mount: str = "sis-kv"
-    vault_pki_mount: str = "sis-pki"
-    vault_auth: Literal["approle", "kubernetes"] = "approle"
-    # Called as the method unless given.
-    vault_auth_mount: str = ""
-    vault_role_id_file: Path | None = None
-    vault_secret_id_file: Path | None = None
-    vault_kubernetes_role: str = "sis-credentials"
-    vault_kubernetes_token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-    vault_timeout_seconds: float = 5.0
-
-    @model_validator(mode="after")
-    def _vault_fits(self) -> Self:
-        assert self.vault  # ValueError: it does not
-        return self
-
-    @property
-    def vault(self) -> VaultSettings:
-        return VaultSettings(
-            address=self.vault_address,
-            ca=self.vault_ca,
-            namespace=self.vault_namespace,
-            kv_mount=self.vault_kv_mount,
-            pki_mount=self.vault_pki_mount,
-            auth=self.vault_auth,
-            auth_mount=self.vault_auth_mount,
-            role_id_file=self.vault_role_id_file,
-            secret_id_file=self.vault_secret_id_file,
-            kubernetes_role=self.vault_kubernetes_role,
-            kubernetes_token_file=self.vault_kubernetes_token_file,
-            timeout=self.vault_timeout_seconds,
-        )
+    # A variable for each of its fields: SIS_CREDENTIALS_VAULT_ADDRESS and so on.
+    vault: VaultSettings = Field({}, validate_default=True)
 
     @property
     def services_by_token(self) -> Mapping[str, str]:
@@ -163,7 +131,7 @@ async def _serve(
         identity.run,
         reconciler.run,
         revocations.listen,
-        Outbox(database, vault).run,
+        VaultOutbox(database, vault).run,
         healthy=database.ping,
         on_drain=revocations.drain,
     )

@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.credentials import chores, store
+from services.credentials import reconciler_store, store
 from services.credentials.store import Credential
 from services.credentials.tables import State
 from services.credentials.values import Values
@@ -79,10 +79,10 @@ class Reconciler:
 
     async def sweep(self) -> bool:
         """Do a batch of everything; True if there is more to be done at once."""
-        done = [await self._apply(rule) for rule in (chores.expire, self._purge)]
+        done = [await self._apply(rule) for rule in (reconciler_store.expire, self._purge)]
         if time.monotonic() >= self._vault_due:
             done += await self._with_vault()
-        return max(done) >= chores.BATCH
+        return max(done) >= reconciler_store.BATCH
 
     async def scan(self) -> bool:
         """Compare all that Vault has with all rows: values that nobody knows are named in the log; a batch of those of
@@ -96,7 +96,7 @@ class Reconciler:
         rows: dict[UUID, State] = {}
         while True:
             async with self._database.begin() as connection:
-                page = await chores.states(connection, max(rows, default=UUID(int=0)))
+                page = await reconciler_store.states(connection, max(rows, default=UUID(int=0)))
             if not page:
                 break
             rows |= page
@@ -109,12 +109,12 @@ class Reconciler:
                 extra={"credential_ids": sorted(map(str, unknown))[:20]},
             )
         late = sorted(stored.intersection(key for key, state in rows.items() if state in _GONE))
-        for credential_id in late[: chores.BATCH]:
+        for credential_id in late[: reconciler_store.BATCH]:
             await self._remove_again(credential_id)
         bare = sorted({key for key, state in rows.items() if state is State.READY} - stored)
-        for credential_id in bare[: chores.BATCH]:
+        for credential_id in bare[: reconciler_store.BATCH]:
             await self._look_again(credential_id)
-        return max(len(late), len(bare)) > chores.BATCH
+        return max(len(late), len(bare)) > reconciler_store.BATCH
 
     async def _remove_again(self, credential_id: UUID) -> None:
         async with self._database.begin() as connection:
@@ -141,7 +141,7 @@ class Reconciler:
         return 0
 
     async def _purge(self, connection: AsyncConnection) -> int:
-        return await chores.purge(connection, self._limits.tombstones, self._limits.usage)
+        return await reconciler_store.purge(connection, self._limits.tombstones, self._limits.usage)
 
     async def _with_vault(self) -> list[int]:
         done = [0]
@@ -179,13 +179,13 @@ class Reconciler:
         return len(found)
 
     async def _interrupted(self, connection: AsyncConnection) -> list[Credential]:
-        return await chores.interrupted(connection, self._limits.interrupted, self._limits.attended)
+        return await reconciler_store.interrupted(connection, self._limits.interrupted, self._limits.attended)
 
     async def _leaving(self, connection: AsyncConnection) -> list[Credential]:
-        return await chores.leaving(connection, self._limits.attended)
+        return await reconciler_store.leaving(connection, self._limits.attended)
 
     async def _missing(self, connection: AsyncConnection) -> list[Credential]:
-        return await chores.missing(connection, self._limits.missing)
+        return await reconciler_store.missing(connection, self._limits.missing)
 
     async def _settle(self, credential: Credential) -> None:
         """Finish the intent whose mark Vault has, take back any other one."""

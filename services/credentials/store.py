@@ -206,6 +206,17 @@ async def give_up_replacement(connection: AsyncConnection, credential_id: UUID, 
     return await _moved(connection, query.values(**_SETTLED)) is not None
 
 
+async def move_value(connection: AsyncConnection, seen: Credential, vault_version: int) -> bool:
+    """The value of the credential as it was seen is now in this version as well, which counts from now on. False if
+    another one does meanwhile."""
+    query = update(credentials).where(
+        credentials.c.credential_id == seen.credential_id,
+        credentials.c.vault_version == seen.vault_version,
+        credentials.c.state.in_(HELD),
+    )
+    return await _moved(connection, query.values(vault_version=vault_version)) is not None
+
+
 async def intend_deletion(connection: AsyncConnection, name: str) -> Credential | None:
     """A living credential is on its way out: -> DELETING. None if there is none of this name."""
     query = update(credentials).where(credentials.c.name == name, credentials.c.state.in_(LIVING))

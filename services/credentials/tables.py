@@ -14,12 +14,10 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     Table,
     Text,
     UniqueConstraint,
@@ -29,20 +27,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from services.credentials.kinds import Kind
+from services.runtime.schema import Time, metadata_of, one_of
 
 SCHEMA = "credentials"
 
-metadata = MetaData(
-    schema=SCHEMA,
-    naming_convention={
-        "pk": "%(table_name)s_pkey",
-        "ck": "%(table_name)s_%(constraint_name)s",
-        "fk": "%(table_name)s_%(column_0_name)s_fkey",
-        "uq": "%(table_name)s_%(column_0_N_name)s_key",
-    },
-)
-
-Time = DateTime(timezone=True)
+metadata = metadata_of(SCHEMA)
 
 
 class State(StrEnum):
@@ -64,11 +53,6 @@ class State(StrEnum):
 
 LIVING = (State.PENDING, State.READY, State.VALUE_MISSING, State.DELETING)
 """The states of credentials that people see, and that keep their name."""
-
-
-def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
-    """The CHECK constraint that holds a column to an enum."""
-    return CheckConstraint(f"{column} IN ({', '.join(repr(v.value) for v in values)})", name=f"{column}_known")
 
 
 living: Final = text(f"state IN ({', '.join(repr(state.value) for state in LIVING)})")

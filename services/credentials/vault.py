@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import hvac
 import requests
 from cryptography import x509
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from services.credentials.vault_errors import (
     CasMismatch,
@@ -40,44 +41,42 @@ _UNQUOTED: Final = re.compile(r"/login$|/data/|/sys/(un)?seal|/sys/init|/secret-
 _PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?")
 
 
-@dataclass(frozen=True)
-class VaultSettings:
-    """Where Vault is, and how this service proves itself to it. `timeout` is in seconds.
+def checked_address(address: str) -> str:
+    """An address that secrets may be sent to. Raises ValueError for any other."""
+    parts = urlsplit(address)
+    if not parts.hostname or parts.username or parts.query or parts.scheme not in ("http", "https"):
+        raise ValueError("give https://HOST:PORT as the address of Vault")
+    if parts.scheme == "http" and not _loopback(parts.hostname):
+        raise ValueError("give https:// as the address of Vault; without TLS only one on this machine is spoken to")
+    return address
 
-    Raises:
-        ValueError: they do not fit together; the message names the field.
-    """
 
-    address: str
+class VaultSettings(BaseModel):
+    """Where Vault is, and how this service proves itself to it."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    address: Annotated[str, AfterValidator(checked_address)]
+    # PEM; without it, what this machine trusts.
     ca: Path | None = None
-    """PEM; without it, what this machine trusts."""
     namespace: str = ""
     kv_mount: str = "sis-kv"
     pki_mount: str = "sis-pki"
     auth: Literal["approle", "kubernetes"] = "approle"
+    # Called as the method unless given.
     auth_mount: str = ""
-    """Called as the method unless given."""
-    role_id_file: Path | None = None
-    secret_id_file: Path | None = None
+    role_id_file: Path | None = Field(None, validate_default=True)
+    secret_id_file: Path | None = Field(None, validate_default=True)
     kubernetes_role: str = "sis-credentials"
     kubernetes_token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-    timeout: float = 5.0
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
 
-    def __post_init__(self) -> None:
-        check_address(self.address)
-        if self.auth == "approle" and not (self.role_id_file and self.secret_id_file):
-            raise ValueError("role_id_file, secret_id_file: AppRole needs both")
-        if not 0 < self.timeout <= 60:
-            raise ValueError("timeout: give seconds, more than 0 and at most 60")
-
-
-def check_address(address: str) -> None:
-    """Refuse an address that secrets should not be sent to. Raises ValueError."""
-    parts = urlsplit(address)
-    if not parts.hostname or parts.username or parts.query or parts.scheme not in ("http", "https"):
-        raise ValueError("address: give https://HOST:PORT")
-    if parts.scheme == "http" and not _loopback(parts.hostname):
-        raise ValueError("address: give https://; without TLS only a Vault on this machine is spoken to")
+    @field_validator("role_id_file", "secret_id_file")
+    @classmethod
+    def _app_role_is_whole(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        if file is None and info.data.get("auth") == "approle":
+            raise ValueError("name the file: a login by AppRole needs it")
+        return file
 
 
 def _loopback(host: str) -> bool:
@@ -177,12 +176,18 @@ def _retry_after(response: requests.Response) -> float | None:
 
 class Connection:
     """Blocking calls to Vault, for one thread at a time. Connecting may take half of `timeout`, and an answer may
-    pause for as long as it."""
+    pause for as long as it.
+
+    Raises:
+        OSError, ValueError: the file `ca` cannot be read, or holds no certificate; or the address is not to be used.
+    """
 
     def __init__(
         self, address: str, *, ca: Path | None = None, namespace: str = "", token: str = "", timeout: float = 5.0
     ) -> None:
-        check_address(address)
+        checked_address(address)
+        if ca is not None:
+            _check_ca(ca)  # requests would say that it cannot connect
         for name in ("urllib3", "hvac"):
             logging.getLogger(name).setLevel(logging.WARNING)  # their debug lines tell of every request
         session = requests.Session()
@@ -211,13 +216,13 @@ class Connection:
 class Vault:
     """What the credential service keeps in Vault, and has it sign.
 
-    Every operation has `settings.timeout` seconds in all, logging in included, and raises VaultError or what it names.
+    Every operation has `settings.timeout_seconds` in all, logging in included, and raises VaultError or what it names.
     Paths are below the KV mount. Everything may be repeated after an error, `write` thanks to its check-and-set.
     """
 
     def __init__(self, settings: VaultSettings) -> None:
         self._settings = settings
-        self._session = Session(self._connect, self._log_in, settings.address, settings.timeout)
+        self._session = Session(self._connect, self._log_in, settings.address, settings.timeout_seconds)
 
     async def read(self, path: str, version: int | None = None) -> Stored:
         """What is at the path, in this version or the current one. Raises ValueMissing."""
@@ -328,8 +333,8 @@ class Vault:
         await self._session.run()
 
     async def close(self) -> None:
-        """Wait for the calls that are under way, at most about twice `settings.timeout`. Nothing can be called after
-        it."""
+        """Wait for the calls that are under way, at most about twice `settings.timeout_seconds`. Nothing can be called
+        after it."""
         await self._session.close()
 
     @property
@@ -338,9 +343,15 @@ class Vault:
 
     def _connect(self) -> Any:
         settings = self._settings
-        return Connection(
-            settings.address, ca=settings.ca, namespace=settings.namespace, timeout=settings.timeout
-        ).client
+        try:
+            return Connection(
+                settings.address, ca=settings.ca, namespace=settings.namespace, timeout=settings.timeout_seconds
+            ).client
+        except OSError as error:
+            why = f"{error.filename}: {error.strerror}"
+        except ValueError as error:
+            why = str(error)
+        raise VaultUnreachable(settings.address, why)
 
     def _log_in(self, client: Any) -> Mapping[str, Any]:
         settings = self._settings
@@ -360,6 +371,13 @@ class Vault:
 def _check_path(path: str) -> None:
     if not _PATH.fullmatch(path):
         raise ValueError("path: give names of letters, digits, '.', '_' and '-', separated by slashes")
+
+
+def _check_ca(file: Path) -> None:
+    try:
+        x509.load_pem_x509_certificates(file.read_bytes())
+    except ValueError:
+        raise ValueError(f"{file}: there is no certificate in it, or it is not PEM") from None
 
 
 def _names(certificate: x509.Certificate) -> set[str]:

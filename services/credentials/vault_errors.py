@@ -1,13 +1,13 @@
 """What can be wrong with Vault, each with its reason (`sis.errors.v1.Reason`).
 
     Unavailable
-     └─ VaultError            nothing was done, except where VaultSlow and VaultUnreachable say otherwise
+     └─ VaultError            nothing was done, except where it says otherwise
          ├─ VaultSealed       somebody has to unseal it
          ├─ VaultUnreachable  nothing answers at its address; a write may have been done all the same
          ├─ VaultSlow         no answer in time; a write may have been done, or be done yet
          ├─ VaultForbidden    its policy or the login does not let this service in
          ├─ VaultRateLimited  too much at once, in its opinion
-         └─ VaultFailed       anything else
+         └─ VaultFailed       anything else; a write may have been done all the same
     CasMismatch               the current version is not the one that the write supposes
     ValueMissing              there is nothing at the path, or not in this version
 
@@ -16,7 +16,7 @@ No message holds a value. The last two are answers of a Vault that works, for th
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from services.runtime.errors import Unavailable
 
@@ -25,9 +25,17 @@ class VaultError(Unavailable):
     """`retry_after` is Vault's own word where it gave one. Seconds."""
 
     retry_seconds: ClassVar[float] = 5.0
+    unknown: ClassVar[bool] = False
+    """Whether a write may have been done all the same."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=self.retry_seconds if retry_after is None else retry_after)
+
+    def amended(self, more: str) -> Self:
+        """The same error, which says more."""
+        found = type(self).__new__(type(self))
+        VaultError.__init__(found, f"{self.message}; {more}", retry_after=self.retry_after)
+        return found
 
 
 class VaultSealed(VaultError):
@@ -40,6 +48,7 @@ class VaultSealed(VaultError):
 class VaultUnreachable(VaultError):
     reason = "VAULT_UNREACHABLE"
     retry_seconds = 2.0
+    unknown = True
 
     def __init__(self, address: str, why: str) -> None:
         super().__init__(f"Vault does not answer at {address}: {why}")
@@ -48,6 +57,7 @@ class VaultUnreachable(VaultError):
 class VaultSlow(VaultError):
     reason = "VAULT_SLOW"
     retry_seconds = 2.0
+    unknown = True
 
     def __init__(self, address: str, seconds: float) -> None:
         super().__init__(f"Vault at {address} has not answered within {seconds:g} s")
@@ -74,6 +84,7 @@ class VaultRateLimited(VaultError):
 
 class VaultFailed(VaultError):
     reason = "VAULT_FAILED"
+    unknown = True
 
 
 class CasMismatch(Exception):

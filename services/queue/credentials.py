@@ -7,26 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from sis.packages.manifest import Operation
-from sis.packages.operation import ADMIN, RUN_AS
-
-REFERENCE = "credential."
-"""A ref that begins so names a reference of the operation …"""
-PARAMETER = "param."
-"""… and so, a sensitive input. The others are the accounts of the job, ADMIN and RUN_AS."""
-
-
-class CredentialKind(StrEnum):
-    """What a credential is made of."""
-
-    USERNAME_PASSWORD = "USERNAME_PASSWORD"  # noqa: S105  (a kind, not a password)
-    SSH_KEY = "SSH_KEY"
-    TOKEN = "TOKEN"  # noqa: S105
-    DOMAIN_ACCOUNT = "DOMAIN_ACCOUNT"
-
+from sis.packages.operation import ADMIN, INPUT_PREFIX, REFERENCE_PREFIX, RUN_AS, CredentialKind
 
 ACCOUNT_KINDS = (CredentialKind.USERNAME_PASSWORD, CredentialKind.SSH_KEY, CredentialKind.DOMAIN_ACCOUNT)
 """What can be an account."""
@@ -41,11 +25,6 @@ class CredentialUse:
     kinds: tuple[CredentialKind, ...]
 
 
-def kind(word: str) -> CredentialKind:
-    """A kind as a manifest writes it, such as ssh-key."""
-    return CredentialKind(word.upper().replace("-", "_"))
-
-
 def uses(
     operation: Operation, *, admin: str, run_as: str, references: Mapping[str, str], parameters: Mapping[str, str]
 ) -> list[CredentialUse]:
@@ -55,30 +34,35 @@ def uses(
         if credential:
             found.append(CredentialUse(ref, credential, _declared(operation, ref) or ACCOUNT_KINDS))
     for name, credential in sorted(references.items()):
-        found.append(CredentialUse(REFERENCE + name, credential, _declared(operation, name)))
-    found += [CredentialUse(PARAMETER + name, credential, ()) for name, credential in sorted(parameters.items())]
+        found.append(CredentialUse(REFERENCE_PREFIX + name, credential, _declared(operation, name)))
+    found += [CredentialUse(INPUT_PREFIX + name, credential, ()) for name, credential in sorted(parameters.items())]
     return found
 
 
 def _declared(operation: Operation, name: str) -> tuple[CredentialKind, ...]:
     reference = operation.credentials.get(name)
-    return tuple(kind(word) for word in reference.kinds) if reference is not None else ()
+    return tuple(reference.kinds) if reference is not None else ()
 
 
 def references(found: Iterable[CredentialUse]) -> dict[str, str]:
     """The credentials by the references of the operation."""
-    return _named(found, REFERENCE)
+    return _named(found, REFERENCE_PREFIX)
 
 
 def parameters(found: Iterable[CredentialUse]) -> dict[str, str]:
     """The credentials by the sensitive inputs."""
-    return _named(found, PARAMETER)
+    return _named(found, INPUT_PREFIX)
 
 
 def _named(found: Iterable[CredentialUse], prefix: str) -> dict[str, str]:
     return {use.ref.removeprefix(prefix): use.credential for use in found if use.ref.startswith(prefix)}
 
 
+def to_rows(found: Iterable[CredentialUse]) -> list[dict[str, Any]]:
+    """The uses as the database keeps them."""
+    return [{"ref": use.ref, "credential": use.credential, "kinds": [kind.name for kind in use.kinds]} for use in found]
+
+
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> list[CredentialUse]:
-    """The uses as the database keeps them, which is as their fields."""
-    return [CredentialUse(r["ref"], r["credential"], tuple(CredentialKind(k) for k in r["kinds"])) for r in rows]
+    """What `to_rows` has made of them."""
+    return [CredentialUse(r["ref"], r["credential"], tuple(CredentialKind[k] for k in r["kinds"])) for r in rows]

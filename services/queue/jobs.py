@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
@@ -129,7 +129,7 @@ async def create(connection: AsyncConnection, command: CreateJob, by: Actor) -> 
                 "package_version": package.version,
                 "package_digest": package.digest,
                 "parameters": resolved,
-                "credentials": [asdict(use) for use in leased],
+                "credentials": credentials.to_rows(leased),
                 "site_kind": command.site_kind,
                 "site_name": command.site_name,
                 "target": target,

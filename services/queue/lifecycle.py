@@ -21,7 +21,10 @@ SWEEPER_MARGIN = timedelta(seconds=30)
 """The agent keeps the limits; the sweeper steps in this much later, for an agent that is heard but does not act."""
 NO_OP_ROWS = 1_000
 """A history longer than this records moves only, so that a client in a loop cannot fill the database."""
-RETRY_LIMIT = timedelta(minutes=1)
+STEEP_TRIES, STEEP_LIMIT = 10, timedelta(minutes=1)
+RETRY_GROWTH, RETRY_LIMIT = 1.1, timedelta(minutes=10)
+"""The delay before the next try doubles up to the first limit; after that many tries it grows by this factor up to the
+last one, so that what is away for long adds few attempts and little history to each job that waits for it."""
 RETRY_SPREAD = 0.1
 """Jobs that were refused together come back apart: by up to this share of their delay."""
 SWEEPER = Actor("sweeper")
@@ -233,6 +236,9 @@ def declined(job: Job, now: datetime, by: Actor, reason: str) -> None:
 def lease_refused(job: Job, now: datetime, by: Actor, refusal: LeaseRefusal) -> None:
     """The current attempt got no leases, so it was not delivered: it waits for its next one, or fails for good.
 
+    The next one comes after 1, 2, 4 … 60 s, from the eleventh try on slower and slower, up to 10 minutes; later where
+    the refusal asks for that, by a minute at the most.
+
     One that was delivered before, and whose acceptance is under way, does not start either: its acceptance is refused.
     """
     why = f"{refusal.reason}: {refusal.message}"
@@ -247,7 +253,7 @@ def lease_refused(job: Job, now: datetime, by: Actor, refusal: LeaseRefusal) -> 
         apply(job, Event.UNRUNNABLE, now, by, why)
         job.failure_reason, job.status_message = refusal.reason, refusal.message
         return
-    delay = min(max(refusal.retry_after, _backoff(job.attempt_number)), RETRY_LIMIT)
+    delay = max(min(refusal.retry_after, STEEP_LIMIT), _backoff(job.attempt_number))
     # By the golden ratio the ids, however few of them, are spread evenly.
     job.retry_at = now + delay * (1 + RETRY_SPREAD * (job.job_id * 0.6180339887498949 % 1))
     job.wait_reason, job.wait_message = WaitReason(refusal.reason.value), refusal.message
@@ -265,7 +271,10 @@ def _give_back(job: Job, event: Event, now: datetime, by: Actor, why: str) -> No
 
 
 def _backoff(number: int) -> timedelta:
-    return min(timedelta(seconds=2 ** min(number - 1, 6)), RETRY_LIMIT)
+    if number <= STEEP_TRIES:
+        return min(timedelta(seconds=2 ** (number - 1)), STEEP_LIMIT)
+    # Bounded before it is raised: a float of 1.1^10,000 does not exist.
+    return min(STEEP_LIMIT * RETRY_GROWTH ** min(number - STEEP_TRIES, 100), RETRY_LIMIT)
 
 
 def journal_lost(job: Job, now: datetime, by: Actor) -> None:

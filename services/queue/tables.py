@@ -9,14 +9,12 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
     ForeignKey,
     Identity,
     Index,
     Integer,
     Interval,
     LargeBinary,
-    MetaData,
     SmallInteger,
     Table,
     Text,
@@ -27,19 +25,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 from services.queue.frames import StopKind
 from services.queue.model import LogVerdict, WaitReason
 from services.queue.states import Status, StopState
+from services.runtime.schema import Time, metadata_of, one_of
 
 SCHEMA = "queue"
 
-metadata = MetaData(
-    schema=SCHEMA,
-    naming_convention={
-        "pk": "%(table_name)s_pkey",
-        "ck": "%(table_name)s_%(constraint_name)s",
-        "fk": "%(table_name)s_%(column_0_name)s_fkey",
-    },
-)
-
-Time = DateTime(timezone=True)
+metadata = metadata_of(SCHEMA)
 
 
 class JobType(StrEnum):
@@ -48,11 +38,6 @@ class JobType(StrEnum):
     DISCOVERY = "DISCOVERY"
     PACKAGE = "PACKAGE"
     ASSET_IMPORT = "ASSET_IMPORT"
-
-
-def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
-    """The CHECK constraint that holds a column to an enum."""
-    return CheckConstraint(f"{column} IN ({', '.join(repr(v.value) for v in values)})", name=f"{column}_known")
 
 
 jobs = Table(
@@ -101,7 +86,7 @@ jobs = Table(
     Column("history_sequence", Integer, nullable=False, server_default="0"),
     # Raised by every change, so that a watcher sees one.
     Column("revision", BigInteger, nullable=False, server_default="1"),
-    # What its attempts lease: a list of {"ref", "credential", "kinds"}, as `credentials.CredentialUse`.
+    # What its attempts lease: a list of {"ref", "credential", "kinds"}, as `credentials.to_rows` makes it.
     Column("credentials", JSONB, nullable=False, server_default="[]"),
     # What keeps it, where that is something other than a free slot.
     Column("wait_reason", Text),

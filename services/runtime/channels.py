@@ -15,7 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from services.runtime import errors
 from services.runtime.errors import FieldViolation, SisError
 from services.runtime.identity import Identity
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 

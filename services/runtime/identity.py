@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.runtime.backoff import Backoff
 from services.runtime.errors import SisError
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
+from services.runtime.trust import issued_under
+from sis.private_files import make_private, sync_directory, write_private
 
 Obtain = Callable[[bytes], Awaitable[bytes]]
 """From a PKCS #10 request (DER) to the certificate's chain (PEM). It has a deadline of its own."""
@@ -47,14 +47,9 @@ def check(key: bytes, chain: bytes, ca: bytes, now: datetime) -> x509.Certificat
     if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
         raise Unusable(f"it is valid from {leaf.not_valid_before_utc} to {leaf.not_valid_after_utc} only")
     trusted = certificates(ca, "the CA")
-    current = leaf
-    for issuer in (*issuers, None):
-        if any(_issued(current, each) for each in trusted):
-            return leaf
-        if issuer is None or not _issued(current, issuer):
-            break
-        current = issuer
-    raise Unusable("it was not issued by this CA")
+    if not any(issued_under([leaf, *issuers], each) for each in trusted):
+        raise Unusable("it was not issued by this CA")
+    return leaf
 
 
 def pair(key: bytes, chain: bytes) -> None:
@@ -74,14 +69,6 @@ def certificates(pem: bytes, what: str) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
         raise Unusable(f"{what} cannot be read") from None
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 class Identity:
@@ -148,11 +135,11 @@ class Identity:
 
     def _keep(self, key: bytes, chain: bytes) -> None:
         leaf = check(key, chain, self.tls.ca.read_bytes(), _now())
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._directory)
         self._directory.chmod(0o700)
         # Killed in between, either the old key is with the old certificate, or the new one is found by `_load`.
-        _write_private(self._next_key, key)
-        _write_private(self.tls.certificate, chain)
+        write_private(self._next_key, key)
+        write_private(self.tls.certificate, chain)
         self._adopt_next_key()
         self._due = _due(leaf, _now())
 
@@ -170,7 +157,7 @@ class Identity:
 
     def _adopt_next_key(self) -> None:
         self._next_key.replace(self.tls.key)
-        _sync(self._directory)
+        sync_directory(self._directory)
 
 
 def _now() -> datetime:
@@ -203,24 +190,3 @@ def is_address(name: str) -> bool:
 def canonical_host_name(name: str) -> str:
     """An IP address in its canonical form, anything else in lower case."""
     return str(ipaddress.ip_address(name)) if is_address(name) else name.lower()
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Replace a file at once and for good, readable by its owner alone."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

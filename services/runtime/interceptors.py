@@ -7,6 +7,7 @@ all of them, so that bytes which are no message get a typed error too.
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import re
 import secrets
@@ -37,8 +38,15 @@ UNARY_LIMIT_SECONDS = 30.0
 UPLOAD_LIMIT_SECONDS = 600.0
 """How long a call may take that answers once: with one request, with a stream of them."""
 
-UNARY_LIMIT, STREAM_LIMIT, OPEN_LIMIT = 256, 1_000, 64
-"""How many calls may be in flight: with one request and one answer, others, those that anyone may make."""
+OPEN_STREAM_SECONDS = 60.0
+"""How long a stream may last that anyone may open. Who watches a server's health, or reads its reflection, learns what
+there is in the first of them and can call again; who only holds a place loses it soon."""
+
+UNARY_LIMIT, STREAM_LIMIT = 256, 1_000
+"""How many calls may be in flight: with one request and one answer, others."""
+PROBE_LIMIT, OPEN_STREAM_LIMIT, ENROLMENT_LIMIT = 64, 64, 64
+"""The same of calls that anyone may make, each kind apart, lest one keep another out: health checks, streams (of health
+and reflection), enrolments."""
 
 # Clients refuse more than 8 KiB of trailers, in which the message travels twice, percent-encoded and base64.
 _MESSAGE_CHARACTERS = 600
@@ -51,6 +59,17 @@ _log = logging.getLogger("rpc")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Kind(enum.Enum):
+    """What is bounded apart from the rest."""
+
+    UNARY = enum.auto()
+    STREAM = enum.auto()
+    # Those that anyone may make.
+    PROBE = enum.auto()
+    OPEN_STREAM = enum.auto()
+    ENROLMENT = enum.auto()
 
 
 @dataclass(slots=True)
@@ -68,6 +87,15 @@ class Call:
     def audience(self) -> Audience | None:
         return ACCESS.get(self.method)
 
+    @property
+    def kind(self) -> Kind:
+        streams = self.streams_requests or self.streams_responses
+        if self.audience is not Audience.ANYONE:
+            return Kind.STREAM if streams else Kind.UNARY
+        if streams:
+            return Kind.OPEN_STREAM
+        return Kind.PROBE if self.method.startswith("/grpc.") else Kind.ENROLMENT
+
 
 Layer = Callable[[Call], AbstractAsyncContextManager[None]]
 
@@ -80,7 +108,15 @@ def layers(*, admin_token_sha256: str | None, join_tokens: Mapping[str, str]) ->
         deadline,
         authentication(admin_token_sha256, join_tokens),
         authorisation,
-        limits(unary=UNARY_LIMIT, streams=STREAM_LIMIT, open_to_anyone=OPEN_LIMIT),
+        limits(
+            {
+                Kind.UNARY: UNARY_LIMIT,
+                Kind.STREAM: STREAM_LIMIT,
+                Kind.PROBE: PROBE_LIMIT,
+                Kind.OPEN_STREAM: OPEN_STREAM_LIMIT,
+                Kind.ENROLMENT: ENROLMENT_LIMIT,
+            }
+        ),
     ]
 
 
@@ -168,9 +204,7 @@ def _fitting(error: SisError) -> SisError:
 @asynccontextmanager
 async def deadline(call: Call) -> AsyncIterator[None]:
     """Ends a call that takes too long, a little before its client gives up, so that the client hears why."""
-    limit = None
-    if not call.streams_responses:
-        limit = UPLOAD_LIMIT_SECONDS if call.streams_requests else UNARY_LIMIT_SECONDS
+    own = limit = _limit(call)
     remaining = call.context.time_remaining()
     if remaining is not None:
         shaved = max(remaining - min(0.1, remaining / 10), 0)
@@ -182,9 +216,22 @@ async def deadline(call: Call) -> AsyncIterator[None]:
     except TimeoutError:
         if not timeout.expired():
             raise
+        if call.kind is Kind.OPEN_STREAM and limit == own:
+            raise DeadlineExceeded(
+                f"{call.method}: it was open for {limit:.1f} s, which is its limit; call again"
+            ) from None
         raise DeadlineExceeded(
             f"{call.method}: no answer within {limit:.1f} s; try again, or with a longer deadline"
         ) from None
+
+
+def _limit(call: Call) -> float | None:
+    """In seconds, whatever the client allows."""
+    if call.kind is Kind.OPEN_STREAM:
+        return OPEN_STREAM_SECONDS
+    if call.streams_responses:
+        return None
+    return UPLOAD_LIMIT_SECONDS if call.streams_requests else UNARY_LIMIT_SECONDS
 
 
 def authentication(admin_token_sha256: str | None, join_tokens: Mapping[str, str]) -> Layer:
@@ -223,16 +270,13 @@ async def authorisation(call: Call) -> AsyncIterator[None]:
     yield
 
 
-def limits(*, unary: int, streams: int, open_to_anyone: int) -> Layer:
+def limits(bounds: Mapping[Kind, int]) -> Layer:
     """Refuses calls when too many of their kind are in flight."""
-    bounds = {"unary": unary, "stream": streams, "open": open_to_anyone}
-    in_flight: Counter[str] = Counter()
+    in_flight: Counter[Kind] = Counter()
 
     @asynccontextmanager
     async def layer(call: Call) -> AsyncIterator[None]:
-        kind = "stream" if call.streams_requests or call.streams_responses else "unary"
-        if call.audience is Audience.ANYONE:
-            kind = "open"
+        kind = call.kind
         if in_flight[kind] >= bounds[kind]:
             raise ResourceExhausted(
                 f"this server has {bounds[kind]} calls in flight, which is its limit; try again",

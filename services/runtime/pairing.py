@@ -2,7 +2,8 @@
 
 A code is `sis1-<id>-<secret>-<fingerprint>`, in base32 without padding, in lower case: 40 bits that name it, 160 bits
 of secret, and the first 160 bits of the SHA-256 of the CA's certificate (DER). The secret never travels: both sides
-derive from it the key of an HMAC (HKDF-SHA256, info "sis.pairing.v1"), which covers what the agent sends. Pure.
+derive from it the key of an HMAC (HKDF-SHA256, info "sis.pairing.v1"), which covers what the agent sends and what it is
+told it has become. Pure.
 """
 
 from __future__ import annotations
@@ -68,6 +69,12 @@ class PairingCode:
 def mac(key: bytes, keys: bytes) -> bytes:
     """The proof over a serialised AgentKeys."""
     return hmac.digest(key, keys, "sha256")
+
+
+def enrolled_mac(key: bytes, name: str, group: str, serial: str) -> bytes:
+    """The proof that whoever knows the code has made this agent of the keys; `serial`, in lower-case hexadecimal, is
+    that of their certificate."""
+    return mac(key, b"\0".join((b"sis.enrolled.v1", name.encode(), group.encode(), serial.encode())))
 
 
 def renewal_message(agent: str, keys: bytes) -> bytes:

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from services.runtime.channels import KEEPALIVE, KEEPALIVE_MS, MAX_MESSAGE_BYTES
 from services.runtime.identity import Unusable, pair
 from services.runtime.interceptors import Chain, layers
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 
 DRAIN_SECONDS = 5.0
 _HEALTH_INTERVAL_SECONDS = 1.0

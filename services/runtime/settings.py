@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -28,18 +27,11 @@ def _split(value: object) -> object:
 
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """Texts separated by commas."""
+Endpoints = Annotated[tuple[Endpoint, ...], NoDecode, BeforeValidator(_split)]
+"""Endpoints separated by commas."""
 
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lower-case hexadecimal."""
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """The PEM files by which a process proves itself and checks others."""
-
-    ca: Path
-    certificate: Path
-    key: Path
 
 
 class Settings(BaseSettings):
@@ -87,7 +79,8 @@ class ServiceSettings(IdentitySettings):
 
 
 def _problem(prefix: str, location: tuple[int | str, ...], kind: str, message: str) -> str:
-    name = prefix + ".".join(str(part) for part in location).upper()
+    parts = [f".{part}" if isinstance(part, int) else f"_{part}" for part in location]
+    name = prefix + "".join(parts).removeprefix("_").upper()
     if kind == "missing":
         return f"{name} is not set"
     return f"{name}: {message.removeprefix('Value error, ')}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sis.cli.options import Data, Json, Reason
+
+if TYPE_CHECKING:
+    from sis.credentials.v1.agent_identity_service_pb2 import AgentIdentity
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The agents that take jobs at the sites.")
 
@@ -69,21 +73,26 @@ def pair(
 ) -> None:
     """Make a pairing code, good for one agent within an hour. An agent of that name is replaced when it is used."""
     from sis.cli import terminal, words
-    from sis.client import Client
+    from sis.client import Client, endpoints
 
-    with Client.find(data) as client:
+    found = endpoints.find(data)
+    with Client(found) as client:
         made = client.identities.pair(name, group)
     if json:
         print(terminal.document(made))
         return
     print(made.code)
-    print(f"Good for one agent until {words.local_time(made.expire_time)}. On its machine:", file=sys.stderr)
-    print(f"  sis-agent enrol --hub HOST:PORT --code {made.code}", file=sys.stderr)
+    until = words.local_time(made.expire_time)
+    print(f"A secret, good for one agent until {until}. On its machine this asks for it:", file=sys.stderr)
+    print(f"  sis-agent enrol --hub {found.enrolment or 'HOST:PORT'} --code -", file=sys.stderr)
 
 
 @app.command()
 def revoke(names: Annotated[list[str], typer.Argument(metavar="NAME")], reason: Reason = "", data: Data = None) -> None:
-    """Revoke agents: their streams are closed at once, and they must be paired again to come back."""
+    """Revoke agents.
+
+    Their streams are closed at once, and they must be paired again to come back.
+    """
     from sis.cli import failures
     from sis.client import ApiError, Client
 
@@ -96,14 +105,14 @@ def revoke(names: Annotated[list[str], typer.Argument(metavar="NAME")], reason: 
                 failures.report(error, name)
                 failed = True
             else:
-                print(f"Agent {name} is revoked; jobs in its hands become AWOL")
+                print(f"Agent {name} is revoked; any jobs in its hands become AWOL")
     if failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def identities(json: Json = False, data: Data = None) -> None:
-    """List the agents as the PKI knows them: certificates, who paired and who revoked them."""
+    """List the agents' certificates, who paired and revoked them."""
     from sis.cli import terminal, words
     from sis.client import Client
     from sis.credentials.v1 import agent_identity_service_pb2 as pb
@@ -113,15 +122,21 @@ def identities(json: Json = False, data: Data = None) -> None:
     if json:
         print(terminal.document(pb.ListAgentIdentitiesResponse(identities=found)))
         return
-    out = terminal.console()
+    out, now = terminal.console(), time.time()
     table = terminal.table(out, "Name", "Group", "State", "Certified Until", "Enrolled On", "Paired By")
     for each in found:
         table.add_row(
             terminal.cell(each.name),
             terminal.cell(each.group),
-            f"revoked by {each.revoker}" if each.revoked else "valid",
+            terminal.cell(_validity(each, now)),
             words.local_time(each.not_after),
             words.local_time(each.enrol_time),
             terminal.cell(each.pairer),
         )
     out.print(table if found else "No agents")
+
+
+def _validity(identity: AgentIdentity, now: float) -> str:
+    if identity.revoked:
+        return f"revoked by {identity.revoker}" + (f": {identity.revoke_reason}" if identity.revoke_reason else "")
+    return "valid" if identity.not_after.seconds > now else "expired"

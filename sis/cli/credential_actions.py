@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -14,12 +15,20 @@ from sis.credentials.v1 import credential_pb2
 from sis.credentials.v1 import credential_service_pb2 as pb
 
 
-def value(secret: bytes, passphrase_file: Path | None) -> credential_pb2.SecretValue:
-    """The secret as it is sent. Raises OptionError if the file cannot be read."""
-    passphrase = b""
-    if passphrase_file is not None:
-        passphrase = secrets.read("", from_stdin=False, file=passphrase_file, option="--passphrase")
-    return credential_pb2.SecretValue(secret=secret, passphrase=passphrase)
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a secret comes from."""
+
+    prompt: str
+    from_stdin: bool
+    file: Path | None
+    passphrase_file: Path | None
+
+    def read(self) -> credential_pb2.SecretValue:
+        """The secret as it is sent. Raises OptionError: it cannot be had."""
+        secret = secrets.read(self.prompt, from_stdin=self.from_stdin, file=self.file)
+        passphrase = secrets.read_file("--passphrase-file", self.passphrase_file) if self.passphrase_file else b""
+        return credential_pb2.SecretValue(secret=secret, passphrase=passphrase)
 
 
 def create(
@@ -30,22 +39,23 @@ def create(
     username: str,
     domain: str,
     description: str,
-    value: credential_pb2.SecretValue,
+    secret: Source,
     request_id: str,
     json: bool,
 ) -> None:
     """Store a credential and say so."""
-    request = pb.CreateCredentialRequest(
-        name=name,
-        kind=credential_pb2.CredentialKind.Value(f"CREDENTIAL_KIND_{kind.upper().replace('-', '_')}"),
-        username=username,
-        domain=domain,
-        description=description,
-        value=value,
-        request_id=request_id,
-    )
     with Client.find(data) as client:
-        made = client.credentials.create(request)
+        credentials = client.credentials  # nobody is asked for a secret that could not be sent
+        request = pb.CreateCredentialRequest(
+            name=name,
+            kind=credential_pb2.CredentialKind.Value(f"CREDENTIAL_KIND_{kind.upper().replace('-', '_')}"),
+            username=username,
+            domain=domain,
+            description=description,
+            value=secret.read(),
+            request_id=request_id,
+        )
+        made = credentials.create(request)
     print(terminal.document(made) if json else f"Credential {made.name} stored, version {made.version}")
 
 
@@ -57,11 +67,10 @@ def list_credentials(data: Path | None, *, every: bool, json: bool) -> None:
         print(terminal.document(pb.ListCredentialsResponse(credentials=found)))
         return
     out = terminal.console()
-    table = terminal.table(
-        out, "Name", "Kind", "Account", "Version", "State", "Created On", "Last Used", right=("Version",)
-    )
+    headers = ["Name", "Kind", "Account", "Version", "State", "Created On", "Last Used"]
+    table = terminal.table(out, *headers, *(["Made For"] if every else []), right=("Version",))
     for each in found:
-        table.add_row(
+        cells: list[RenderableType] = [
             terminal.cell(each.name),
             words.credential_kind(each.kind),
             terminal.cell(account(each)),
@@ -69,8 +78,17 @@ def list_credentials(data: Path | None, *, every: bool, json: bool) -> None:
             words.credential_state(each.state),
             words.local_time(each.create_time),
             words.local_time(each.last_use_time),
-        )
+        ]
+        table.add_row(*cells, *([_made_for(each)] if every else []))
     out.print(table if found else "No credentials")
+
+
+def _made_for(credential: credential_pb2.Credential) -> str:
+    if credential.job_id:
+        return f"job {credential.job_id}"
+    if credential.HasField("expire_time"):
+        return f"one job, until {words.local_time(credential.expire_time)}"
+    return words.NOT_APPLICABLE
 
 
 def account(credential: credential_pb2.Credential) -> str:
@@ -111,16 +129,22 @@ def replace(
     username: str | None,
     domain: str | None,
     description: str | None,
-    value: credential_pb2.SecretValue,
+    secret: Source,
     version: int,
     json: bool,
 ) -> None:
     """Replace the secret and say so."""
-    request = pb.ReplaceCredentialRequest(
-        name=name, value=value, username=username, domain=domain, description=description, version=version
-    )
     with Client.find(data) as client:
-        made = client.credentials.replace(request)
+        credentials = client.credentials
+        request = pb.ReplaceCredentialRequest(
+            name=name,
+            value=secret.read(),
+            username=username,
+            domain=domain,
+            description=description,
+            version=version,
+        )
+        made = credentials.replace(request)
     print(terminal.document(made) if json else f"Credential {made.name} replaced, version {made.version}")
 
 

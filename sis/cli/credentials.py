@@ -51,9 +51,8 @@ def create(
     data: Data = None,
 ) -> None:
     """Store a credential. Its secret is typed, or comes from standard input or a file: never as an argument."""
-    from sis.cli import credential_actions, secrets
+    from sis.cli import credential_actions
 
-    secret = secrets.read(f"Secret of {name}", from_stdin=secret_stdin, file=secret_file)
     credential_actions.create(
         data,
         name=name,
@@ -61,7 +60,7 @@ def create(
         username=username,
         domain=domain,
         description=description,
-        value=credential_actions.value(secret, passphrase_file),
+        secret=credential_actions.Source(f"Secret of {name}", secret_stdin, secret_file, passphrase_file),
         request_id=request_id,
         json=json,
     )
@@ -103,16 +102,15 @@ def replace(
     data: Data = None,
 ) -> None:
     """Replace the secret. Jobs that have begun keep the one that they have."""
-    from sis.cli import credential_actions, secrets
+    from sis.cli import credential_actions
 
-    secret = secrets.read(f"New secret of {name}", from_stdin=secret_stdin, file=secret_file)
     credential_actions.replace(
         data,
         name,
         username=username,
         domain=domain,
         description=description,
-        value=credential_actions.value(secret, passphrase_file),
+        secret=credential_actions.Source(f"New secret of {name}", secret_stdin, secret_file, passphrase_file),
         version=version,
         json=json,
     )

@@ -47,7 +47,7 @@ def lines(error: ClientError) -> list[str]:
         return [_field(violation.field) + violation.description for violation in error.violations]
     if error.unreachable and error.code == "UNAVAILABLE":
         return [f"{error.message}; see `sis status`, start a local stack with `sis up --detach`"]
-    return [error.message.removeprefix("job_id: ")]
+    return [error.message.removeprefix("job_id: ").removeprefix("name: ")]
 
 
 def report(error: ClientError, subject: str = "") -> None:
@@ -64,5 +64,9 @@ def say(problem: str) -> None:
 def _field(field: str) -> str:
     if field == "job_id":
         return ""  # an argument without a name; what is wrong with it names the job
+    if field == "value.secret":
+        return "the secret: "  # there are several ways to give it
+    if field == "value.passphrase":
+        return "--passphrase-file: "
     option = _OPTIONS.get(field.partition(".")[0].partition("[")[0])
     return f"{option}, {field}: " if option else f"{field}: "

@@ -40,9 +40,8 @@ def create(
 ) -> None:
     """Put a job on the queue and say which, or follow it to its end. The secrets of `secret_inputs` are asked for, and
     stored as credentials for this job alone."""
-    typed = _typed(request, secret_inputs)
     with Client.find(data) as client:
-        job = _create(client, request, typed)
+        job = _create_with_secrets(client, request, secret_inputs) if secret_inputs else client.jobs.create(request)
         if not follow:
             print(terminal.document(job) if json else f"Job {job.job_id} created: {words.status(job.status)}")
             return
@@ -57,25 +56,30 @@ def create(
 
 def _typed(request: pb.CreateJobRequest, secret_inputs: Sequence[str]) -> dict[str, bytes]:
     """The secrets that a person types, by the name of the input."""
-    typed: dict[str, bytes] = {}
     for name in secret_inputs:
-        if name in request.parameters or name in typed:
+        if name in request.parameters or secret_inputs.count(name) > 1:
             raise values.OptionError(f"--param-secret: {name!r} is given twice; give it once")
-        # One secret can come through a pipe.
-        piped = len(secret_inputs) == 1 and not sys.stdin.isatty()
-        typed[name] = secrets.read(f"Secret for {name}", from_stdin=piped, file=None, option="--param-secret")
-    return typed
+    if sys.stdin.isatty():
+        return {name: secrets.ask(f"Secret for {name}") for name in secret_inputs}
+    if len(secret_inputs) > 1:
+        raise values.OptionError(
+            "--param-secret: there is no terminal on which several secrets could be typed, and standard input takes "
+            "one; store the others with `sis credentials create` and give them by --param-credential"
+        )
+    return {name: secrets.read_stdin("--param-secret") for name in secret_inputs}
 
 
-def _create(client: Client, request: pb.CreateJobRequest, typed: dict[str, bytes]) -> job_pb2.Job:
+def _create_with_secrets(client: Client, request: pb.CreateJobRequest, secret_inputs: Sequence[str]) -> job_pb2.Job:
+    credentials = client.credentials  # before anybody is asked for a secret that could not be sent
+    typed = _typed(request, secret_inputs)
     made: list[str] = []
-    job = None
+    asked = False
     # With the same request id the same names, so that repeating the command makes one of each.
     token = request.request_id or str(uuid.uuid4())
     try:
         for name, secret in typed.items():
             unique = f"typed-{uuid.uuid5(uuid.NAMESPACE_OID, f'{token} {name}')}"
-            credential = client.credentials.create(
+            credential = credentials.create(
                 credential_service_pb2.CreateCredentialRequest(
                     name=unique,
                     kind=credential_pb2.CREDENTIAL_KIND_TOKEN,
@@ -87,15 +91,20 @@ def _create(client: Client, request: pb.CreateJobRequest, typed: dict[str, bytes
             )
             made.append(credential.name)
             request.parameters[name].credential_ref = credential.name
+        asked = True
         job = client.jobs.create(request)
-        for each in made:
-            client.credentials.bind(each, job.job_id)
-    except BaseException:
-        if job is None:
+    except BaseException as error:
+        # Where the answer was lost there may be a job, which needs them. What nobody binds expires within the hour.
+        if not asked or (isinstance(error, ApiError) and not error.passing):
             for each in made:
-                with contextlib.suppress(ClientError):  # it expires within the hour
-                    client.credentials.delete(each)
+                with contextlib.suppress(ClientError):
+                    credentials.delete(each)
         raise
+    for each in made:
+        try:
+            credentials.bind(each, job.job_id)
+        except ApiError as error:
+            failures.report(error, f"job {job.job_id} is created, but has its secret only if it starts within the hour")
     return job
 
 

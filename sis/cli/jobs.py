@@ -94,7 +94,8 @@ def create(
         typer.Option(
             "--param-secret",
             metavar="K",
-            help="Ask for the secret of a sensitive input; it is kept in Vault for this job alone.",
+            help="Ask for the secret of a sensitive input, or read the only one from standard input; it is kept in "
+            "Vault for this job alone.",
         ),
     ] = None,
     defer: Annotated[bool, typer.Option("--defer", help="Hold it until somebody activates it.")] = False,
@@ -177,7 +178,10 @@ def list_(
 
 @app.command()
 def get(job_ids: JobIds, json: Json = False, data: Data = None) -> None:
-    """Show jobs whole: target, execution, outputs, processes, evidence for the stop, the log's verdict."""
+    """Show all that is known of jobs.
+
+    That is target, execution, outputs, processes, evidence for the stop, and the log's verdict.
+    """
     from sis.cli import job_actions
 
     job_actions.get(data, job_ids, json=json)
@@ -246,7 +250,10 @@ def activate(job_ids: JobIds, json: Json = False, data: Data = None) -> None:
 
 @app.command()
 def cancel(job_ids: JobIds, reason: Reason = "", json: Json = False, data: Data = None) -> None:
-    """End jobs gracefully: TERM, ten seconds, then KILL to the whole process tree."""
+    """End jobs gracefully.
+
+    The initial process gets TERM, after ten seconds the whole process tree KILL.
+    """
     from sis.cli import job_actions
 
     job_actions.cancel(data, job_ids, reason, json=json)

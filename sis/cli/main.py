@@ -64,8 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         result = app(args=list(arguments), prog_name="sis", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
-        hint = _hint(error)
-        return _fail(f"{_lowered(error.format_message())}{hint}", error.exit_code)
+        return _misunderstood(error)
     except typer.Abort:
         return 130
     except BrokenPipeError:
@@ -77,6 +76,17 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         return _known(error)
     return result if isinstance(result, int) else 0
+
+
+def _misunderstood(error: typer.TyperException) -> int:
+    context: typer.Context | None = getattr(error, "ctx", None)
+    message = error.format_message()
+    if context is None:
+        return _fail(_lowered(message), error.exit_code)
+    if message == context.get_help():  # a group without a command, for which its help is the answer
+        print(message, file=sys.stderr)
+        return error.exit_code
+    return _fail(f"{_lowered(message)} (see `{context.command_path} --help`)", error.exit_code)
 
 
 def _known(error: Exception) -> int:
@@ -92,11 +102,6 @@ def _known(error: Exception) -> int:
         failures.report(error)
         return 1
     raise error
-
-
-def _hint(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return f" (see `{context.command_path} --help`)" if context is not None else ""
 
 
 def _fail(problem: str, code: int) -> int:

@@ -12,35 +12,48 @@ from sis.cli.values import OptionError
 MAX_BYTES = 64 * 1024
 
 
-def read(prompt: str, *, from_stdin: bool, file: Path | None, option: str = "--secret") -> bytes:
-    """The secret, without the one line break that ends it when it was typed or echoed. `option` is the stem of the
-    options by which people choose.
+def read(prompt: str, *, from_stdin: bool, file: Path | None) -> bytes:
+    """The secret, from where the options --secret-stdin and --secret-file say, else typed.
+
+    Without the one line break that ends what was echoed or edited, wherever it comes from. This and the other readers:
 
     Raises:
         OptionError: there is none, it is too long, or it cannot be read; the text never holds any of it.
     """
     if from_stdin and file is not None:
-        raise OptionError(f"{option}-stdin does not go together with {option}-file; give one of the two")
+        raise OptionError("--secret-stdin does not go together with --secret-file; give one of the two")
     if file is not None:
-        return _file(file, option)
+        return read_file("--secret-file", file)
     if from_stdin:
-        return _checked(sys.stdin.buffer.read(MAX_BYTES + 3), f"{option}-stdin")
+        return read_stdin("--secret-stdin")
     if not sys.stdin.isatty():
         raise OptionError(
-            f"{option}-stdin or {option}-file is missing: there is no terminal on which the secret could be typed"
+            "--secret-stdin or --secret-file is missing: there is no terminal on which the secret could be typed"
         )
+    return ask(prompt)
+
+
+def ask(prompt: str) -> bytes:
+    """What a person types, twice."""
     typed = getpass.getpass(f"{prompt}: ")
     if getpass.getpass(f"{prompt}, again: ") != typed:
         raise OptionError("the two that were typed differ; nothing was stored")
     return _checked(typed.encode("utf-8", "surrogateescape"), "the secret")
 
 
-def _file(path: Path, option: str) -> bytes:
+def read_stdin(option: str) -> bytes:
+    """All of standard input."""
+    return _checked(sys.stdin.buffer.read(MAX_BYTES + 3), f"{option}: standard input")
+
+
+def read_file(option: str, path: Path) -> bytes:
+    """All of a file."""
     try:
         with path.expanduser().open("rb") as file:
-            return _checked(file.read(MAX_BYTES + 3), f"{option}-file: {path}")
+            data = file.read(MAX_BYTES + 3)
     except OSError as error:
-        raise OptionError(f"{option}-file: {path} cannot be read: {os.strerror(error.errno or 0)}") from None
+        raise OptionError(f"{option}: {path} cannot be read: {os.strerror(error.errno or 0)}") from None
+    return _checked(data, f"{option}: {path}")
 
 
 def _checked(data: bytes, what: str) -> bytes:

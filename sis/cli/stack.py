@@ -13,8 +13,10 @@ from sis.cli.options import Data, Json
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (up, down, status, demo):
-        app.command()(command)
+    app.command(short_help="Start the stack on this machine.")(up)
+    app.command()(down)
+    app.command(short_help="Show the stack on this machine.")(status)
+    app.command(short_help="Show on this machine what SIS does, in a minute.")(demo)
 
 
 def up(
@@ -83,7 +85,7 @@ def down(data: Data = None) -> None:
 
 
 def status(json: Json = False, data: Data = None) -> None:
-    """Show the processes of the stack on this machine; exit 0 only when everything is healthy."""
+    """Show the processes of the stack on this machine and its endpoints; exit 0 only when everything is healthy."""
     from rich.text import Text
 
     from sis.cli import terminal
@@ -104,6 +106,8 @@ def status(json: Json = False, data: Data = None) -> None:
             health = Text(each.health, style="green" if each.healthy else "red")
             table.add_row(each.name, str(each.pid), each.endpoint, health, str(each.restarts))
         out.print(table)
+        out.print()
+        terminal.section(out, "Endpoints", terminal.facts(found.endpoints.items()))
         if found.up is None:
             print("its `sis up` is gone; `sis up --detach` takes over what is left")
     if not found.healthy:
@@ -111,7 +115,8 @@ def status(json: Json = False, data: Data = None) -> None:
 
 
 def demo(data: Data = None) -> None:
-    """Show on this machine what SIS does: gather facts, follow a job live, stop one that does not want to.
+    """Show on this machine what SIS does: gather facts, follow a job live, hide a secret that one prints, stop one
+    that does not want to.
 
     Uses the stack that is up; else starts one for the demonstration and takes it down again.
     """

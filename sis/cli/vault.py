@@ -14,7 +14,8 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare a V
 @app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    help="Make the mounts, CA, roles, policy and login that the credential service needs; --help tells how.",
+    help="Make the mounts, CA, roles, policy and login that the credential service needs.",
+    short_help="Make what the credential service needs there.",
 )
 def bootstrap(context: typer.Context) -> None:
     # It is a part of the credential service, which the command line does without: so, a process of its own.

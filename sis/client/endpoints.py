@@ -28,6 +28,8 @@ class Endpoints:
     """host:port of a hub's public listener, "" where it is not known (then agents cannot be listed)."""
     credentials: str = ""
     """host:port of the credential service's public listener, "" where it is not known."""
+    enrolment: str = ""
+    """host:port at which agents enrol with a local stack, "" with a remote suite: its sites may reach it otherwise."""
 
 
 class Token(str):
@@ -78,9 +80,10 @@ def _local(directory: Path) -> Endpoints:
     path = directory / "stack.json"
     try:
         found = json.loads(path.read_bytes())
-        queue, hub, credentials, ca, token = (
-            str(found[key]) for key in ("queue_endpoint", "hub_endpoint", "credentials_endpoint", "ca", "token")
+        queue, hub, credentials, enrolment = (
+            str(found[f"{key}_endpoint"]) for key in ("queue", "hub", "credentials", "enrolment")
         )
+        ca, token = str(found["ca"]), str(found["token"])
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigurationError(
             f"no stack is up in {directory}; start one with `sis up --detach`, or name its place with --data"
@@ -93,6 +96,7 @@ def _local(directory: Path) -> Endpoints:
         queue=queue,
         hub=hub,
         credentials=credentials,
+        enrolment=enrolment,
         token=_token(directory / token, str(path)),
         ca=_read(directory / ca, str(path)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator
@@ -17,9 +18,23 @@ _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MAX_RUN_TIMEOUT = 365 * _SECONDS["d"]
 
+# What a credential of a job is for, its ref: an account of the job itself, …
 ADMIN: Final = "admin"
 RUN_AS: Final = "run_as"
 """References of these names are given the accounts of the job itself."""
+# … or, after one of these, the name of a reference or of a sensitive input.
+REFERENCE_PREFIX: Final = "credential."
+INPUT_PREFIX: Final = "param."
+
+
+class CredentialKind(StrEnum):
+    """What a credential is made of, in the words of manifests; the contracts have the names."""
+
+    USERNAME_PASSWORD = "username-password"  # noqa: S105  (a kind, not a password)
+    SSH_KEY = "ssh-key"
+    TOKEN = "token"  # noqa: S105
+    DOMAIN_ACCOUNT = "domain-account"
+
 
 InputName = Annotated[
     Name, StringConstraints(max_length=64), shaped(r"[a-z][a-z0-9_]*", f"{LOWER} and _, such as free_space")
@@ -29,7 +44,6 @@ ReferenceName = Annotated[
 ]
 OutputName = Annotated[Name, shaped(r"[A-Za-z_][A-Za-z0-9_.-]*", "letters, digits, _ . and -, such as free_space")]
 
-CredentialKind = Literal["username-password", "ssh-key", "token", "domain-account"]
 Delivery = Literal["environment", "file", "stdin"]
 
 
@@ -111,14 +125,14 @@ class CredentialReference(Part):
 
     description: Text = ""
     required: bool = False
-    kinds: list[CredentialKind] = Field([], max_length=4)
+    kinds: list[Annotated[CredentialKind, Field(strict=False)]] = Field([], max_length=4)
     """What it may be; empty for anything."""
     delivery: Delivery = "environment"
     """How its secret reaches the payload; a private key is a file, unless it comes on standard input."""
 
     @field_validator("kinds")
     @classmethod
-    def _kinds_differ(cls, kinds: list[str]) -> list[str]:
+    def _kinds_differ(cls, kinds: list[CredentialKind]) -> list[CredentialKind]:
         if len(set(kinds)) != len(kinds):
             raise ValueError("names one of them twice")
         return kinds
@@ -157,7 +171,7 @@ class Operation(Part):
         if sum(reference.delivery == "stdin" for reference in credentials.values()) > 1:
             raise ValueError("has more than one delivery by stdin: there is one standard input")
         for name in (ADMIN, RUN_AS):
-            if name in credentials and "token" in credentials[name].kinds:
+            if name in credentials and CredentialKind.TOKEN in credentials[name].kinds:
                 raise ValueError(f"has the kind token for {name}, which is the job's account: remove it")
         return credentials
 

@@ -134,7 +134,8 @@ class Services:
 
     def enrolment(self, agent: Command, code: str) -> Command:
         """What makes a local agent one."""
-        return _once(agent, "enrol", "--hub", self.enrolment_endpoint, "--code", code)
+        enrol = _once(agent, "enrol", "--hub", self.enrolment_endpoint, "--code", "-")
+        return replace(enrol, input=code.encode("ascii"))
 
     @property
     def enrolment_endpoint(self) -> str:

@@ -15,7 +15,6 @@ logs/           a log for each process, and `up.log`
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,20 +80,3 @@ class Layout:
         for directory in (self.data, *own):
             directory.mkdir(mode=0o700, exist_ok=True)
             directory.chmod(0o700)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file at once and for good, readable by its owner alone."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)  # what an interrupted write left may be somebody else's to read
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -30,9 +30,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from sis.private_files import write_private
 from sis.stack import processes
 from sis.stack.errors import StackError
-from sis.stack.layout import write_private
 from sis.stack.ports import HOST
 from sis.stack.processes import Command, Identity
 
@@ -71,7 +71,8 @@ class OpenBao:
         return self.directory / "keys.json"
 
     def initialise(self) -> None:
-        """Write what the server needs to start. What an interrupted first start left is thrown away.
+        """Write what the server needs to start. A storage whose keys nobody ever had, because its first start was
+        interrupted, is thrown away; no other.
 
         Raises:
             StackError: there is no binary, or what opens the storage is gone.
@@ -79,15 +80,19 @@ class OpenBao:
         _binary()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.chmod(0o700)
-        storage, key = self.directory / "storage", self.directory / "unseal.key"
-        if self._lost_its_keys():
-            shutil.rmtree(storage, ignore_errors=True)
-            self.keys.unlink()
+        storage, key, discarded = self._storage, self.directory / "unseal.key", self.directory / "discarded"
+        shutil.rmtree(discarded, ignore_errors=True)
+        if self._never_had_keys():
+            # At once: what is left of a storage could be taken for a whole one.
+            storage.rename(discarded)
+            shutil.rmtree(discarded, ignore_errors=True)
         if self.auto_unseal and storage.exists() and not key.exists():
             raise StackError(f"{key} is gone, without which {storage} cannot be opened: put it back")
         if self.auto_unseal and not key.exists():
             write_private(key, secrets.token_bytes(32))
         storage.mkdir(mode=0o700, exist_ok=True)
+        if not self._storage_id.exists():
+            write_private(self._storage_id, secrets.token_hex(16).encode())
         if not _serves(self.directory):
             _make_certificate(self.directory)
         write_private(self._configuration, json.dumps(self._settings(storage, key), indent=2).encode())
@@ -108,7 +113,8 @@ class OpenBao:
     def bootstrap_arguments(self, output: Path) -> Sequence[str]:
         """What `python -m services.credentials.bootstrap` needs to initialise a server that answers, and to prepare it
         for the credential service, whose login goes to `output`. It may be done at each start."""
-        return ("--address", self.address, "--ca", str(self.ca), "--keys", str(self.keys), "--output", str(output))
+        own = ("--address", self.address, "--ca", str(self.ca), "--storage", self._storage_id.read_text("ascii"))
+        return (*own, "--keys", str(self.keys), "--output", str(output))
 
     def settle(self) -> None:
         """End what is left of a server on this storage, before another is started. Nobody else may be starting one.
@@ -149,6 +155,15 @@ class OpenBao:
         return health(self.address, self.ca) == UNSEALED
 
     @property
+    def _storage(self) -> Path:
+        return self.directory / "storage"
+
+    @property
+    def _storage_id(self) -> Path:
+        """Which storage this is, beside all that were here before it."""
+        return self._storage / "id"
+
+    @property
     def _configuration(self) -> Path:
         return self.directory.resolve() / "server.json"
 
@@ -170,11 +185,12 @@ class OpenBao:
             settings["seal"] = {"static": {"current_key_id": "1", "current_key": f"file://{key.resolve()}"}}
         return settings
 
-    def _lost_its_keys(self) -> bool:
-        """Whether the bootstrap was ended when it had begun to initialise the server, and before it had written the
-        keys down: then nobody can ever use the storage, and nobody has."""
+    def _never_had_keys(self) -> bool:
+        """Whether the bootstrap was ended when it had begun to initialise the server on this very storage, and before
+        it had written the keys down: then nobody can ever use the storage, and nobody has."""
         try:
-            return bool(json.loads(self.keys.read_bytes()) == {})
+            mark = {"initialising": self._storage_id.read_text("ascii")}
+            return bool(json.loads(self.keys.read_bytes()) == mark)
         except (OSError, ValueError):
             return False
 

@@ -118,6 +118,8 @@ class Command:
     stop_signal: signal.Signals = signal.SIGTERM
     account: str = "same"
     endpoint: str = ""
+    input: bytes = field(repr=False, default=b"")
+    """What it reads from standard input."""
 
 
 class Child:
@@ -126,10 +128,10 @@ class Child:
     def __init__(self, command: Command) -> None:
         self.command = command
         rotate(command.log)
-        with open_log(command.log) as log:
+        with open_log(command.log) as log, _in_memory(command.input) as standard_input:
             self._process = subprocess.Popen(
                 [*launcher(command.death_signal, command.account), *command.arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=standard_input,
                 stdout=log,
                 stderr=log,
                 cwd=command.directory,
@@ -173,6 +175,14 @@ class Child:
     def close(self) -> None:
         """Free what watches it. The process itself is left alone."""
         os.close(self.descriptor)
+
+
+def _in_memory(content: bytes) -> IO[bytes]:
+    """A file to read that is on no disk."""
+    file = os.fdopen(os.memfd_create("input"), "w+b")
+    file.write(content)
+    file.seek(0)
+    return file
 
 
 def launcher(death_signal: int, account: str = "same") -> list[str]:

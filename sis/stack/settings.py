@@ -9,8 +9,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sis.private_files import write_private
 from sis.stack.errors import StackError
-from sis.stack.layout import Layout, write_private
+from sis.stack.layout import Layout
 
 START_SECONDS = 55.0
 """Within this time everything is healthy, or `sis up` gives up; stopping what had started takes a little

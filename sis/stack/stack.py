@@ -16,13 +16,14 @@ import psycopg
 from sis.client import ApiError, Client, ClientError
 from sis.client.endpoints import Endpoints, Token
 from sis.packages import archive, shipped
+from sis.private_files import write_private
 from sis.stack import leftovers, postgres, processes
 from sis.stack import settings as choices
 from sis.stack import state as states
 from sis.stack.commands import GROUP, Ports, Services, token_sha256
 from sis.stack.errors import StackError
 from sis.stack.health import HEALTHY, Probe
-from sis.stack.layout import Layout, write_private
+from sis.stack.layout import Layout
 from sis.stack.openbao import OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.postgres import Postgres

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sis.private_files import write_private
 from sis.stack import processes
 from sis.stack.errors import StackError
-from sis.stack.layout import Layout, write_private
+from sis.stack.layout import Layout
 from sis.stack.processes import Identity, Kind
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class Status:
     """The living `sis up`; None: the stack is down, and whatever still runs was left behind."""
     starting: bool
     """Whether some processes are still to be started."""
+    endpoints: Mapping[str, str]
+    """host:port of `queue`, `hub`, `credentials` and `enrolment`, where agents enrol; empty when the stack is down."""
     processes: tuple[ProcessStatus, ...]
 
     @property
@@ -49,13 +52,14 @@ class Status:
         return everything and all(process.healthy for process in self.processes)
 
     def to_json(self) -> str:
-        """One document: `data`, `up` (a pid or null), `starting`, `healthy`, and `processes` with all
-        fields of each."""
+        """One document: `data`, `up` (a pid or null), `starting`, `healthy`, `endpoints`, and `processes` with
+        all fields of each."""
         document = {
             "data": str(self.data),
             "up": self.up.pid if self.up else None,
             "starting": self.starting,
             "healthy": self.healthy,
+            "endpoints": dict(self.endpoints),
             "processes": [asdict(each) for each in self.processes],
         }
         return json.dumps(document, indent=2)
@@ -71,12 +75,18 @@ def status(data: Path) -> Status:
     up = states.holder(layout)
     state = states.read(layout)
     if state is None or not state.processes:
-        return Status(layout.data, up, up is not None, ())
+        return Status(layout.data, up, up is not None, {}, ())
     with refusals():
         probe = Probe.of(state)
+    endpoints = {
+        "queue": state.queue_endpoint,
+        "hub": state.hub_endpoint,
+        "credentials": state.credentials_endpoint,
+        "enrolment": state.enrolment_endpoint,
+    }
     with ThreadPoolExecutor(max_workers=8) as pool:
         found = pool.map(lambda process: _look(state, probe, process), state.processes)
-        return Status(layout.data, up, up is not None and not state.started, tuple(found))
+        return Status(layout.data, up, up is not None and not state.started, endpoints, tuple(found))
 
 
 def look(state: StackState, probe: Probe, process: ProcessState) -> str:

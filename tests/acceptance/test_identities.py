@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 from sis.agent.v1 import agent_admin_service_pb2 as admin
@@ -75,19 +74,15 @@ def test_a_revoked_agent_is_cut_off_at_once_and_comes_back_only_by_a_new_code(st
     ):
         process = agent.start()
         until(lambda: is_online(client, "bad-1"), "the agent")
-        began = time.monotonic()
         assert stack.cli("agents", "revoke", "bad-1", "--reason", "stolen").returncode == 0
         until(lambda: not is_online(client, "bad-1"), "the end of its stream", seconds=10)
-        assert time.monotonic() - began < 8
-        until(lambda: "AGENT_REVOKED" in process.log or "revoked" in process.log, "its word of it")
+        until(lambda: "this agent is refused" in process.log, "its word of it")
         assert not is_online(client, "bad-1")
         shown = stack.cli("agents", "identities")
         assert "revoked by administrator" in shown.stdout
-        # The new identity is noticed by the process that runs.
-        process.kill()
+        # The new identity is noticed by the process that runs, which stands aside for the enrolment.
         again = agent.enrol(pairing_code(stack, "bad-1", "bad"))
         assert again.returncode == 0, again.stderr
-        agent.start()
         until(lambda: is_online(client, "bad-1"), "the agent with its new identity")
 
 

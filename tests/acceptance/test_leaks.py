@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-import psycopg
 import pytest
 
 from sis.client import Client
@@ -21,6 +20,7 @@ from sis.queue.v1 import job_pb2, job_service_pb2_grpc
 from sis.queue.v1 import job_service_pb2 as pb
 from tests.support.enrolled import enrolled_agent, far_hub
 from tests.support.leaks import LeakSearch
+from tests.support.numbered_job import until
 from tests.support.stack import Stack
 from tests.support.tls_tap import TlsTap
 
@@ -41,6 +41,15 @@ for variable in PASSWORD TOKEN; do
 done
 sleep 0.5
 """
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "base64": lambda text: base64.b64encode(f"x{text}".encode()).decode(),
+    "hex": lambda text: text.encode().hex(),
+    "UTF-16LE": lambda text: base64.b64encode(text.encode("utf-16-le")).decode(),
+}
+"""How what must be found is written."""
 
 
 @dataclass
@@ -112,14 +121,15 @@ def store(client: Client, number: int, secret: bytes) -> str:
     return name
 
 
-def job(credential: str, display_name: str = "Indiscreet") -> pb.CreateJobRequest:
+def job(display_name: str, script: str, credential: str = "", **labels: str) -> pb.CreateJobRequest:
     request = pb.CreateJobRequest(
         display_name=display_name,
         type=job_pb2.JOB_TYPE_PACKAGE,
         package=job_pb2.PackageReference(name="core.shell"),
         operation="run",
-        parameters={"script": job_pb2.ParameterValue(plain=SCRIPT)},
+        parameters={"script": job_pb2.ParameterValue(plain=script)},
         credentials={"secret": credential} if credential else {},
+        labels=labels,
         site_target=job_pb2.SiteTarget(group="tapped"),
     )
     request.run_timeout.FromSeconds(60)
@@ -128,46 +138,45 @@ def job(credential: str, display_name: str = "Indiscreet") -> pb.CreateJobReques
 
 @pytest.mark.timeout(300)
 def test_a_hundred_jobs_that_print_their_secrets_leak_none(stack: Stack, tmp_path: Path) -> None:
-    planted = f"planted{secrets.token_hex(12)}"
     # Characters that every encoding treats in its own way.
     passwords = {f"secret {n}": f"s%'\\\"/+ é{secrets.token_urlsafe(12)}&{n}".encode() for n in range(10)}
     search = LeakSearch(passwords)
-    bait = LeakSearch({"bait": planted.encode()})
-    with stack.client() as client, tapped(stack, tmp_path) as far:
+    # Each bait lies out in one form and in no other.
+    baits = {form: f"bait{secrets.token_hex(12)}" for form in FORMS}
+    planted = {form: FORMS[form](bait) for form, bait in baits.items()}
+    bait = LeakSearch({form: each.encode() for form, each in baits.items()})
+    with stack.client() as client, stack.database() as database, tapped(stack, tmp_path) as far:
         names = [store(client, number, secret) for number, secret in enumerate(passwords.values())]
-        ids = [client.jobs.create(job(names[number % len(names)])).job_id for number in range(JOBS)]
-        ids.append(client.jobs.create(job("", planted)).job_id)
-        _log_something(stack, planted)
+        ids = [
+            client.jobs.create(job("Indiscreet", SCRIPT, names[number % len(names)])).job_id for number in range(JOBS)
+        ]
+        for form, text in planted.items():
+            client.jobs.create(job(f"{form}: {text}", f"true '{text}'", bait=text))
+            _log_something(stack, text)
 
         places = {
             "queue": lambda of: of.memory(stack.pid("queue")),
             "hub": lambda of: of.memory(far.hub_pid),
             "stack's hub": lambda of: of.memory(stack.pid("hub-1")),
             "files": lambda of: of.files(stack.data, far.state, excluding=[stack.data / "vault" / "storage"]),
-            "database": lambda of: of.database(_database(stack)),
+            "database": lambda of: of.database(database),
             "wire": lambda of: {each for part in far.recorded() for each in of.find(part, "the wire")},
         }
         found: dict[str, set[str]] = {name: set() for name in places}
-        deadline = time.monotonic() + 200
-        looked = 0
-        while True:
-            ended = client.jobs.list(
-                pb.JobFilter(text="Indiscreet", statuses=[job_pb2.JOB_STATUS_SUCCEEDED])
-            ).total_size
-            assert time.monotonic() < deadline, f"{ended} of {JOBS} jobs have succeeded{stack.logs()}"
+        in_time = 0
+        for ended in range(0, JOBS + 1, JOBS // 4):
+            until(lambda ended=ended: succeeded(client) >= ended, f"{ended} of {JOBS} jobs", seconds=100)  # type: ignore[misc]
+            in_time += succeeded(client) < JOBS
             for name, look in places.items():
                 leaked = look(search)
                 assert not leaked, f"{name}: {leaked}"
-                found[name] |= look(bait)
-            looked += 1
-            if ended >= JOBS:
-                break
-        assert looked >= 2, "the jobs ended before they could be looked at"
-        bait_found = {name for name, each in found.items() if each}
+                found[name] |= bait.named(look(bait))
+        assert in_time >= 2, "the jobs ended before they could be looked at"
         # That nothing was found means something: the search finds what is there, everywhere but where it cannot be.
-        assert bait_found >= {"queue", "hub", "files", "database", "wire"}, found
+        assert all(found[name] == set(FORMS) for name in ("files", "database", "wire")), found
+        assert found["queue"] and found["hub"], found
 
-        for job_id in ids[:JOBS]:
+        for job_id in ids:
             output = b"".join(
                 each.chunk.data for each in client.jobs.output(job_id) if each.WhichOneof("content") == "chunk"
             )
@@ -178,6 +187,11 @@ def test_a_hundred_jobs_that_print_their_secrets_leak_none(stack: Stack, tmp_pat
         for name in names:
             assert len(list(client.credentials.usage(name))) == JOBS // len(names)
             client.credentials.delete(name)
+
+
+def succeeded(client: Client) -> int:
+    wanted = pb.JobFilter(text="Indiscreet", statuses=[job_pb2.JOB_STATUS_SUCCEEDED])
+    return client.jobs.list(wanted, page_size=1).total_size
 
 
 def _log_something(stack: Stack, text: str) -> None:
@@ -191,11 +205,6 @@ def _log_something(stack: Stack, text: str) -> None:
             ("x-request-id", text),
         )
         stub.GetJob(pb.GetJobRequest(job_id=1), timeout=10, metadata=metadata)
-
-
-def _database(stack: Stack) -> psycopg.Connection[tuple[object, ...]]:
-    sockets = Path(stack.process("postgres").endpoint.removeprefix("unix:")).parent
-    return psycopg.connect(host=str(sockets), user="sis", dbname="sis", autocommit=True)
 
 
 def test_no_command_line_and_no_printed_line_holds_a_secret(stack: Stack) -> None:

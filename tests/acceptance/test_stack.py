@@ -20,7 +20,7 @@ from sis.stack import processes
 from sis.stack.postgres import USER
 from tests.support.stack import Stack
 
-NAMES = ["postgres", "queue", "hub-1", "local-1"]
+NAMES = ["vault", "postgres", "credentials", "queue", "hub-1", "local-1"]
 
 
 @pytest.fixture
@@ -38,8 +38,10 @@ def test_status_lists_every_process(stack: Stack) -> None:
     assert [process["name"] for process in found] == NAMES
     assert {process["health"] for process in found} == {"healthy"}
     assert all(process["pid"] > 0 for process in found)
-    assert found[0]["endpoint"].startswith("unix:/")
-    assert all(process["endpoint"].startswith("127.0.0.1:") for process in found[1:3])
+    endpoints = {process["name"]: process["endpoint"] for process in found}
+    assert endpoints["postgres"].startswith("unix:/")
+    assert endpoints["vault"].startswith("https://127.0.0.1:")
+    assert all(endpoints[name].startswith("127.0.0.1:") for name in ("credentials", "queue", "hub-1"))
 
 
 def test_the_shipped_packages_are_there(stack: Stack) -> None:
@@ -48,10 +50,15 @@ def test_the_shipped_packages_are_there(stack: Stack) -> None:
 
 
 def test_secrets_are_the_owners_alone(stack: Stack) -> None:
-    files = [stack.data / "stack.json", stack.data / "admin.token", *(stack.data / "tls").rglob("*.key")]
-    files += (stack.data / "tls").rglob("*.pem")
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    assert stat.S_IMODE(stack.data.stat().st_mode) == 0o700
+    data = stack.data
+    files = [data / name for name in ("stack.json", "admin.token", "tls/role-id", "tls/secret-id", "vault/keys.json")]
+    files += [data / "vault" / name for name in ("unseal.key", "certificate.key", "storage/vault.db")]
+    for pattern in ("join/*", "identities/*/key.pem", "agents/*/identity/key.pem", "agents/*/identity/sealing/*.key"):
+        found = list(data.glob(pattern))
+        assert found, pattern
+        files += found
+    assert {path for path in files if stat.S_IMODE(path.stat().st_mode) != 0o600} == set()
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
 
 
 def test_nothing_is_served_without_tls(stack: Stack) -> None:
@@ -159,7 +166,8 @@ def test_a_foreground_up_stops_everything_on_sigterm(fresh: Stack) -> None:
             if line.startswith("the stack is up"):
                 break
         names = [line.split()[0] for line in lines if " ready " in line]
-        assert names == ["postgres", "queue", "hub-1", "hub-2", "local-1", "local-2"], lines
+        services = ["postgres", "vault", "credentials", "queue", "hub-1", "hub-2"]
+        assert names == [*services, "local-1", "local-2"], lines
         running = fresh.state
         up.send_signal(signal.SIGTERM)
         assert up.wait(30) == 0

@@ -11,7 +11,8 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from tests.support.enrolled import enrolled_agent, far_credentials, far_hub
 from tests.support.numbered_job import until
 from tests.support.stack import Stack
 
-JOBS = 100
+SEEN_SECONDS = 30.0
+"""For the reason of an outage to be what a job waits for."""
 AWAY = {
     job_pb2.WAIT_REASON_VAULT_SEALED,
     job_pb2.WAIT_REASON_VAULT_UNREACHABLE,
@@ -35,34 +37,34 @@ AWAY = {
 }
 
 
+@dataclass(frozen=True)
 class Outage:
     """A way for Vault to be away."""
 
-    def __init__(
-        self, group: str, begin: Callable[[], object], end: Callable[[], object], reason: job_pb2.WaitReason.ValueType
-    ) -> None:
-        self.group, self.begin, self.end, self.reason = group, begin, end, reason
+    group: str
+    """Whose agents feel it."""
+    reason: job_pb2.WaitReason.ValueType
+    begin: Callable[[], object]
+    hold: Callable[[], object]
+    """Called again and again while it lasts."""
+    end: Callable[[], object]
+
+
+Way = Callable[[Stack, Path], AbstractContextManager[Outage]]
+
+
+def nothing() -> None:
+    pass
 
 
 @contextmanager
 def killed(stack: Stack, directory: Path) -> Iterator[Outage]:
-    """It dies again as soon as it is started again, until it may stay."""
-    dead = True
+    """It dies, as does whatever the stack starts in its place."""
 
-    def end() -> None:
-        nonlocal dead
-        dead = False
+    def kill() -> None:
+        stack.process("vault").identity.signal(signal.SIGKILL)
 
-    stack.wait_healthy()
-
-    def begin() -> None:
-        # Held as long as it is down: the stack starts it again with growing delays.
-        for _ in range(3):
-            former = stack.pid("vault")
-            stack.kill("vault")
-            stack.wait_restarted("vault", former)
-
-    yield Outage("local", begin, end, job_pb2.WAIT_REASON_VAULT_UNREACHABLE)
+    yield Outage("local", job_pb2.WAIT_REASON_VAULT_UNREACHABLE, begin=kill, hold=kill, end=nothing)
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def sealed(stack: Stack, directory: Path) -> Iterator[Outage]:
         stack.kill("vault")
         stack.wait_restarted("vault", former)
 
-    yield Outage("local", lambda: seal(stack), end, job_pb2.WAIT_REASON_VAULT_SEALED)
+    yield Outage("local", job_pb2.WAIT_REASON_VAULT_SEALED, begin=lambda: seal(stack), hold=nothing, end=end)
 
 
 @contextmanager
@@ -82,9 +84,10 @@ def held_up(stack: Stack, directory: Path) -> Iterator[Outage]:
     """It takes connections and answers nothing."""
     yield Outage(
         "local",
-        lambda: stack.kill("vault", signal.SIGSTOP),
-        lambda: stack.kill("vault", signal.SIGCONT),
         job_pb2.WAIT_REASON_VAULT_SLOW,
+        begin=lambda: stack.kill("vault", signal.SIGSTOP),
+        hold=nothing,
+        end=lambda: stack.kill("vault", signal.SIGCONT),
     )
 
 
@@ -96,7 +99,10 @@ def cut_off(stack: Stack, directory: Path) -> Iterator[Outage]:
         proxy = parts.enter_context(proxied(address.removeprefix("https://")))
         credentials = parts.enter_context(
             far_credentials(
-                stack, directory / "credentials", SIS_CREDENTIALS_VAULT_ADDRESS=f"https://{proxy.proxy.endpoint}"
+                stack,
+                directory / "credentials",
+                SIS_CREDENTIALS_VAULT_ADDRESS=f"https://{proxy.proxy.endpoint}",
+                SIS_CREDENTIALS_VAULT_TIMEOUT_SECONDS="1",
             )
         )
         hub = parts.enter_context(far_hub(stack, directory / "hub", SIS_HUB_CREDENTIALS_ENDPOINT=credentials))
@@ -110,7 +116,7 @@ def cut_off(stack: Stack, directory: Path) -> Iterator[Outage]:
             proxy(lambda p: p.heal())
             proxy(lambda p: p.cut())
 
-        yield Outage("cut", begin, end, job_pb2.WAIT_REASON_VAULT_SLOW)
+        yield Outage("cut", job_pb2.WAIT_REASON_VAULT_SLOW, begin=begin, hold=nothing, end=end)
 
 
 def seal(stack: Stack) -> None:
@@ -128,37 +134,64 @@ def seal(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("way", [killed, sealed, held_up, cut_off])
-def test_vault_is_away_for_a_while(
-    stack: Stack, tmp_path: Path, way: Callable[[Stack, Path], contextmanager[Outage]]
-) -> None:
-    account = getpass.getuser()
-    with way(stack, tmp_path) as outage, stack.client() as client:  # type: ignore[attr-defined]
+@pytest.mark.parametrize(("way", "jobs"), [(killed, 100), (sealed, 100), (cut_off, 100), (held_up, 30)])
+def test_vault_is_away_for_a_while(stack: Stack, tmp_path: Path, way: Way, jobs: int) -> None:
+    own = getpass.getuser()
+    endure(stack, tmp_path, way, own, f"Run as {own} (credential {{}}), the agent's own account", jobs)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_nothing_runs_as_the_agent_while_the_account_is_not_to_be_had(stack: Stack, tmp_path: Path) -> None:
+    endure(stack, tmp_path, sealed, "nobody", "Run as nobody (credential {})", 20)
+
+
+def endure(stack: Stack, directory: Path, way: Way, account: str, line: str, jobs: int) -> None:
+    """Have an outage while so many jobs are to run as an account, each of whose logs is to have this line once."""
+    with way(stack, directory) as outage, stack.client() as client:
         credential = store(client, account)
-        ids = [create(client, credential, outage.group) for _ in range(JOBS)]
+        ids = [create(client, credential, outage.group) for _ in range(jobs)]
         until(lambda: len(succeeded(client, ids)) >= 5, "the first jobs")
         reasons: set[job_pb2.WaitReason.ValueType] = set()
         outage.begin()
-        began = time.monotonic()
-        while time.monotonic() - began < 20 and (outage.reason not in reasons or time.monotonic() - began < 3):
-            waiting = client.jobs.list(pb.JobFilter(statuses=[job_pb2.JOB_STATUS_WAITING]), page_size=JOBS)
-            reasons |= {each.wait.reason for each in waiting.jobs if each.HasField("wait")}
-            time.sleep(0.1)
-        outage.end()
-        if way is not killed:  # it may be back before anybody asks it
-            assert outage.reason in reasons, f"{reasons}{stack.logs()}"
+        try:
+            deadline = time.monotonic() + SEEN_SECONDS
+            while outage.reason not in reasons:
+                assert time.monotonic() < deadline, f"{reasons}{stack.logs()}"
+                outage.hold()
+                reasons |= waited_for(client)
+        finally:
+            outage.end()
+        until(lambda: len(succeeded(client, ids)) == jobs, "all jobs", seconds=120)
         assert reasons <= AWAY, reasons
-        until(lambda: len(succeeded(client, ids)) == JOBS, "all jobs", seconds=120)
         for job_id in ids:
-            said = b"".join(each.chunk.data for each in client.jobs.output(job_id) if each.HasField("chunk"))
-            assert said == f"{account} ***\n".encode()
-            started = [each for each in client.jobs.history(job_id) if each.event == "FIRST_PROCESS"]
-            assert len(started) == 1
-        until(
-            lambda: all(each.HasField("end_time") for each in client.credentials.usage(credential)), "the leases' end"
-        )
+            check(client, job_id, account, line.format(credential))
+
+        def ended() -> bool:
+            usage = list(client.credentials.usage(credential))
+            return {each.job_id for each in usage} == set(ids) and all(each.HasField("end_time") for each in usage)
+
+        until(ended, "the leases' end")
         client.credentials.delete(credential)
     stack.wait_healthy()
+
+
+def waited_for(client: Client) -> set[job_pb2.WaitReason.ValueType]:
+    """What jobs wait for."""
+    waiting = client.jobs.list(pb.JobFilter(statuses=[job_pb2.JOB_STATUS_WAITING]), page_size=1_000)
+    return {each.wait.reason for each in waiting.jobs if each.HasField("wait")}
+
+
+def check(client: Client, job_id: int, account: str, line: str) -> None:
+    """It was started once, as this account, by its own word and by its log's."""
+    output, said = b"", []
+    for response in client.jobs.debug_log(job_id):
+        for frame in response.frames.frames:
+            output += frame.chunk.data
+            said += [frame.notice.text] if frame.notice.text.startswith("Run as ") else []
+    assert output == f"{account} ***\n".encode()
+    assert said == [line]
+    assert [each.event for each in client.jobs.history(job_id)].count("FIRST_PROCESS") == 1
 
 
 def store(client: Client, account: str) -> str:

@@ -17,7 +17,7 @@ from cryptography import x509
 from services.runtime.errors import SisError
 from services.runtime.interceptors import Context
 from services.runtime.server import Listener, Registration, Server
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from sis.credentials.v1 import certificate_pb2, certificate_service_pb2, lease_pb2, lease_service_pb2
 from sis.credentials.v1 import certificate_service_pb2_grpc as certificate_rpc
 from sis.credentials.v1 import lease_service_pb2_grpc as lease_rpc
@@ -151,7 +151,9 @@ class FakeCredentials(lease_rpc.LeaseServiceServicer, certificate_rpc.Certificat
     ) -> certificate_service_pb2.EnrolAgentResponse:
         await self._note(self.enrolments, request)
         self._fail("EnrolAgent")
-        return certificate_service_pb2.EnrolAgentResponse(certificate=_issued(), name="a1", group="berlin")
+        return certificate_service_pb2.EnrolAgentResponse(
+            certificate=_issued(), name="a1", group="berlin", mac=b"a proof"
+        )
 
     async def RenewAgentCertificate(
         self, request: certificate_service_pb2.RenewAgentCertificateRequest, context: Context

@@ -104,7 +104,7 @@ class Members:
         self._codes[code.pairing_id] = code, group, name
         return code
 
-    def enrol(self, request: enrolment.EnrolRequest) -> tuple[IssuedCertificate, str, str]:
+    def enrol(self, request: enrolment.EnrolRequest) -> enrolment.EnrolResponse:
         """Raises PermissionDenied, unless the code is new, or was used for these very keys."""
         code, group, name = self._codes.get(request.pairing_id, (None, "", ""))
         if code is None or pairing.mac(code.key(), request.keys) != request.mac:
@@ -112,7 +112,9 @@ class Members:
         if self._used.setdefault(request.pairing_id, request.keys) != request.keys:
             raise PermissionDenied("the code was used", reason="PAIRING_REFUSED")
         self.add(group, name, request.keys)
-        return self._issue(name), name, group
+        issued = self._issue(name)
+        proof = pairing.enrolled_mac(code.key(), name, group, issued.serial)
+        return enrolment.EnrolResponse(certificate=issued, name=name, group=group, mac=proof)
 
     def add(self, group: str, name: str, keys: bytes) -> None:
         """Know an agent by the keys with which it has enrolled."""
@@ -122,7 +124,7 @@ class Members:
         del self._members[name]
 
     def renew(self, name: str, keys: bytes, signature: bytes) -> IssuedCertificate:
-        """Raises PermissionDenied, unless the agent's key has signed keys that are newer, or the same."""
+        """Raises PermissionDenied, unless the agent's key has signed keys that are the next ones, or the same."""
         member = self._members.get(name)
         if member is None:
             raise PermissionDenied("no such agent", reason="PAIRING_REFUSED")
@@ -132,8 +134,8 @@ class Members:
         except InvalidSignature:
             raise PermissionDenied("the signature is wrong", reason="PAIRING_REFUSED") from None
         wanted, known = AgentKeys.FromString(keys), AgentKeys.FromString(member.keys)
-        if wanted.generation <= known.generation and keys != member.keys:
-            raise PermissionDenied("the generation is old", reason="PAIRING_REFUSED")
+        if wanted.generation != known.generation + 1 and keys != member.keys:
+            raise PermissionDenied("two programs have the key", reason="AGENT_QUARANTINED")
         self._members[name] = _Member(member.group, keys)
         return self._issue(name)
 
@@ -146,7 +148,8 @@ class Members:
         csr = AgentKeys.FromString(member.keys).csr
         chain = self._authority.certify(csr, f"spiffe://sis/agent/{member.group}/{name}", life=self.life)
         self.serials.append(x509.load_pem_x509_certificate(chain).serial_number)
-        return IssuedCertificate(certificate_chain=chain, ca=self._authority.ca.read_bytes())
+        serial = f"{self.serials[-1]:x}"
+        return IssuedCertificate(certificate_chain=chain, ca=self._authority.ca.read_bytes(), serial=serial)
 
 
 @dataclass(frozen=True)
@@ -331,6 +334,8 @@ class FakeHub(rpc.AgentServiceServicer, enrolment_rpc.EnrolmentServiceServicer):
         self.rejoins: list[enrolment.RejoinRequest] = []
         self.on_enrolled: Callable[[], Any] = lambda: None
         """Called when the request was granted, before the answer."""
+        self.falsify: Callable[[enrolment.EnrolResponse], Any] = lambda _: None
+        """What it does to the answer."""
         self.refusals: dict[int, SisError] = {}
         """What an agent hears that shows the certificate with this serial, instead of being let in."""
         self.refused = 0
@@ -383,12 +388,13 @@ class FakeHub(rpc.AgentServiceServicer, enrolment_rpc.EnrolmentServiceServicer):
     ) -> enrolment.EnrolResponse:
         self.enrolments.append(request)
         try:
-            issued, name, group = self.members.enrol(request)
+            response = self.members.enrol(request)
             self.on_enrolled()
         except SisError as error:
             await _abort(context, error)
-        endpoints = [f":{self.port}"]
-        return enrolment.EnrolResponse(certificate=issued, name=name, group=group, agent_endpoints=endpoints)
+        response.agent_endpoints.append(f":{self.port}")
+        self.falsify(response)
+        return response
 
     async def Rejoin(
         self, request: enrolment.RejoinRequest, context: grpc.aio.ServicerContext[Any, Any]

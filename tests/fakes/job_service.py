@@ -1,4 +1,4 @@
-"""A JobService and PackageService that answer as they are told, over real gRPC and TLS."""
+"""The services that people call, answering as they are told, over real gRPC and TLS, at one endpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from services.runtime import errors
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
+from sis.credentials.v1 import agent_identity_service_pb2_grpc, credential_service_pb2_grpc
 from sis.queue.v1 import job_service_pb2_grpc, package_service_pb2_grpc
 
 
@@ -82,6 +83,14 @@ class PackageService(_Scripted, package_service_pb2_grpc.PackageServiceServicer)
         return self._one("PushPackage", list(request), context)
 
 
+class CredentialService(_Scripted, credential_service_pb2_grpc.CredentialServiceServicer):
+    """Every method answers from the script."""
+
+
+class AgentIdentityService(_Scripted, agent_identity_service_pb2_grpc.AgentIdentityServiceServicer):
+    """Every method answers from the script."""
+
+
 def _method(name: str, *, stream: bool) -> Any:
     if stream:
         return lambda self, request, context: self._many(name, request, context)
@@ -103,6 +112,18 @@ for _name in ("MonitorJob", "GetConsoleOutput", "GetDebugLog"):
     setattr(JobService, _name, _method(_name, stream=True))
 for _name in ("ListPackages", "GetPackage"):
     setattr(PackageService, _name, _method(_name, stream=False))
+for _name in (
+    "CreateCredential",
+    "ListCredentials",
+    "GetCredential",
+    "ReplaceCredential",
+    "DeleteCredential",
+    "ListCredentialUsage",
+    "BindCredential",
+):
+    setattr(CredentialService, _name, _method(_name, stream=False))
+for _name in ("PairAgent", "RevokeAgent", "ListAgentIdentities"):
+    setattr(AgentIdentityService, _name, _method(_name, stream=False))
 
 
 @contextmanager
@@ -112,6 +133,8 @@ def serving(script: Script, tls: TlsFiles) -> Iterator[str]:
         server = grpc.server(pool)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(script), server)
         package_service_pb2_grpc.add_PackageServiceServicer_to_server(PackageService(script), server)
+        credential_service_pb2_grpc.add_CredentialServiceServicer_to_server(CredentialService(script), server)
+        agent_identity_service_pb2_grpc.add_AgentIdentityServiceServicer_to_server(AgentIdentityService(script), server)
         credentials = grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
         port = server.add_secure_port("127.0.0.1:0", credentials)
         server.start()

@@ -14,7 +14,7 @@ from typing import TypeVar
 from services.runtime.errors import Aborted, NotFound, SisError, to_status
 from services.runtime.interceptors import Context
 from services.runtime.server import Listener, Server
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from sis.queue.v1 import dispatch_service_pb2 as pb
 from sis.queue.v1 import dispatch_service_pb2_grpc as rpc
 from sis.queue.v1 import frame_pb2

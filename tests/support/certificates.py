@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,20 +12,25 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
+from sis.credentials.v1 import certificate_pb2
 
 _DAY = timedelta(days=1)
 
 
 class CertificateAuthority:
-    """Issues certificates that are valid for a day, as files below `directory`; each is an identity directory."""
+    """Issues certificates that are valid for a day, as files below `directory`; each is an identity directory.
+
+    Each of them begins a second after the one before it: which is the newer one shows, however quickly they follow.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name("sis test CA")
+        self._numbers = itertools.count()
         certificate = (
-            _builder(self._name, self._name, self._key.public_key(), _DAY)
+            _builder(self._name, self._name, self._key.public_key(), _DAY, next(self._numbers))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .sign(self._key, hashes.SHA256())
         )
@@ -73,7 +79,7 @@ class CertificateAuthority:
             alternatives += [x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "::1")]
             usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
         certificate = (
-            _builder(_name(spiffe_id.rpartition("/")[2]), self._name, public_key, life)
+            _builder(_name(spiffe_id.rpartition("/")[2]), self._name, public_key, life, next(self._numbers))
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .sign(self._key, hashes.SHA256())
@@ -81,12 +87,21 @@ class CertificateAuthority:
         return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def agent_keys(files: TlsFiles) -> bytes:
+    """A serialised AgentKeys, by which an agent with this key asks for another certificate."""
+    key = serialization.load_pem_private_key(files.key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    request = x509.CertificateSigningRequestBuilder().subject_name(_name("an agent")).sign(key, hashes.SHA256())
+    csr = request.public_bytes(serialization.Encoding.DER)
+    return certificate_pb2.AgentKeys(csr=csr, sealing_key=bytes(32), generation=2).SerializeToString()
+
+
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, life: timedelta
+    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, life: timedelta, number: int
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -95,6 +110,6 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DAY)
+        .not_valid_before(now - _DAY + timedelta(seconds=number))
         .not_valid_after(now + life)
     )

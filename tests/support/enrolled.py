@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from tests.support.agent_process import AgentProcess
 from tests.support.stack import WAIT_SECONDS, Stack
 

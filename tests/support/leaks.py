@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import psycopg
@@ -35,11 +36,16 @@ class LeakSearch:
         self._automaton = BytesAhoCorasick(self._patterns, implementation=Implementation.ContiguousNFA)
 
     def find(self, data: bytes, where: str = "") -> set[str]:
-        """Which secrets are in the data: "name as form, where"."""
+        """Which secrets are in the data: "name as form, where"; see `named`."""
         return {
             f"{self._names[number]} as {self._patterns[number]!r}{f', {where}' if where else ''}"
             for number, _, _ in self._automaton.find_matches_as_indexes(data)
         }
+
+    @staticmethod
+    def named(found: Iterable[str]) -> set[str]:
+        """The names alone of what was found."""
+        return {each.partition(" as ")[0] for each in found}
 
     def files(self, *directories: Path, excluding: Iterable[Path] = ()) -> set[str]:
         """In every file, with its name and path, below the directories."""
@@ -68,7 +74,7 @@ class LeakSearch:
             pass
         return found
 
-    def database(self, connection: psycopg.Connection[tuple[object, ...]]) -> set[str]:
+    def database(self, connection: psycopg.Connection[tuple[Any, ...]]) -> set[str]:
         """In every row of every table, as PostgreSQL sends it in binary."""
         tables = connection.execute(
             "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"

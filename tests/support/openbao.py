@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -76,13 +75,13 @@ class OpenBaoServer:
 
     def settings(self, **changes: Any) -> VaultSettings:
         """Those of the credential service."""
-        settings = VaultSettings(
-            self.address,
-            ca=self.server.ca,
-            role_id_file=self.output / "role-id",
-            secret_id_file=self.output / "secret-id",
-        )
-        return replace(settings, **changes)
+        own = {
+            "address": self.address,
+            "ca": self.server.ca,
+            "role_id_file": self.output / "role-id",
+            "secret_id_file": self.output / "secret-id",
+        }
+        return VaultSettings(**{**own, **changes})
 
     def connection(self, token: str | None = None, namespace: str = "") -> Connection:
         """Blocking calls, as root unless a token is given. Close it."""

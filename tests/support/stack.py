@@ -10,13 +10,17 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from services.runtime.settings import TlsFiles
+import psycopg
+
+from services.runtime.tls import TlsFiles
 from sis import stack
 from sis.client import Client
 from sis.stack import processes
 from sis.stack import state as states
 from sis.stack.layout import Layout
+from sis.stack.postgres import USER
 from sis.stack.state import ProcessState, StackState
 
 WAIT_SECONDS = 30.0
@@ -123,6 +127,11 @@ class Stack:
     def client(self) -> Client:
         """A client of this stack, to be closed by the caller."""
         return Client.find(self.data)
+
+    def database(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """A connection to the database of all its services, to be closed by the caller."""
+        sockets = self.process("postgres").endpoint.removeprefix("unix:")
+        return psycopg.connect(host=str(Path(sockets).parent), user=USER, dbname="sis", autocommit=True)
 
     @property
     def state(self) -> StackState:

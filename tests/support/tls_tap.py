@@ -8,7 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 
 _CHUNK_BYTES = 65_536
 

@@ -33,9 +33,9 @@ class CertificateServicer(certificate_service_pb2_grpc.CertificateServiceService
     async def EnrolAgent(
         self, request: certificate_service_pb2.EnrolAgentRequest, context: Context
     ) -> certificate_service_pb2.EnrolAgentResponse:
-        issued, pairing = await self._identities.enrol(convert.enrol_agent(request))
+        issued, enrolled = await self._identities.enrol(convert.enrol_agent(request))
         return certificate_service_pb2.EnrolAgentResponse(
-            certificate=convert.to_certificate(issued), name=pairing.agent, group=pairing.group
+            certificate=convert.to_certificate(issued), name=enrolled.agent, group=enrolled.group, mac=enrolled.mac
         )
 
     async def RenewAgentCertificate(

@@ -6,14 +6,13 @@ import re
 
 from google.protobuf import duration_pb2
 
-from services.queue import credentials
-from services.queue.credentials import CredentialKind
 from services.queue.packages import Package, Upload
 from services.runtime.errors import InvalidArgument
 from services.runtime.fields import Violations, members, numbers, to_timestamp
 from sis.credentials.v1 import credential_pb2
 from sis.packages.archive import MAX_PACKED_BYTES
 from sis.packages.manifest import CredentialReference, Input, Operation
+from sis.packages.operation import CredentialKind
 from sis.packages.values import text
 from sis.queue.v1 import package_service_pb2
 
@@ -101,7 +100,7 @@ def _reference(name: str, declared: CredentialReference) -> package_service_pb2.
         ref=name,
         description=declared.description,
         required=declared.required,
-        kinds=[CREDENTIAL_KIND_NUMBERS[credentials.kind(word)] for word in declared.kinds],
+        kinds=[CREDENTIAL_KIND_NUMBERS[kind] for kind in declared.kinds],
         delivery=declared.delivery,
     )
 

@@ -12,6 +12,7 @@ from typing import Self
 
 from google.protobuf.message import DecodeError
 
+from sis.private_files import sync_directory
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
 log = logging.getLogger(__name__)
@@ -109,12 +110,3 @@ class AttemptDirectories:
     def __iter__(self) -> Iterator[AttemptKey]:
         names = sorted(path.name for path in self._root.iterdir() if path.is_dir())
         return (key for key in map(AttemptKey.parse, names) if key is not None)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

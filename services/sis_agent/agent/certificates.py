@@ -3,33 +3,11 @@ wrong, and whoever has to rely on them looks himself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from services.runtime.trust import issued_under
 from services.sis_agent.agent.errors import CertificateRefused
-
-
-def is_ca(certificate: x509.Certificate) -> bool:
-    """Whether it may issue others."""
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
-        return False
-
-
-def issued_under(chain: Sequence[x509.Certificate], anchor: x509.Certificate) -> bool:
-    """Whether the first of the certificates was issued by the CA `anchor`, by way of those that follow, in order."""
-    if not chain or not is_ca(anchor):
-        return False
-    current, *others = chain
-    while not _issued(current, anchor):
-        if not others or not is_ca(others[0]) or not _issued(current, others[0]):
-            return False
-        current = others.pop(0)
-    return True
 
 
 def own_certificate(
@@ -54,11 +32,3 @@ def own_certificate(
     if uris != [f"spiffe://sis/agent/{group}/{name}"]:
         raise CertificateRefused(f"the certificate that came is for {', '.join(uris)}, not for {name} of {group}")
     return certificates[0]
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True

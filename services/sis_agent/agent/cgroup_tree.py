@@ -51,12 +51,12 @@ class CgroupTree(ProcessTree):
         self.directory = str(directory)
 
     @classmethod
-    def create(cls, attempt: str) -> Self | None:
-        """Make the cgroup for an attempt. None where that is not possible."""
+    def create(cls, name: str) -> Self | None:
+        """Make a cgroup of this name, which everybody can read. None where that is not possible."""
         home = own_cgroup()
         if home is None:
             return None
-        directory = home / f"{_PREFIX}{attempt}"
+        directory = home / f"{_PREFIX}{name}"
         try:
             directory.mkdir()
         except OSError:

@@ -17,7 +17,7 @@ from services.runtime.errors import DeadlineExceeded, Internal, SisError, Unavai
 from services.sis_agent.agent.enrolment import SERVER_NAME
 from services.sis_agent.agent.errors import AgentError
 from services.sis_agent.agent.executor import Executor
-from services.sis_agent.agent.renewal import Renewal
+from services.sis_agent.agent.held_identity import HeldIdentity
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
@@ -57,10 +57,9 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
 class Connection:
     """The way to the hubs, which are tried in turn."""
 
-    def __init__(self, renewal: Renewal, endpoints: Sequence[str], about: dispatch.AgentHello) -> None:
-        """`endpoints` go before those of the identity, which `renewal` holds; `about` is the part of the hello that
-        never changes."""
-        self._renewal = renewal
+    def __init__(self, identity: HeldIdentity, endpoints: Sequence[str], about: dispatch.AgentHello) -> None:
+        """`endpoints` go before those of the identity; `about` is the part of the hello that never changes."""
+        self._identity = identity
         self._endpoints = endpoints
         self._about = about
         self._welcomed = False
@@ -76,13 +75,13 @@ class Connection:
         turn = random.randrange(1 << 16)  # noqa: S311  (to spread the agents over the hubs)
         clock = asyncio.get_running_loop().time
         while True:
-            endpoints = self._endpoints or self._renewal.identity.hub_endpoints
+            endpoints = self._endpoints or self._identity.current.hub_endpoints
             turn += 1
             began = clock()
             refused = await self._serve(endpoints[turn % len(endpoints)], executor)
             if refused is not None:
                 log.error("this agent is refused: %s; %s", refused, REMEDIES[refused.reason])
-                if await self._renewal.stand_aside(slow.next_delay()):
+                if await self._identity.stand_aside(slow.next_delay()):
                     slow.reset()
                 backoff.reset()
                 continue
@@ -103,7 +102,7 @@ class Connection:
                 return error
         if not self._welcomed:
             try:
-                await self._renewal.rejoin(executor.sealing_keys)
+                await self._identity.rejoin(executor.sealing_keys)
             except (SisError, AgentError, OSError) as error:
                 log.warning("no new certificate in the place of the one that is out of date: %s", error)
                 if isinstance(error, SisError) and error.reason in REMEDIES:
@@ -141,7 +140,7 @@ class Connection:
             raise Unavailable(f"the hub ended package {digest} at byte {offset} of {end}")
 
     async def _session(self, endpoint: str, executor: Executor) -> None:
-        async with secure_channel(endpoint, self._renewal.identity.tls, server_name=SERVER_NAME) as channel:
+        async with secure_channel(endpoint, self._identity.current.tls, server_name=SERVER_NAME) as channel:
             call = AgentServiceStub(channel).Connect()
             try:
                 interval = await self._open(call, executor)
@@ -164,7 +163,7 @@ class Connection:
                 hello = dispatch.AgentHello()
                 hello.CopyFrom(self._about)
                 executor.describe(hello)
-                secret = self._renewal.identity.resume_secret
+                secret = self._identity.current.resume_secret
                 await call.write(pb.ConnectRequest(hello=hello, resume_secret=secret))
                 response = await call.read()
         except TimeoutError:
@@ -181,7 +180,7 @@ class Connection:
 
     def _persist(self, secret: bytes) -> None:
         try:
-            self._renewal.identity.persist_resume_secret(secret)
+            self._identity.current.persist_resume_secret(secret)
         except OSError as error:
             # The hub takes the secret that was shown last as well, and while a disk is full this agent must be
             # reachable, to report and to stop what runs.
@@ -219,7 +218,7 @@ class Connection:
                     for command in response.stops.stops:
                         executor.stop(command)
                 case "certificate":
-                    self._renewal.answer(response.certificate, executor.sealing_keys)
+                    self._identity.answer(response.certificate, executor.sealing_keys)
                 case other:
                     log.warning("the hub said something that this agent does not understand: %s", other)
 
@@ -234,7 +233,7 @@ class Connection:
             if executor.beat_wanted or clock() >= beat_at:
                 beat_at = clock() + interval
                 await _say(call, pb.ConnectRequest(beat=executor.beat()))
-            if (request := self._renewal.request()) is not None:
+            if (request := self._identity.request()) is not None:
                 await _say(call, pb.ConnectRequest(certificate_request=request))
             if executor.silence() > ANSWER_SECONDS:
                 raise DeadlineExceeded(f"the hub has not answered a report for {ANSWER_SECONDS:.0f} s")

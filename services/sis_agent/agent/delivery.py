@@ -11,7 +11,7 @@ from services.sis_agent.agent.leases import Leases, Secret
 from services.sis_agent.agent.private_directory import PrivateDirectory
 from services.sis_agent.agent.start_failed import CREDENTIAL_UNSUITABLE, StartFailed
 from sis.credentials.v1 import credential_pb2
-from sis.packages.operation import CredentialReference, Operation
+from sis.packages.operation import CredentialKind, CredentialReference, Operation
 from sis.packages.values import InvalidValue
 
 MAX_VARIABLE_BYTES: Final = 100 << 10
@@ -21,12 +21,15 @@ MAX_VARIABLES_BYTES: Final = 512 << 10
 them."""
 
 _PRIVATE_KEY: Final = "PRIVATE_KEY"
-# Each kind as a manifest calls it, and what its secret is called in the environment.
-_KINDS: Final[dict[int, tuple[str, str]]] = {
-    credential_pb2.CREDENTIAL_KIND_USERNAME_PASSWORD: ("username-password", "PASSWORD"),
-    credential_pb2.CREDENTIAL_KIND_SSH_KEY: ("ssh-key", _PRIVATE_KEY),
-    credential_pb2.CREDENTIAL_KIND_TOKEN: ("token", "TOKEN"),
-    credential_pb2.CREDENTIAL_KIND_DOMAIN_ACCOUNT: ("domain-account", "PASSWORD"),
+# What the secret of each kind is called in the environment.
+_PARTS: Final = {
+    CredentialKind.USERNAME_PASSWORD: "PASSWORD",
+    CredentialKind.SSH_KEY: _PRIVATE_KEY,
+    CredentialKind.TOKEN: "TOKEN",
+    CredentialKind.DOMAIN_ACCOUNT: "PASSWORD",
+}
+_KINDS: Final[dict[int, CredentialKind]] = {
+    credential_pb2.CredentialKind.Value(f"CREDENTIAL_KIND_{kind.name}"): kind for kind in CredentialKind
 }
 
 
@@ -84,10 +87,11 @@ def sensitive_inputs(operation: Operation, leases: Leases) -> dict[str, str]:
 def _deliver(
     name: str, declared: CredentialReference, secret: Secret, directory: PrivateDirectory, delivery: Delivery
 ) -> None:
-    kind, part = _KINDS.get(secret.kind, ("unknown", ""))
-    if not part or (declared.kinds and kind not in declared.kinds):
-        wanted = ", ".join(declared.kinds) or ", ".join(known for known, _ in _KINDS.values())
-        raise _unsuitable(f"the reference {name}", secret, f"is of the kind {kind}, not of {wanted}")
+    kind = _KINDS.get(secret.kind)
+    if kind is None or (declared.kinds and kind not in declared.kinds):
+        wanted = ", ".join(declared.kinds or CredentialKind)
+        raise _unsuitable(f"the reference {name}", secret, f"is of the kind {kind or 'unknown'}, not of {wanted}")
+    part = _PARTS[kind]
     environment = delivery.environment
     prefix = f"SIS_CREDENTIAL_{name.upper()}_"
 

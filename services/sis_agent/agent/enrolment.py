@@ -1,13 +1,15 @@
 """How a program becomes an agent by a pairing code, and one again whose certificate has expired.
 
 The code names the CA by its fingerprint, so the server has to prove itself before anything is sent to it; what is sent
-is bound to the code by an HMAC, so that whoever relays it can put nothing of its own in its place.
+and what is answered are bound to the code by an HMAC, so that whoever relays them can put nothing of its own in their
+place, nor enrol the agent's keys by a code of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,9 +23,11 @@ from services.runtime import pairing
 from services.runtime.channels import refusals, server_channel
 from services.runtime.errors import PermissionDenied, SisError
 from services.runtime.pairing import PairingCode
-from services.sis_agent.agent.certificates import issued_under
+from services.runtime.trust import issued_under
+from services.sis_agent.agent import certification
+from services.sis_agent.agent.certification import Enrolment, Hold
 from services.sis_agent.agent.errors import CertificateRefused, EnrolmentFailed, IdentityDamaged, NotEnrolled
-from services.sis_agent.agent.identity import AgentIdentity, Enrolment, Hold
+from services.sis_agent.agent.identity import AgentIdentity
 from sis.agent.v1 import enrolment_service_pb2 as pb
 from sis.agent.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 
@@ -52,7 +56,7 @@ async def enrol(directory: Path, endpoint: str, code: PairingCode) -> AgentIdent
     await _acquire(hold, directory)
     try:
         with contextlib.suppress(NotEnrolled, IdentityDamaged):
-            present = AgentIdentity.open(directory)
+            present = certification.opened(directory)
             if present.pairing_id == code.pairing_id:
                 return present
         ca = trusted_ca(await certificates_of(endpoint), code)
@@ -63,6 +67,11 @@ async def enrol(directory: Path, endpoint: str, code: PairingCode) -> AgentIdent
             )
         request = Enrolment.begin(directory, code.pairing_id)
         answer = await _enrol(endpoint, ca, code, request.keys)
+        if not _proven(answer, code):
+            raise EnrolmentFailed(
+                f"the hub at {endpoint} is not to be trusted: it does not prove that this pairing code has made this "
+                f"program agent {answer.name} of group {answer.group}; nothing was taken from it"
+            )
         if not answer.agent_endpoints:
             raise EnrolmentFailed(
                 f"the hub at {endpoint} does not say where agents connect: mend its settings, try again"
@@ -104,15 +113,25 @@ async def _enrol(endpoint: str, ca: bytes, code: PairingCode, keys: bytes) -> pb
         raise EnrolmentFailed(f"the hub at {endpoint} did not enrol this agent, try again soon: {error}") from None
 
 
+def _proven(answer: pb.EnrolResponse, code: PairingCode) -> bool:
+    """Whether the credential service says this, for the very certificate that came."""
+    try:
+        leaf = x509.load_pem_x509_certificate(answer.certificate.certificate_chain)
+    except ValueError:
+        return False
+    expected = pairing.enrolled_mac(code.key(), answer.name, answer.group, f"{leaf.serial_number:x}")
+    return hmac.compare_digest(expected, answer.mac)
+
+
 async def rejoin(identity: AgentIdentity) -> pb.RejoinResponse:
     """Ask for a new certificate where only the server proves itself. Safe to retry.
 
     Raises:
-        PermissionDenied: AGENT_REVOKED or PAIRING_REFUSED; only another enrolment helps.
+        PermissionDenied: AGENT_REVOKED, AGENT_QUARANTINED or PAIRING_REFUSED; only another enrolment helps.
         SisError: not now.
         IdentityDamaged, OSError: the request cannot be made.
     """
-    keys, signature = identity.renewal()
+    keys, signature = certification.renewal(identity)
     request = pb.RejoinRequest(agent=identity.name, keys=keys, signature=signature)
     ca = identity.tls.ca.read_bytes()
     async with server_channel(identity.enrolment_endpoint, ca, server_name=SERVER_NAME) as channel:

@@ -62,7 +62,7 @@ class Evidence:
                 text = f"More than {MAX_PROCESSES:,} processes were started; further ones are not recorded"
                 self._recorder.notice(pb.SEVERITY_WARNING, text)
                 continue
-            self._record(f"Process {process.name}", process, job_pb2.PROCESS_ROLE_DESCENDANT)
+            self._record(f"Process {self._name(process)}", process, job_pb2.PROCESS_ROLE_DESCENDANT)
 
     def signalled(self, process: ProcessInfo, name: str) -> None:
         """Record that a signal was sent; the same one again is not told again."""
@@ -72,7 +72,7 @@ class Evidence:
             return
         record.signals.append(name)
         fact = pb.ProcessSignalled(pid=process.pid, signal=name)
-        self._recorder.notice(pb.SEVERITY_INFO, f"Sent {name} to {process.name}, PID {process.pid}", fact)
+        self._recorder.notice(pb.SEVERITY_INFO, f"Sent {name} to {self._name(process)}, PID {process.pid}", fact)
 
     def reaped(self, process: ProcessInfo, code: int) -> None:
         """Record how a process ended: its exit code, or minus the number of the signal that ended it."""
@@ -88,7 +88,10 @@ class Evidence:
         else:
             record.exit_code = fact.exit_code = code
             how = f"exited with code {code}"
-        self._recorder.notice(pb.SEVERITY_DEBUG, f"Process {process.name}, PID {process.pid}, {how}", fact)
+        self._recorder.notice(pb.SEVERITY_DEBUG, f"Process {self._name(process)}, PID {process.pid}, {how}", fact)
+
+    def _name(self, process: ProcessInfo) -> str:
+        return self._recorder.masked_name(process.name)
 
     def to_proto(self, method: str, survivors: Iterable[ProcessInfo], *, tree_empty: bool) -> job_pb2.StopEvidence:
         """The evidence as of now. What does not survive has ended, seen or not."""
@@ -128,7 +131,7 @@ class Evidence:
         start_time.FromMilliseconds(int(process.start_time * 1000))
         return job_pb2.Process(
             pid=process.pid,
-            name=self._recorder.masked(process.name),
+            name=self._name(process),
             identity=processes.identity(process.pid),
             role=role,
             start_time=start_time,

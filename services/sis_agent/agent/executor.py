@@ -11,6 +11,7 @@ from typing import Final
 from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.errors import SisError
+from services.sis_agent.agent import stage
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import JournalUnwritable
 from services.sis_agent.agent.handle import StopKind, SupervisorHandle, SupervisorUnreachable
@@ -57,6 +58,8 @@ class Executor:
             if entry.step in (Step.ACCEPTED, Step.SPAWNING):
                 self._begin(self._site.directories.assignment(key), entry.received_at)
         for key in self._site.directories:
+            if key not in self._lives:
+                self._remove_abandoned(key)
             if self._site.directories.is_orphaned(key):
                 log.warning("attempt %s is not reported any more; its directory is kept", key)
             elif key not in self._lives:
@@ -194,6 +197,13 @@ class Executor:
         return self._site.shipping.silence()
 
     # Behind it
+
+    def _remove_abandoned(self, key: AttemptKey) -> None:
+        """The secrets of an attempt that nobody takes up must not stay where its supervisor had them."""
+        try:
+            stage.remove_abandoned(self._site.directories.path(key))
+        except OSError:
+            log.exception("what attempt %s has left outside of its directory cannot be found", key)
 
     def _in_hand(self) -> list[AttemptKey]:
         return [key for key, life in self._lives.items() if not life.done]

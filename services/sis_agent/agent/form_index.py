@@ -28,8 +28,8 @@ class Findings:
     """What is in some bytes."""
 
     spans: list[tuple[int, int]]
-    """Start and end of each maximal run of bytes that are covered by forms, in order, as far as forms that begin before
-    `open` cover them."""
+    """Start and end of runs of bytes that are covered by forms, in order of their starts, as far as forms that begin
+    before `open` cover them. Those that only touch may be runs of their own."""
     open: int
     """From here to their end the bytes are the beginning of a form and not all of it; their number without one."""
 
@@ -67,6 +67,11 @@ class FormIndex:
         implementation = Implementation.DFA if small else Implementation.ContiguousNFA
         self._automaton = BytesAhoCorasick(sorted(beginnings), MatchKind.LeftmostFirst, implementation)
 
+    @property
+    def longest(self) -> int:
+        """The length of the longest form."""
+        return max(family.longest for family in self._families.values())
+
     def search(self, data: bytes, *, last: bool = False) -> Findings:
         """Look through bytes. When they are the `last`, nothing can be open."""
         size = len(data)
@@ -87,7 +92,7 @@ class FormIndex:
                 size = place
                 break
             if length := self._longest_at(data, place, family):
-                if place > end:
+                if place >= end:
                     if end > start:
                         spans.append((start, end))
                     start = place

@@ -27,8 +27,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
 
-from services.sis_agent.agent.attempts import AttemptKey, sync_directory
+from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import IllegalStep, JournalDamaged, JournalUnwritable
+from sis.private_files import sync_directory
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,24 @@ from services.runtime import sealing
 from services.runtime.sealing import LeaseBinding, Unsealable
 from services.sis_agent.agent.errors import IdentityDamaged, NotEnrolled
 from services.sis_agent.agent.identity import AgentIdentity
+from services.sis_agent.agent.secret_forms import lines_of
+from services.sis_agent.agent.start_failed import CREDENTIAL_UNSUITABLE, LEASE_UNREADABLE, StartFailed
 from sis.credentials.v1 import lease_pb2
+from sis.packages.operation import ADMIN, INPUT_PREFIX, REFERENCE_PREFIX, RUN_AS
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
-ADMIN: Final = "admin"
-RUN_AS: Final = "run_as"
+MAX_SECRET_BYTES: Final = 128 << 10
+MAX_SECRET_LINES: Final = 2_000
+"""Of all secrets of an attempt. Nobody can stop it before the masker knows their forms, which takes up to a second
+for so much."""
 
 
-class LeaseUnreadable(Exception):
-    """A lease of the attempt is missing or cannot be opened here; the message names it and has nothing of it."""
+class LeaseUnreadable(StartFailed):
+    """A lease of the attempt is missing or cannot be opened here, or its secrets are too much; the message names what
+    it is about and has nothing of it."""
+
+    def __init__(self, message: str, reason: str = LEASE_UNREADABLE) -> None:
+        super().__init__(message, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class LeasedAccount:
 
 
 class Leases:
-    """The secrets of one attempt, by ref ("admin", "run_as", "credential.REFERENCE", "param.INPUT")."""
+    """The secrets of one attempt, by ref, as `sis.packages.operation` has them."""
 
     def __init__(self, by_ref: Mapping[str, Secret]) -> None:
         self._by_ref = dict(by_ref)
@@ -66,11 +75,11 @@ class Leases:
         """The secret for a reference of the operation. `admin` and `run_as` are the job's own accounts."""
         if name == ADMIN:
             return self.get(ADMIN)
-        return self._run_as if name == RUN_AS else self.get(f"credential.{name}")
+        return self._run_as if name == RUN_AS else self.get(REFERENCE_PREFIX + name)
 
     def input(self, name: str) -> Secret | None:
         """The secret for a sensitive input of the operation."""
-        return self.get(f"param.{name}")
+        return self.get(INPUT_PREFIX + name)
 
     @property
     def account(self) -> LeasedAccount | None:
@@ -95,13 +104,22 @@ def open_leases(assignment: dispatch.Assignment, identity: AgentIdentity) -> Lea
     """The leases of an assignment.
 
     Raises:
-        LeaseUnreadable: one is missing, or cannot be opened with the keys of this agent.
+        LeaseUnreadable: one is missing, or cannot be opened with the keys of this agent; or there is too much in them.
     """
     opened = {lease.ref: _open(assignment, lease, identity) for lease in assignment.leases}
     for use in assignment.credentials:
         if use.ref not in opened:
             raise LeaseUnreadable(f"the assignment has no lease of {use.credential} for {use.ref}")
-    return Leases(opened)
+    leases = Leases(opened)
+    secrets = set(leases.secrets())
+    size, lines = sum(map(len, secrets)), sum(len(lines_of(secret)) for secret in secrets)
+    if size > MAX_SECRET_BYTES or lines > MAX_SECRET_LINES:
+        raise LeaseUnreadable(
+            f"the secrets of this job are {size:,} bytes in {lines:,} lines; no more than {MAX_SECRET_BYTES:,} bytes "
+            f"in {MAX_SECRET_LINES:,} lines can be masked: give it fewer or smaller credentials",
+            CREDENTIAL_UNSUITABLE,
+        )
+    return leases
 
 
 def leases_of(assignment: dispatch.Assignment, identity_directory: Path | None) -> Leases:

@@ -138,7 +138,7 @@ class Remains:
         }
         found |= {process.key: process for process in processes.descendants(table, [pid for pid, _ in found])}
         members = [process for process in found.values() if process.alive and process.pid != os.getpid()]
-        return members if self._named else [replace(process, name="?") for process in members]
+        return members if self._named else [replace(process, name=b"?") for process in members]
 
     def kill(self, members: list[ProcessInfo]) -> list[ProcessInfo]:
         """Send KILL to these, and to all of the cgroup; returns those that were hit by name."""

@@ -10,7 +10,9 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import getpass
 import logging
+import shlex
 import signal
 import socket
 import sys
@@ -32,10 +34,11 @@ from services.sis_agent.agent.connection import Connection
 from services.sis_agent.agent.errors import AgentError, EnrolmentFailed, IdentityDamaged, NotEnrolled
 from services.sis_agent.agent.executor import Executor
 from services.sis_agent.agent.handle import SpawnFailed, Zygote
+from services.sis_agent.agent.held_identity import HeldIdentity
+from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.journal import Journal
 from services.sis_agent.agent.life import Site
 from services.sis_agent.agent.package_cache import PackageCache
-from services.sis_agent.agent.renewal import Renewal
 from services.sis_agent.agent.settings import AgentSettings, identity_in
 from services.sis_agent.agent.shipping import Shipping
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
@@ -53,7 +56,7 @@ def main() -> None:
         "is in the state directory, if there is one. Safe to repeat.",
     )
     enrol.add_argument("--hub", required=True, type=_endpoint, metavar="HOST:PORT", help="the hub's enrolment port")
-    enrol.add_argument("--code", required=True, help="the pairing code; - reads it from standard input")
+    enrol.add_argument("--code", required=True, help="the pairing code; - asks for it, or reads standard input")
     enrol.add_argument("--state", type=Path, metavar="DIR", help="the agent's state directory ($SIS_AGENT_STATE)")
     arguments = parser.parse_args()
     if arguments.command == "enrol":
@@ -71,46 +74,46 @@ def _endpoint(text: str) -> str:
 
 def become_agent(endpoint: str, code: str, state: Path | None) -> None:
     """Enrol, and say so; exits with status 1 where that fails, with 2 for something that is no pairing code."""
-    directory = identity_in(state or AgentSettings.load().state)
+    directory = state or AgentSettings.load().state
     try:
-        parsed = PairingCode.parse(sys.stdin.readline() if code == "-" else code)
+        parsed = PairingCode.parse(_given() if code == "-" else code)
     except InvalidCode as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     try:
-        found = asyncio.run(enrolment.enrol(directory, endpoint, parsed))
-    except (AgentError, OSError) as error:
+        found = asyncio.run(enrolment.enrol(identity_in(directory), endpoint, parsed))
+    except AgentError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(_unusable(directory, error, "--state or SIS_AGENT_STATE"))
+    start = "sis-agent" if state is None else f"SIS_AGENT_STATE={shlex.quote(str(state.absolute()))} sis-agent"
     until = datetime.fromtimestamp(found.not_after, UTC)
     sys.stdout.write(
         f"This is now agent {found.name} of group {found.group}, certified until {until:%Y-%m-%d %H:%M} UTC.\n"
         f"Its hubs: {', '.join(found.hub_endpoints)}.\n"
-        "Start it with `sis-agent`; it keeps itself certified. One that was waiting for this goes on by itself.\n"
+        f"Start it with `{start}`; it keeps itself certified. One that was waiting for this goes on by itself.\n"
     )
+
+
+def _given() -> str:
+    return getpass.getpass("Pairing code: ") if sys.stdin.isatty() else sys.stdin.readline()
 
 
 def serve_until_told() -> None:
     """Serve; exits with status 1 where that fails."""
     settings = AgentSettings.load()
     configure_logging("agent")
-    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    renewal = Renewal(settings.identity)
-    with locked(settings.state / "agent.lock"):
+    with held(settings) as identity:
         try:
-            renewal.open()
-            uvloop.run(serve(settings, renewal))
-        except (NotEnrolled, IdentityDamaged, EnrolmentFailed) as error:
-            sys.exit(f"error: {error}")
+            uvloop.run(serve(settings, identity))
         except Exception:
             log.exception("the agent has failed; what runs goes on under its supervisors")
             sys.exit(1)
-        finally:
-            renewal.close()
 
 
-async def serve(settings: AgentSettings, renewal: Renewal) -> None:
+async def serve(settings: AgentSettings, identity: HeldIdentity) -> None:
     """Run the agent in this event loop until the process is told to end."""
-    log.info("this is agent %s of group %s", renewal.identity.name, renewal.identity.group)
+    log.info("this is agent %s of group %s", identity.current.name, identity.current.group)
     loop = asyncio.get_running_loop()
     # A lost supervisor's tree may take a thread of its own for half a minute.
     loop.set_default_executor(ThreadPoolExecutor(max_workers=settings.slots + 8))
@@ -120,7 +123,7 @@ async def serve(settings: AgentSettings, renewal: Renewal) -> None:
 
     directories = AttemptDirectories(settings.state / "attempts")
     journal = Journal.open_or_create(settings.state / "journal", directories.orphan_all)
-    connection = Connection(renewal, settings.hub_endpoints, about(settings))
+    connection = Connection(identity, settings.hub_endpoints, about(settings))
     packages = PackageCache(settings.state / "packages", connection.fetch)
     zygote = Zygote(identity_directory=settings.identity)
     try:
@@ -161,14 +164,31 @@ def about(settings: AgentSettings) -> dispatch.AgentHello:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the state for this process alone; exits with status 1 where another agent has it."""
-    with path.open("w") as file:
+def held(settings: AgentSettings) -> Iterator[HeldIdentity]:
+    """Hold the state directory and the identity in it for this process alone; exits with status 1 where they are not
+    there, cannot be used, or are another agent's."""
+    identity = HeldIdentity(settings.identity)
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                lock = stack.enter_context((settings.state / "agent.lock").open("w"))
+            except FileNotFoundError:  # a start by mistake leaves no directory behind
+                AgentIdentity.load(settings.identity)
+                raise
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.callback(identity.close)
+            identity.open()
         except BlockingIOError:
-            sys.exit(f"error: another agent uses {path.parent}; give this one a state directory of its own")
-        yield
+            sys.exit(f"error: another agent uses {settings.state}; give this one a state directory of its own")
+        except OSError as error:
+            sys.exit(_unusable(settings.state, error, "SIS_AGENT_STATE"))
+        except (NotEnrolled, IdentityDamaged, EnrolmentFailed) as error:
+            sys.exit(f"error: {error}")
+        yield identity
+
+
+def _unusable(state: Path, error: OSError, option: str) -> str:
+    return f"error: {error.filename or state}: {error.strerror or error}; name another with {option}"
 
 
 if __name__ == "__main__":

@@ -91,9 +91,10 @@ class OutputPipes:
         self._record(self._channel, data if self.discarded else self._masks[self._channel].feed(data))
 
     def close(self) -> None:
-        """Let go of what is still open, and record what has come of it."""
+        """Let go of what is still open, and record what has come of it: not what a secret begins with, which may go on
+        in what is not read any more."""
         for descriptor in list(self._readers):
-            self._end(descriptor)
+            self._end(descriptor, cut=True)
 
     def _read(self, descriptor: int, limit: int = MAX_CHUNK_BYTES) -> int:
         """Take up to 64 KiB out of a pipe; returns how much."""
@@ -117,10 +118,11 @@ class OutputPipes:
             self.flush()
         return len(data)
 
-    def _end(self, descriptor: int) -> None:
+    def _end(self, descriptor: int, *, cut: bool = False) -> None:
         self.flush()
         channel = self._readers.pop(descriptor)
-        self._record(channel, self._masks[channel].flush())
+        mask = self._masks[channel]
+        self._record(channel, mask.cut() if cut else mask.flush())
         if self._watching:
             self._selector.unregister(descriptor)
         os.close(descriptor)

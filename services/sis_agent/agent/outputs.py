@@ -6,11 +6,14 @@
     MARK
 
 The last value given for a name counts. Empty lines are passed over.
+
+Secrets are found in the file as it is, and masked in each part of it before that is changed, decoded or cut.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import stat
@@ -18,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from services.sis_agent.agent.masking import Masker
 
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_VALUE_BYTES: Final = 64 << 10
@@ -59,27 +64,29 @@ class ProgressReport:
     text: str
 
 
-def read_outputs(path: Path) -> Outputs:
-    """Read and parse the file. A payload may have made anything of it, so it is trusted in nothing."""
+def read_outputs(path: Path, masker: Masker) -> Outputs:
+    """Read, mask and parse the file. A payload may have made anything of it, so it is trusted in nothing."""
     try:
         content = _read(path, MAX_FILE_BYTES + 1)
     except OSError as error:
         return Outputs(problems=(f"the file named by SIS_OUTPUT cannot be read: {error.strerror}",))
     if len(content) > MAX_FILE_BYTES:
         return Outputs(problems=(f"the file named by SIS_OUTPUT is larger than {MAX_FILE_BYTES >> 20} MiB",))
-    return parse_outputs(content)
+    return parse_outputs(content, masker)
 
 
-def parse_outputs(content: bytes) -> Outputs:
-    """Parse the content of the file; at most 20 mistakes are named."""
+def parse_outputs(content: bytes, masker: Masker) -> Outputs:
+    """Parse the content of the file; at most 20 mistakes are named. What is secret of a name or a value is masked."""
+    whole = masker.whole(content)
     values: dict[str, str] = {}
     problems: list[str] = []
     lines = content.split(b"\n")
+    starts = list(itertools.accumulate((len(line) + 1 for line in lines), initial=0))
     if lines[-1] == b"":
         lines.pop()
     index = 0
     while index < len(lines) and len(problems) < MAX_PROBLEMS:
-        number, line = index + 1, lines[index]
+        number, line, start = index + 1, lines[index], starts[index]
         index += 1
         if not line.strip():
             continue
@@ -87,19 +94,21 @@ def parse_outputs(content: bytes) -> Outputs:
         if match is None or not _NAME.fullmatch(match[1]):
             problems.append(f"line {number} of the output is neither name=value nor name<<MARK")
             continue
-        name, raw = match[1].decode(), match[3]
+        name = whole.part(start, start + match.end(1)).decode()
+        first, end = start + match.start(3), start + match.end(3)
         if match[2] == b"<<":
-            if not raw or b" " in raw or b"\t" in raw:
+            mark = match[3]
+            if not mark or b" " in mark or b"\t" in mark:
                 problems.append(f"line {number}: the mark of the output {name} must be a text without blanks")
                 continue
             try:
-                end = lines.index(raw, index)
+                marked = lines.index(mark, index)
             except ValueError:
                 problems.append(f"line {number}: the block of the output {name} is not ended by its mark")
                 break
-            raw = b"\n".join(lines[index:end])
-            index = end + 1
-        problem = _take(values, name, raw)
+            first, end = starts[index], max(starts[index], starts[marked] - 1)
+            index = marked + 1
+        problem = _take(values, name, content[first:end], whole.part(first, end))
         if problem:
             problems.append(f"line {number}: {problem}")
     return Outputs(values, tuple(problems))
@@ -114,18 +123,24 @@ def check(values: Mapping[str, str], declared: Mapping[str, bool]) -> Checked:
     )
 
 
-def read_progress(path: Path) -> ProgressReport | None:
+def read_progress(path: Path, masker: Masker) -> ProgressReport | None:
     """What the last line of the file says; None when it says nothing that can be understood."""
     try:
-        content = _read(path, _PROGRESS_TAIL_BYTES, from_end=True)
+        # With enough before the tail to know a secret that ends in it.
+        content = _read(path, _PROGRESS_TAIL_BYTES + masker.longest, from_end=True)
     except OSError:
         return None
-    return parse_progress(content)
+    return parse_progress(content, masker)
 
 
-def parse_progress(content: bytes) -> ProgressReport | None:
-    """`42`, or `42 a text`, on the last line that is not empty."""
-    line = content.rstrip().rpartition(b"\n")[2].decode("utf-8", "replace")
+def parse_progress(content: bytes, masker: Masker) -> ProgressReport | None:
+    """`42`, or `42 a text`, on the last line that is not empty and begins within the last 4 KiB. It is masked, also
+    where it ends with the beginning of a secret: the payload may be about to write the rest."""
+    end = len(content.rstrip())
+    start = content.rfind(b"\n", 0, end) + 1
+    if start < len(content) - _PROGRESS_TAIL_BYTES:
+        return None
+    line = masker.whole(content, cut=True).part(start, end).decode("utf-8", "replace")
     match = _PROGRESS.fullmatch(line)
     if match is None or int(match[1]) > 100:
         return None
@@ -133,19 +148,26 @@ def parse_progress(content: bytes) -> ProgressReport | None:
     return ProgressReport(int(match[1]), text.strip()[:MAX_PROGRESS_CHARACTERS])
 
 
-def _take(values: dict[str, str], name: str, raw: bytes) -> str:
-    """Put the value in, or say what is wrong with it."""
+def _take(values: dict[str, str], name: str, raw: bytes, masked: bytes) -> str:
+    """Put the masked value in, or say what is wrong with it."""
     if name not in values and len(values) >= MAX_NAMES:
         return f"there are more than {MAX_NAMES} outputs"
-    if len(raw) > MAX_VALUE_BYTES:
+    if len(masked) > MAX_VALUE_BYTES:
         return f"the output {name} is longer than {MAX_VALUE_BYTES >> 10} KiB"
-    if b"\0" in raw:
+    if b"\0" in masked:
         return f"the output {name} has a NUL character"
-    try:
-        values[name] = raw.decode()
-    except UnicodeDecodeError:
+    if not (_is_text(raw) or _is_text(masked)):
         return f"the output {name} is not valid UTF-8"
+    values[name] = masked.decode(errors="replace")
     return ""
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read(path: Path, size: int, *, from_end: bool = False) -> bytes:

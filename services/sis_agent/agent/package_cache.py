@@ -16,9 +16,9 @@ from typing import Final, Protocol
 
 from services.runtime.backoff import Backoff
 from services.runtime.errors import NotFound, SisError
-from services.sis_agent.agent.attempts import sync_directory
 from services.sis_agent.agent.errors import PackageUnavailable
 from sis.packages import archive
+from sis.private_files import sync_directory
 
 log = logging.getLogger(__name__)
 

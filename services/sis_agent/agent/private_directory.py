@@ -1,14 +1,20 @@
 """The private directory of an attempt: for what may be secret, as SIS_OUTPUT and the files of credentials are.
 
-It is named after the attempt, belongs to the account of its payload (0700), and is gone when it has ended. It is in
-memory, where this machine has a file system for that; the agent's own /run comes first, because logind removes what an
-ordinary account has in /dev/shm and /run/user when that logs out.
+It belongs to the account of the attempt's payload (0700), and is gone when that has ended. Its name follows from the
+token of the attempt, and nobody can know it before it is there.
+
+It is in memory, where this machine has a file system for that. For a payload of the agent's own account /run comes
+first, where that can be had, because logind removes what an ordinary account has in /dev/shm and /run/user when that
+logs out. For one of another account it is in /dev/shm, which every account can fill anyway: in /run, such a payload
+could take the memory that the services of the system need.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -18,31 +24,51 @@ from services.sis_agent.agent.run_as import Account
 
 OUTPUT: Final = "output"
 PROGRESS: Final = "progress"
-_FALLBACK: Final = "private"
+_NAME: Final = "private"
+_FOR_ALL: Final = Path("/dev/shm")  # noqa: S108 (that is what it is for)
 
 
 class PrivateDirectory:
     """One that was made. Its owner may put anything in the place of its path, so the supervisor goes through the
     descriptor, by `inside`."""
 
-    def __init__(self, path: Path, owner: Account | None) -> None:
+    def __init__(self, path: Path, owner: Account | None, *, in_memory: bool) -> None:
         self.path = path
+        self.in_memory: Final = in_memory
+        self.names: Final[list[str]] = []
+        """Of the files that were made here, in order."""
         self._owner = owner
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     @classmethod
     def make(cls, attempt: str, beside: Path, owner: Account | None) -> Self:
         """For the attempt of this token; in the directory `beside` where nothing in memory can be had. Without an
-        owner it is this process's account's. Raises OSError."""
-        for parent in memory_file_systems():
-            with contextlib.suppress(OSError):
-                return cls._make(parent / name_of(attempt), owner)
-        return cls._make(beside / _FALLBACK, owner)
+        owner it is this process's account's.
+
+        Raises:
+            OSError: it cannot be made; also where somebody was there before, or all memory is full: others must not
+                be able to have secrets written to disk.
+        """
+        full = None
+        for parent in places(owner):
+            try:
+                return cls._make(parent / name_of(attempt, _NAME), owner, in_memory=True)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    full = error
+        if full is not None:
+            raise full
+        return cls._make(beside / _NAME, owner, in_memory=False)
 
     @classmethod
-    def _make(cls, path: Path, owner: Account | None) -> Self:
-        path.mkdir(mode=0o700)
-        directory = cls(path, owner)
+    def _make(cls, path: Path, owner: Account | None, *, in_memory: bool) -> Self:
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            raise FileExistsError(f"{path} was there before") from None
+        directory = cls(path, owner, in_memory=in_memory)
         try:
             directory._give(directory._descriptor)
         except OSError:
@@ -54,6 +80,7 @@ class PrivateDirectory:
         """Make a new file (0600) for the owner; returns its path. Raises OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(name, flags, 0o600, dir_fd=self._descriptor), "wb") as file:
+            self.names.append(name)
             self._give(file.fileno())
             file.write(content)
         return self.path / name
@@ -74,20 +101,27 @@ class PrivateDirectory:
             os.fchown(descriptor, self._owner.uid, self._owner.gid)
 
 
-def name_of(attempt: str) -> str:
-    """What the directories of an attempt, by its token, are called."""
-    return f"sis-{attempt}"
+def name_of(attempt: str, what: str) -> str:
+    """What this directory of an attempt is called, by the attempt's token, which cannot be learned from the name."""
+    digest = hashlib.sha256(f"{attempt} {what}".encode()).hexdigest()
+    return f"sis-{attempt.rpartition('.')[0]}.{digest[:16]}"
 
 
 def paths(attempt: str, beside: Path) -> list[Path]:
     """Where the one of an attempt may be; `beside` as it was given to `make`."""
-    return [*(parent / name_of(attempt) for parent in memory_file_systems()), beside / _FALLBACK]
+    return [*(parent / name_of(attempt, _NAME) for parent in memory_file_systems()), beside / _NAME]
+
+
+def places(owner: Account | None) -> tuple[Path, ...]:
+    """The directories in memory in which one for this owner may be made, best first."""
+    found = memory_file_systems()
+    return (_FOR_ALL,) if owner is not None and _FOR_ALL in found else found
 
 
 @functools.cache
 def memory_file_systems() -> tuple[Path, ...]:
     """The directories in memory in which this account can make others, best first."""
-    named = ["/run", "/dev/shm", os.environ.get("XDG_RUNTIME_DIR", "")]  # noqa: S108 (that is what it is for)
+    named = ["/run", str(_FOR_ALL), os.environ.get("XDG_RUNTIME_DIR", "")]
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

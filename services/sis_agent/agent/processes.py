@@ -31,7 +31,8 @@ class ProcessInfo:
     session: int
     state: str
     threads: int
-    name: str
+    name: bytes
+    """As the kernel has it: any bytes, and no more than 15 of them."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -78,7 +79,7 @@ def read(pid: int) -> ProcessInfo | None:
         session=int(fields[3]),
         state=fields[0].decode(),
         threads=int(fields[17]),
-        name=before.partition(b"(")[2].decode(errors="replace"),
+        name=before.partition(b"(")[2],
     )
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from services.sis_agent.agent import outputs
+from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.outputs import ProgressReport
 
 
 class ProgressFile:
-    """Tells what is new in the file that SIS_PROGRESS names."""
+    """Tells what is new in the file that SIS_PROGRESS names, masked."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, masker: Masker) -> None:
         self._path = path
+        self._masker = masker
         self._mark: tuple[int, int, int] | None = None
         self._last: ProgressReport | None = None
 
@@ -26,7 +28,7 @@ class ProgressFile:
         if mark == self._mark:
             return None
         self._mark = mark
-        report = outputs.read_progress(self._path)
+        report = outputs.read_progress(self._path, self._masker)
         if report is None or report == self._last:
             return None
         self._last = report

@@ -11,7 +11,6 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.outputs import MAX_PROGRESS_CHARACTERS
 from services.sis_agent.agent.spool import Fact, SpoolWriter
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
@@ -66,10 +65,13 @@ class Recorder:
         self._record((severity, self.masked(text), fact))
 
     def masked(self, text: str) -> str:
-        """A text as it may be recorded. One that is as long as names of processes or progress can be was cut off there;
-        mask such a text before it is put into another."""
-        cut = len(text) == MAX_PROGRESS_CHARACTERS or len(text.encode(errors="replace")) == MAX_NAME_BYTES
-        return self._masker.text(text, cut=cut)
+        """A text as it may be recorded: mask it before anything of it is changed or cut off."""
+        return self._masker.text(text)
+
+    def masked_name(self, name: bytes) -> str:
+        """The name of a process as it may be recorded. The kernel cuts names short, and what is left of a secret would
+        not be known later, within another text."""
+        return self._masker.data(name, cut=len(name) >= MAX_NAME_BYTES).decode(errors="replace")
 
     def sync(self) -> None:
         """Make all that was recorded durable, now or as soon as the disk permits."""

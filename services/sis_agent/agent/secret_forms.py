@@ -16,7 +16,7 @@ MIN_LINE_BYTES: Final = 8
 """Shorter lines of a secret of several lines are not recognised by themselves, as a secret of that length is none."""
 
 _BASE64_COLUMNS: Final = (76, 64)  # MIME and GNU base64; PEM and OpenSSL
-_HEX_COLUMNS: Final = (60,)  # xxd -p
+_HEX_COLUMNS: Final = 60  # xxd -p
 _URL_ALPHABET: Final = bytes.maketrans(b"+/", b"-_")
 _END_OF_LINE: Final = re.compile(rb"\r?\n")
 
@@ -28,43 +28,75 @@ def forms(secret: bytes) -> frozenset[bytes]:
     """Everything that gives the secret away when it is found in a text.
 
     For the secret, for what it is without line ends around it, with the ends of its lines as LF and as CRLF, and for
-    each of its lines of at least 8 bytes: itself; its UTF-16LE; the base64 and base64url of both, as far as the secret
-    alone determines it, wherever it begins in what is encoded, and as tools wrap it; its hexadecimal digits; as it is
-    escaped in URLs, in JSON and for shells. Forms shorter than 6 bytes are left out.
+    each of its lines of at least 8 bytes: the `verbatim_forms` and the `encoded_forms`. Forms shorter than 6 bytes are
+    left out.
     """
+    return verbatim_forms(secret) | encoded_forms(secret)
+
+
+def verbatim_forms(secret: bytes) -> frozenset[bytes]:
+    """What is recognised only as it is: the secret itself; its UTF-16LE; as it is escaped in URLs, in JSON and for
+    shells."""
+    found = set(_verbatim(lines_of(secret)))
+    for text in _wholes(secret):
+        found.update(_verbatim([text]))
+    return _long_enough(found)
+
+
+def encoded_forms(secret: bytes) -> frozenset[bytes]:
+    """What means the same with a line end anywhere within it: the base64 and base64url of the secret and of its
+    UTF-16LE, as far as the secret alone determines it, wherever it begins in what is encoded; its hexadecimal digits.
+    Of the secret as a whole also the lines by themselves into which tools wrap these, since something may be put
+    before each."""
     found: set[bytes] = set()
-    for text in _texts(secret):
-        found.update(_forms_of_text(text))
-    return frozenset(form for form in found if len(form) >= MIN_FORM_BYTES)
+    for line in lines_of(secret):
+        found.update(_encoded(line))
+    for text in _wholes(secret):
+        found.update(_encoded(text))
+        found.update(_wrapped(text))
+    return _long_enough(found)
 
 
-def _texts(secret: bytes) -> set[bytes]:
+def lines_of(secret: bytes) -> list[bytes]:
+    """The lines of a secret of several that are recognised by themselves, without their ends."""
+    return [line for line in _END_OF_LINE.split(secret) if len(line) >= MIN_LINE_BYTES] if b"\n" in secret else []
+
+
+def _wholes(secret: bytes) -> set[bytes]:
     texts = {secret, secret.strip(b"\r\n")}
     if b"\n" in secret:
         for whole in list(texts):
             lines = _END_OF_LINE.split(whole)
             texts |= {b"\n".join(lines), b"\r\n".join(lines)}
-            texts |= {line for line in lines if len(line) >= MIN_LINE_BYTES}
     return texts
 
 
-def _forms_of_text(data: bytes) -> Iterator[bytes]:
-    yield data
-    yield from _base64(data)
-    yield from _hexadecimal(data)
+def _long_enough(found: Iterable[bytes]) -> frozenset[bytes]:
+    return frozenset(form for form in found if len(form) >= MIN_FORM_BYTES)
+
+
+def _verbatim(texts: Sequence[bytes]) -> Iterator[bytes]:
+    """Of one text, or of several without line ends."""
+    yield from texts
     # Byte by byte: what these leave as it is stays what it was, whatever its encoding.
-    for escaped in _escaped(data.decode("latin-1"), _BYTE_TABLES):
+    latin = [text.decode("latin-1") for text in texts]
+    for escaped in _escaped(latin, _BYTE_TABLES):
         yield escaped.encode("latin-1")
-    yield from _bash_quoted(data)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return
-    wide = text.encode("utf-16-le")
-    yield wide
-    yield from _base64(wide)
-    for escaped in _escaped(text, _JSON_TABLES):
+    for escaped in _escaped(latin, [_BASH]):
+        yield _bash_quoted(escaped).encode("latin-1")
+    decoded = [text for text in map(_as_text, texts) if text is not None]
+    for text in decoded:
+        yield text.encode("utf-16-le")
+    for escaped in _escaped(decoded, _JSON_TABLES):
         yield escaped.encode()
+
+
+def _encoded(data: bytes) -> Iterator[bytes]:
+    yield from _base64(data)
+    if (text := _as_text(data)) is not None:
+        yield from _base64(text.encode("utf-16-le"))
+    yield data.hex().encode()
+    yield data.hex().upper().encode()
 
 
 def _base64(data: bytes) -> Iterator[bytes]:
@@ -76,31 +108,33 @@ def _base64(data: bytes) -> Iterator[bytes]:
             form = encoded[first:end]
             yield form
             yield form.translate(_URL_ALPHABET)
-            if shift == 0:
-                yield from _wrapped(form, _BASE64_COLUMNS)
 
 
-def _hexadecimal(data: bytes) -> Iterator[bytes]:
-    digits = data.hex().encode()
-    yield digits
-    yield digits.upper()
-    yield from _wrapped(digits, _HEX_COLUMNS)
+def _wrapped(data: bytes) -> Iterator[bytes]:
+    text = _as_text(data)
+    for plain in (data,) if text is None else (data, text.encode("utf-16-le")):
+        encoded = base64.b64encode(plain)
+        for width in _BASE64_COLUMNS:
+            yield from _lines(encoded, width)
+            yield from _lines(encoded.rstrip(b"="), width)
+    yield from _lines(data.hex().encode(), _HEX_COLUMNS)
 
 
-def _wrapped(form: bytes, columns: Iterable[int]) -> Iterator[bytes]:
-    """The lines of a long form, each by itself, since something may be put before each, and together, since the last
-    one may be too short to be recognised."""
-    for width in columns:
-        if len(form) > width:
-            lines = [form[start : start + width] for start in range(0, len(form), width)]
-            yield from lines
-            yield b"\n".join(lines)
-            yield b"\r\n".join(lines)
+def _lines(form: bytes, width: int) -> Iterator[bytes]:
+    return (form[start : start + width] for start in range(0, len(form), width))
 
 
-def _escaped(text: str, tables: Sequence[_Table]) -> Iterator[str]:
-    """The text as each table has it, once where several agree."""
-    codes = sorted(set(map(ord, text)))
+def _as_text(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _escaped(texts: Sequence[str], tables: Sequence[_Table]) -> Iterator[str]:
+    """The texts as each table has them, once where several agree on all. Several have no line ends in them."""
+    joined = "\n".join(texts)
+    codes = sorted(set(map(ord, joined)) - ({ord("\n")} if len(texts) > 1 else set()))
     if not codes:
         return
     pick = itemgetter(*codes, codes[0])
@@ -109,14 +143,14 @@ def _escaped(text: str, tables: Sequence[_Table]) -> Iterator[str]:
         images: tuple[str, ...] = pick(table)
         if images not in seen:
             seen.add(images)
-            yield text.translate(dict(zip(codes, images, strict=False)))
+            escaped = joined.translate(dict(zip(codes, images, strict=False)))
+            yield from escaped.split("\n") if len(texts) > 1 else (escaped,)
 
 
-def _bash_quoted(data: bytes) -> Iterator[bytes]:
+def _bash_quoted(escaped: str) -> str:
     """What `printf %q` of bash makes of it, which looks at what precedes a character, too."""
-    for text in _escaped(data.decode("latin-1"), [_BASH]):
-        text = re.sub(r"(^|[:=])~", r"\1\\~", text)
-        yield (f"\\{text}" if text.startswith("#") else text).encode("latin-1")
+    escaped = re.sub(r"(^|[:=])~", r"\1\\~", escaped)
+    return f"\\{escaped}" if escaped.startswith("#") else escaped
 
 
 def _url_tables() -> Iterator[_Table]:

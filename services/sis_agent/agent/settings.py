@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.runtime.settings import Endpoint, Settings
+from services.runtime.settings import Endpoints, Settings
 
 
 def default_state() -> Path:
@@ -20,10 +20,6 @@ def default_state() -> Path:
 def identity_in(state: Path) -> Path:
     """The directory of the identity in a state directory."""
     return state / "identity"
-
-
-def _split(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _pairs(value: object) -> object:
@@ -40,9 +36,10 @@ class AgentSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="SIS_AGENT_")
 
-    state: Path = Field(default_factory=default_state)
+    # Absolute: a payload is started elsewhere.
+    state: Annotated[Path, AfterValidator(Path.absolute)] = Field(default_factory=default_state)
     """The directory in which it keeps its identity, its journal, its packages and its attempts."""
-    hub_endpoints: Annotated[tuple[Endpoint, ...], NoDecode, BeforeValidator(_split)] = ()
+    hub_endpoints: Endpoints = ()
     """`host:port` of each hub, separated by commas; they are tried in turn. Without any, those of the identity."""
     slots: Annotated[int, Field(ge=1, le=1_000)] = 8
     """How many attempts it takes at once."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from services.sis_agent.agent import private_directory
 from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS, PrivateDirectory, name_of, remove_all
 from services.sis_agent.agent.run_as import Account
-from services.sis_agent.agent.supervisor_identity import WORK
+from services.sis_agent.agent.supervisor_identity import WORK, SupervisorIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,11 @@ class Stage:
     work: Path
     private: PrivateDirectory
     shared: Path | None = None
+
+    @property
+    def secrets_on_disk(self) -> bool:
+        """Whether files of credentials were written where they are not in memory."""
+        return not self.private.in_memory and not {OUTPUT, PROGRESS}.issuperset(self.private.names)
 
     def remove(self) -> None:
         """Remove what is outside the attempt's directory, as far as that is possible. Once."""
@@ -64,5 +69,13 @@ def remove_leftovers(attempt: str, directory: Path) -> None:
         remove_all(str(path))
 
 
+def remove_abandoned(directory: Path) -> None:
+    """Remove what the attempt in a directory has left outside, unless its supervisor lives, which will do so itself.
+    Repeatable. Raises OSError."""
+    identity = SupervisorIdentity.read(directory)
+    if identity is not None and identity.attempt and identity.process() is None:
+        remove_leftovers(identity.attempt, directory)
+
+
 def _shared(attempt: str) -> Path:
-    return Path(tempfile.gettempdir()) / name_of(attempt)
+    return Path(tempfile.gettempdir()) / name_of(attempt, "shared")

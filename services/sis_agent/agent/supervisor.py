@@ -13,7 +13,7 @@ import selectors
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -77,6 +77,7 @@ class Supervisor:
         assignment = order.assignment
         self._order = order
         self._tree = tree
+        self._masker = masker
         self._grace = _seconds(assignment, "cancel_grace") or _DEFAULT_GRACE
         self._output_timeout = _seconds(assignment, "output_timeout") or _DEFAULT_OUTPUT_TIMEOUT
         self._recorder = Recorder(writer, masker)
@@ -145,7 +146,9 @@ class Supervisor:
         self._payload_pid = started.pid
         self._payload = processes.read(started.pid)  # not reaped yet, so it is there, unless /proc hides it from us
         if self._payload is not None:
-            self._evidence.payload(self._payload)
+            # It may have ended and been orphaned by now.
+            parent = started.executor or self._payload.parent_pid
+            self._evidence.payload(replace(self._payload, parent_pid=parent))
         return {name: output.required for name, output in operation.outputs.items()}
 
     def _command(self, order: Order, operation: Operation) -> Command:
@@ -156,10 +159,15 @@ class Supervisor:
         attempt = order.identity.attempt
         try:
             self._stage = stage.make(attempt, order.directory, order.package_directory, account)
-            self._progress = ProgressFile(self._stage.private.inside(PROGRESS))
+            self._progress = ProgressFile(self._stage.private.inside(PROGRESS), self._masker)
             return command.build(order.assignment, operation, order.leases, self._stage, account, attempt)
         except OSError as error:
             raise StartFailed(f"the payload's files could not be made: {error.strerror or error}") from None
+        finally:
+            if self._stage is not None and self._stage.secrets_on_disk:
+                where = "No file system in memory can be had here"
+                text = f"{where}: the files of the credentials are on disk until the job ends"
+                self._recorder.notice(pb.SEVERITY_WARNING, text)
 
     def _account(self, leases: Leases) -> Account | None:
         """The account that the payload has to become; None for the agent's own. The log is told. Raises StartFailed."""
@@ -338,7 +346,7 @@ class Supervisor:
         }[kind]
         if self._ended_at is not None:
             text += " after the payload had ended"
-        fact = pb.StopBegun(kind=kind, reason=spool.clean_text(reason))
+        fact = pb.StopBegun(kind=kind, reason=spool.clean_text(self._recorder.masked(reason)))
         self._recorder.notice(pb.SEVERITY_WARNING, f"{text}, reason: {reason or 'none given'}", fact)
         self._recorder.sync()
         if self._ended_at is None and self._cause is None:
@@ -357,7 +365,7 @@ class Supervisor:
         if self._cause is not None or not self._tree_empty or self._stage is None:
             return outputs.Checked({}, (), ()), ()
         self._recorder.notice(pb.SEVERITY_INFO, "Processing output")
-        found = outputs.read_outputs(self._stage.private.inside(OUTPUT))
+        found = outputs.read_outputs(self._stage.private.inside(OUTPUT), self._masker)
         checked = outputs.check(found.values, declared)
         for problem in found.problems:
             self._recorder.notice(pb.SEVERITY_WARNING, f"Output: {problem}")

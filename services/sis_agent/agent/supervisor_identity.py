@@ -42,7 +42,8 @@ class SupervisorIdentity:
     start_ticks: int
     boot_id: str
     attempt: str
-    """`<job>.<attempt>.<nonce>`, as every process of the payload has it in SIS_ATTEMPT."""
+    """Its token `<job>.<attempt>.<nonce>`, as every process of the payload has it in SIS_ATTEMPT; known to nobody else
+    before there is one."""
     cgroup: str = ""
     """The directory of the payload's cgroup; "" where there is none."""
 

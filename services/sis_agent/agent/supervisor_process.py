@@ -20,7 +20,7 @@ from services.sis_agent.agent.cgroup_tree import CgroupTree
 from services.sis_agent.agent.leases import Leases, LeaseUnreadable, leases_of
 from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.spool import SpoolWriter
-from services.sis_agent.agent.start_failed import LEASE_UNREADABLE, StartFailed
+from services.sis_agent.agent.start_failed import StartFailed
 from services.sis_agent.agent.subreaper_tree import SubreaperTree
 from services.sis_agent.agent.supervisor import Order, Supervisor
 from services.sis_agent.agent.supervisor_identity import LOG, SPOOL, AlreadyStarted, SupervisorIdentity
@@ -57,8 +57,9 @@ def supervise(
         assignment = dispatch.Assignment.FromString((directory / ASSIGNMENT).read_bytes())
         key = AttemptKey.of(assignment.attempt)
         setproctitle(f"sis-supervisor: job {key}")
-        attempt = f"{key}.{secrets.token_hex(8)}"
-        tree = (CgroupTree.create(attempt) if cgroups else None) or SubreaperTree()
+        # Everybody can read in /proc what the cgroup is called; from the token follow names that nobody may know yet.
+        attempt, group = (f"{key}.{secrets.token_hex(8)}" for _ in range(2))
+        tree = (CgroupTree.create(group) if cgroups else None) or SubreaperTree()
         try:
             own = processes.read(os.getpid())
             if own is None:
@@ -115,7 +116,7 @@ def _open(assignment: dispatch.Assignment, identity_directory: Path | None) -> t
     try:
         leases = leases_of(assignment, identity_directory)
     except LeaseUnreadable as error:
-        leases, masker = StartFailed(str(error), LEASE_UNREADABLE), Masker(())
+        leases, masker = StartFailed(str(error), error.reason), Masker(())
     else:
         masker = Masker(leases.secrets())
     if masker:

@@ -9,8 +9,9 @@ from typing import NamedTuple, TypeVar
 import grpc
 
 from services.runtime.channels import Peer, refusals
-from services.runtime.errors import PermissionDenied, Unauthenticated, Unavailable
+from services.runtime.errors import PermissionDenied, Unauthenticated
 from services.runtime.identity import Identity
+from services.sis_agent.hub.errors import HubRefused
 from sis.credentials.v1 import certificate_service_pb2 as certificates
 from sis.credentials.v1 import certificate_service_pb2_grpc as certificates_rpc
 from sis.credentials.v1 import lease_service_pb2 as leases
@@ -34,8 +35,8 @@ def _stubs(channel: grpc.aio.Channel) -> _Stubs:
 
 
 class CredentialsConnection:
-    """The credential service. Every method raises what it refused with, Unavailable if it does not answer or does not
-    take this hub for one."""
+    """The credential service. Every method raises what it refused with, Unavailable if it does not answer, HubRefused
+    if it does not take this hub for one."""
 
     def __init__(self, endpoint: str, identity: Identity) -> None:
         self._peer = Peer(
@@ -76,6 +77,5 @@ async def _answer(call: Awaitable[Answer]) -> Answer:
             return await call
     except (PermissionDenied, Unauthenticated) as error:
         if error.reason in (PermissionDenied.reason, Unauthenticated.reason):
-            # Said of this hub, not of the agent for which it asks.
-            raise Unavailable(f"the credential service refuses this hub: {error.message}", retry_after=5.0) from error
+            raise HubRefused("credential service", error.message) from error
         raise

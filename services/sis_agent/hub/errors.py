@@ -70,6 +70,13 @@ class AgentQuarantined(PermissionDenied):
         )
 
 
+class HubRefused(Unavailable):
+    """Not the agent for which the hub asks: to agents it is a part that does not work for now."""
+
+    def __init__(self, service: str, message: str) -> None:
+        super().__init__(f"the {service} refuses this hub: {message}", retry_after=5.0)
+
+
 class Starting(Unavailable):
     def __init__(self) -> None:
         super().__init__("this hub does not know yet who was revoked; connect again", retry_after=1.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from services.runtime import faults
 from services.runtime.errors import Internal, SisError
 from services.sis_agent.hub.convert import attempt_key
 from services.sis_agent.hub.credentials_connection import TAKE_SECONDS, CredentialsConnection
+from services.sis_agent.hub.errors import HubRefused
 from services.sis_agent.hub.reporter import Reporter
 from services.sis_agent.hub.sessions import Session
 from sis.credentials.v1 import lease_pb2, lease_service_pb2
@@ -28,6 +30,10 @@ CALLS = 4
 CALL_ATTEMPTS = 100
 CALL_LEASES = 150
 """A lease has up to 64 KiB, an answer up to 16 MiB."""
+
+_UNREACHABLE = lease_pb2.LEASE_REFUSAL_REASON_CREDENTIALS_UNREACHABLE
+# It answers, and its log explains the rest: said of the credential service as of Vault behind it.
+_FAILED = lease_pb2.LEASE_REFUSAL_REASON_VAULT_FAILED
 
 _log = logging.getLogger("leases")
 
@@ -89,7 +95,7 @@ class Leases:
             if found.session.closed:
                 continue
             if found.since < late:
-                self._refuse(found, _unreachable("the credential service is too slow for what waits for it"))
+                self._refuse(found, _refusal(_UNREACHABLE, "the credential service is too slow for what waits for it"))
             else:
                 batch.append(found)
         return batch
@@ -110,7 +116,7 @@ class Leases:
                 return
             _log.warning("the credential service gives no leases: %s", error.message)
             for each in batch:
-                self._refuse(each, _unreachable("the credential service does not answer the hub"))
+                self._refuse(each, _failure(error))
             return
         faults.point("hub.leased")
         for each, result in zip(batch, response.results, strict=True):
@@ -122,7 +128,7 @@ class Leases:
             self._refuse(wanting, result.refusal)
         elif _refs(result.leases) != _refs(assignment.credentials):
             _log.error("job %d got other leases than it wants", assignment.attempt.job_id)
-            self._refuse(wanting, _unreachable("the credential service gave other leases than were asked for"))
+            self._refuse(wanting, _refusal(_FAILED, "the credential service gave other leases than were asked for"))
         else:
             del assignment.leases[:]
             assignment.leases.extend(result.leases)
@@ -154,9 +160,19 @@ def _refs(found: Iterable[lease_pb2.CredentialUse | lease_pb2.SealedLease]) -> l
     return sorted(each.ref for each in found)
 
 
-def _unreachable(message: str) -> lease_pb2.LeaseRefusal:
-    return lease_pb2.LeaseRefusal(
-        reason=lease_pb2.LEASE_REFUSAL_REASON_CREDENTIALS_UNREACHABLE,
-        message=message,
-        retry_after=duration_pb2.Duration(seconds=1),
-    )
+def _failure(error: SisError) -> lease_pb2.LeaseRefusal:
+    """What an attempt is refused with when the whole call has failed."""
+    message = f"the credential service gives the hub no leases: {error.message}"
+    reason = _FAILED
+    if error.code == code_pb2.DEADLINE_EXCEEDED:
+        reason, message = _UNREACHABLE, f"the credential service is too slow: {error.message}"
+    elif error.code == code_pb2.UNAVAILABLE and not isinstance(error, HubRefused):
+        reason, message = _UNREACHABLE, f"the credential service does not answer the hub: {error.message}"
+    return _refusal(reason, message, error.retry_after or 1.0)
+
+
+def _refusal(
+    reason: lease_pb2.LeaseRefusalReason.ValueType, message: str, retry_after: float = 1.0
+) -> lease_pb2.LeaseRefusal:
+    seconds = max(1, math.ceil(retry_after))
+    return lease_pb2.LeaseRefusal(reason=reason, message=message, retry_after=duration_pb2.Duration(seconds=seconds))

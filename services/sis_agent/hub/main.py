@@ -14,7 +14,7 @@ from services.runtime.identity import Identity
 from services.runtime.process import start
 from services.runtime.server import Listener, Server, run
 from services.runtime.settings import Endpoint, ServiceSettings, Sha256Hex, Texts
-from services.sis_agent.hub.chains import Chains
+from services.sis_agent.hub.chains import LATE_SECONDS, Chains
 from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.dispatcher import Dispatcher
 from services.sis_agent.hub.heartbeats import Heartbeats
@@ -22,6 +22,7 @@ from services.sis_agent.hub.lease_ends import LeaseEnds
 from services.sis_agent.hub.leases import Leases
 from services.sis_agent.hub.presence import Presence
 from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.renewals import Certifier
 from services.sis_agent.hub.reporter import Reporter
 from services.sis_agent.hub.revocations import Revocations
 from services.sis_agent.hub.servicers import AgentAdminServicer, AgentServicer, EnrolmentServicer
@@ -71,9 +72,9 @@ class HubSettings(ServiceSettings):
 
 
 class Hub:
-    """The parts of a hub, wired. It keeps nothing that its successor needs."""
+    """The parts of a hub, wired. It keeps nothing that its successor needs. For `late_seconds`, see `Chains`."""
 
-    def __init__(self, settings: HubSettings, identity: Identity) -> None:
+    def __init__(self, settings: HubSettings, identity: Identity, *, late_seconds: float = LATE_SECONDS) -> None:
         name = settings.name
         self._agent_endpoints = settings.agent_endpoints
         self._database = Database(settings.database_url, pool_size=POOL, application_name=f"sis-hub {name}")
@@ -96,7 +97,8 @@ class Hub:
             on_open=self._reporter.wake,
             on_wake=self._dispatcher.wake,
         )
-        self._chains = Chains(self._database, self._sessions)
+        self._chains = Chains(self._database, self._sessions, late_seconds=late_seconds)
+        certifier = Certifier(self._credentials, self._chains)
         self._revocations = Revocations(self._credentials, self._database, self._sessions)
         self._presence = Presence(self._database, self._sessions, self._chains, hub=name)
         self._heartbeats = Heartbeats(
@@ -109,11 +111,11 @@ class Hub:
         )
         self._streams = Streams(
             self._connection,
-            self._credentials,
             self._sessions,
             self._reporter,
             self._leases,
             self._chains,
+            certifier,
             self._revocations,
             hub=name,
             beat_interval=settings.beat_seconds,
@@ -125,9 +127,12 @@ class Hub:
             [
                 (
                     add_AgentServiceServicer_to_server,
-                    AgentServicer(self._streams, self._revocations, self._connection),
+                    AgentServicer(self._streams, self._chains, self._revocations, self._connection),
                 ),
-                (add_EnrolmentServiceServicer_to_server, EnrolmentServicer(self._credentials, self.agent_endpoints)),
+                (
+                    add_EnrolmentServiceServicer_to_server,
+                    EnrolmentServicer(self._credentials, certifier, self.agent_endpoints),
+                ),
                 (add_AgentAdminServiceServicer_to_server, AgentAdminServicer(self._database)),
             ],
             [

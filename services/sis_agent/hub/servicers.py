@@ -11,8 +11,10 @@ from services.runtime.database import Database
 from services.runtime.interceptors import Context
 from services.sis_agent.hub import convert, registry
 from services.sis_agent.hub.certificates import AgentCertificate
+from services.sis_agent.hub.chains import Chains
 from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.renewals import Certifier
 from services.sis_agent.hub.revocations import Revocations
 from services.sis_agent.hub.streams import Streams
 from sis.agent.v1 import agent_admin_service_pb2 as admin
@@ -27,8 +29,9 @@ from sis.queue.v1 import dispatch_service_pb2 as queue
 class AgentServicer(rpc.AgentServiceServicer):
     """Adapts AgentService to `streams` and the queue's archives."""
 
-    def __init__(self, streams: Streams, revocations: Revocations, connection: QueueConnection) -> None:
+    def __init__(self, streams: Streams, chains: Chains, revocations: Revocations, connection: QueueConnection) -> None:
         self._streams = streams
+        self._chains = chains
         self._revocations = revocations
         self._connection = connection
 
@@ -52,7 +55,10 @@ class AgentServicer(rpc.AgentServiceServicer):
         self, request: stream.FetchPackageRequest, context: Context
     ) -> AsyncIterator[stream.FetchPackageResponse]:
         caller = current_caller()
-        self._revocations.check(caller.name, AgentCertificate.parse(caller.certificate))
+        certificate = AgentCertificate.parse(caller.certificate)
+        self._revocations.check(caller.name, certificate)
+        if not self._chains.connected(caller.name, certificate.key_sha256):
+            await self._chains.check(caller.name, certificate.key_sha256)
         digest, offset = convert.fetch_package(request)
         async with aclosing(self._connection.package_archive(digest, offset)) as chunks:
             async for chunk in chunks:
@@ -62,8 +68,11 @@ class AgentServicer(rpc.AgentServiceServicer):
 class EnrolmentServicer(enrolment_rpc.EnrolmentServiceServicer):
     """Relays EnrolmentService to the credential service."""
 
-    def __init__(self, connection: CredentialsConnection, agent_endpoints: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self, connection: CredentialsConnection, certifier: Certifier, agent_endpoints: Callable[[], Sequence[str]]
+    ) -> None:
         self._connection = connection
+        self._certifier = certifier
         self._agent_endpoints = agent_endpoints
 
     async def Enrol(self, request: enrolment.EnrolRequest, context: Context) -> enrolment.EnrolResponse:
@@ -72,12 +81,13 @@ class EnrolmentServicer(enrolment_rpc.EnrolmentServiceServicer):
             certificate=response.certificate,
             name=response.name,
             group=response.group,
+            mac=response.mac,
             agent_endpoints=self._agent_endpoints(),
         )
 
     async def Rejoin(self, request: enrolment.RejoinRequest, context: Context) -> enrolment.RejoinResponse:
-        response = await self._connection.renew_agent_certificate(convert.rejoin(request))
-        return enrolment.RejoinResponse(certificate=response.certificate, agent_endpoints=self._agent_endpoints())
+        certificate = await self._certifier.certify(convert.rejoin(request))
+        return enrolment.RejoinResponse(certificate=certificate, agent_endpoints=self._agent_endpoints())
 
 
 class AgentAdminServicer(admin_rpc.AgentAdminServiceServicer):

@@ -147,8 +147,19 @@ async def find_chain(connection: AsyncConnection, agent: str, key_sha256: bytes)
     return (await connection.execute(select(chains).where(_chain(agent, key_sha256)))).one_or_none()
 
 
+async def newest_key(connection: AsyncConnection, agent: str) -> datetime | None:
+    """When the key was certified whose chain is in force, if there is one."""
+    query = select(chains.c.certified_at).where(chains.c.agent == agent, chains.c.ended_at.is_(None))
+    return (await connection.execute(query)).scalar_one_or_none()
+
+
 async def begin_chain(
-    connection: AsyncConnection, agent: str, key_sha256: bytes, shown_sha256: bytes, offered_sha256: Sequence[bytes]
+    connection: AsyncConnection,
+    agent: str,
+    key_sha256: bytes,
+    certified_at: datetime,
+    shown_sha256: bytes,
+    offered_sha256: Sequence[bytes],
 ) -> None:
     """The chain of a new key, which ends the one before it."""
     await connection.execute(
@@ -158,6 +169,7 @@ async def begin_chain(
         insert(chains).values(
             agent=agent,
             key_sha256=key_sha256,
+            certified_at=certified_at,
             shown_sha256=shown_sha256,
             offered_sha256=list(offered_sha256),
             began_at=func.now(),
@@ -176,10 +188,14 @@ async def continue_chain(
     )
 
 
-async def quarantine_chain(connection: AsyncConnection, agent: str, key_sha256: bytes, refused_sha256: bytes) -> None:
-    """Note that a key has shown a secret that is neither."""
+async def quarantine_chain(
+    connection: AsyncConnection, agent: str, key_sha256: bytes, refused_sha256: bytes | None
+) -> None:
+    """Note that a key has a second holder, by the secret that it has shown, if by that. The first time counts."""
     await connection.execute(
-        update(chains).where(_chain(agent, key_sha256)).values(quarantined_at=func.now(), refused_sha256=refused_sha256)
+        update(chains)
+        .where(_chain(agent, key_sha256), chains.c.quarantined_at.is_(None))
+        .values(quarantined_at=func.now(), refused_sha256=refused_sha256)
     )
 
 

@@ -12,11 +12,10 @@ from services.runtime.errors import InvalidArgument, SisError
 from services.sis_agent.hub import convert
 from services.sis_agent.hub.certificates import AgentCertificate
 from services.sis_agent.hub.chains import Chains
-from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.errors import NoHello, ShuttingDown, SilentAgent
 from services.sis_agent.hub.leases import Leases
 from services.sis_agent.hub.queue_connection import QueueConnection
-from services.sis_agent.hub.renewals import Renewals
+from services.sis_agent.hub.renewals import Certifier, Renewals
 from services.sis_agent.hub.reporter import Reporter
 from services.sis_agent.hub.revocations import Revocations
 from services.sis_agent.hub.sessions import Session, Sessions
@@ -38,11 +37,11 @@ class Streams:
     def __init__(
         self,
         connection: QueueConnection,
-        credentials: CredentialsConnection,
         sessions: Sessions,
         reporter: Reporter,
         leases: Leases,
         chains: Chains,
+        certifier: Certifier,
         revocations: Revocations,
         *,
         hub: str,
@@ -51,11 +50,11 @@ class Streams:
         on_free: Callable[[], None],
     ) -> None:
         self._connection = connection
-        self._credentials = credentials
         self._sessions = sessions
         self._reporter = reporter
         self._leases = leases
         self._chains = chains
+        self._certifier = certifier
         self._revocations = revocations
         self._hub = hub
         self._silent_seconds = SILENT_INTERVALS * beat_interval
@@ -123,7 +122,7 @@ class Streams:
     async def read(self, session: Session, requests: AsyncIterator[stream.ConnectRequest]) -> None:
         """Take in what the agent says until its end, which closes the session."""
         try:
-            async with Renewals(self._credentials, session) as renewals:
+            async with Renewals(self._certifier, session) as renewals:
                 while (request := await self._next(session, requests)) is not None:
                     session.heard = True
                     await self._take(session, request, renewals)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, Table, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB
+
+from services.runtime.schema import Time, metadata_of
 
 SCHEMA = "agents"
 
-metadata = MetaData(schema=SCHEMA, naming_convention={"pk": "%(table_name)s_pkey"})
-
-Time = DateTime(timezone=True)
+metadata = metadata_of(SCHEMA)
 
 agents = Table(
     "agents",
@@ -41,6 +41,9 @@ chains = Table(
     Column("agent", Text(collation="C"), primary_key=True),
     # Of the public key (SubjectPublicKeyInfo).
     Column("key_sha256", BYTEA, primary_key=True),
+    # When its certificate began that was shown first. The suite certifies one key of an agent at a time, each new one
+    # after the one before it, so this says which of two is the newer.
+    Column("certified_at", Time, nullable=False),
     # Of the resume secret that was shown last; "nothing" has a hash as well.
     Column("shown_sha256", BYTEA, nullable=False),
     # Of those that were offered since, the newest last.
@@ -49,7 +52,7 @@ chains = Table(
     # When another key took its place.
     Column("ended_at", Time),
     Column("quarantined_at", Time),
-    # Of what was shown then.
+    # Of what was shown then; nothing where the credential service has noticed.
     Column("refused_sha256", BYTEA),
     Index("chains_in_force", "agent", unique=True, postgresql_where=text("ended_at IS NULL")),
     Index("chains_in_quarantine", "agent", postgresql_where=text("quarantined_at IS NOT NULL")),

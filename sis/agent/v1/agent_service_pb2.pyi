@@ -231,8 +231,9 @@ class Welcome(_message.Message):
     unacknowledged_limit_bytes: _builtins.int
     """How many bytes of frames may be under way without an acknowledgement; the rest waits in the spool."""
     resume_secret: _builtins.bytes
-    """To be persisted before any slot is granted, and shown in the next hello: the registry takes the last one shown and
-    the one offered, and anything older comes from a copy of this agent.
+    """To be persisted before any slot is granted, and shown in the next hello. The registry takes the secret that was
+    shown last, because a welcome may be lost, and up to four that were offered since, because a hello may come late.
+    Anything else is judged after 16 s, if its call still stands: then it comes from a copy of this agent.
     """
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[_dispatch_service_pb2.AttemptVerdict]: ...

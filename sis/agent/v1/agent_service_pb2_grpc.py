@@ -53,15 +53,17 @@ class AgentServiceServicer:
 
     def Connect(self, request_iterator, context):
         """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
-        happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
-        hub shuts down or cannot reach the queue: connect again, with jitter.
+        happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a
+        later stream of the same agent was opened, UNAVAILABLE when the hub shuts down or cannot reach the queue: connect
+        again, with jitter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchPackage(self, request, context):
-        """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND.
+        """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND,
+        PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,11 +35,14 @@ class AgentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
     Connect: _grpc.StreamStreamMultiCallable[_agent_service_pb2.ConnectRequest, _agent_service_pb2.ConnectResponse]
     """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
-    happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
-    hub shuts down or cannot reach the queue: connect again, with jitter.
+    happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a
+    later stream of the same agent was opened, UNAVAILABLE when the hub shuts down or cannot reach the queue: connect
+    again, with jitter.
     """
     FetchPackage: _grpc.UnaryStreamMultiCallable[_agent_service_pb2.FetchPackageRequest, _agent_service_pb2.FetchPackageResponse]
-    """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND."""
+    """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND,
+    PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -48,11 +51,14 @@ class AgentServiceAsyncStub(AgentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_agent_service_pb2.ConnectRequest, _agent_service_pb2.ConnectResponse]  # type: ignore[assignment]
     """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
-    happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
-    hub shuts down or cannot reach the queue: connect again, with jitter.
+    happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a
+    later stream of the same agent was opened, UNAVAILABLE when the hub shuts down or cannot reach the queue: connect
+    again, with jitter.
     """
     FetchPackage: _aio.UnaryStreamMultiCallable[_agent_service_pb2.FetchPackageRequest, _agent_service_pb2.FetchPackageResponse]  # type: ignore[assignment]
-    """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND."""
+    """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND,
+    PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED.
+    """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """What an agent talks to. It proves who it is by its client certificate."""
@@ -64,8 +70,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.ConnectResponse], _abc.AsyncIterator[_agent_service_pb2.ConnectResponse]]:
         """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
-        happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a later stream of the same agent was opened, UNAVAILABLE when the
-        hub shuts down or cannot reach the queue: connect again, with jitter.
+        happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a
+        later stream of the same agent was opened, UNAVAILABLE when the hub shuts down or cannot reach the queue: connect
+        again, with jitter.
         """
 
     @_abc_1.abstractmethod
@@ -74,6 +81,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.FetchPackageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.FetchPackageResponse], _abc.AsyncIterator[_agent_service_pb2.FetchPackageResponse]]:
-        """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND."""
+        """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND,
+        PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED.
+        """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sis.credentials.v1 import certificate_pb2 as sis_dot_credentials_dot_v1_dot_certificate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sis/agent/v1/enrolment_service.proto\x12\x0csis.agent.v1\x1a$sis/credentials/v1/certificate.proto\"=\n\x0c\x45nrolRequest\x12\x12\n\npairing_id\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0b\n\x03mac\x18\x03 \x01(\x0c\"\x81\x01\n\rEnrolResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x17\n\x0f\x61gent_endpoints\x18\x04 \x03(\t\"?\n\rRejoinRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"e\n\x0eRejoinResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\x12\x17\n\x0f\x61gent_endpoints\x18\x02 \x03(\t2\x99\x01\n\x10\x45nrolmentService\x12@\n\x05\x45nrol\x12\x1a.sis.agent.v1.EnrolRequest\x1a\x1b.sis.agent.v1.EnrolResponse\x12\x43\n\x06Rejoin\x12\x1b.sis.agent.v1.RejoinRequest\x1a\x1c.sis.agent.v1.RejoinResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sis/agent/v1/enrolment_service.proto\x12\x0csis.agent.v1\x1a$sis/credentials/v1/certificate.proto\"=\n\x0c\x45nrolRequest\x12\x12\n\npairing_id\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0b\n\x03mac\x18\x03 \x01(\x0c\"\x8e\x01\n\rEnrolResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x17\n\x0f\x61gent_endpoints\x18\x04 \x03(\t\x12\x0b\n\x03mac\x18\x05 \x01(\x0c\"?\n\rRejoinRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"e\n\x0eRejoinResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\x12\x17\n\x0f\x61gent_endpoints\x18\x02 \x03(\t2\x99\x01\n\x10\x45nrolmentService\x12@\n\x05\x45nrol\x12\x1a.sis.agent.v1.EnrolRequest\x1a\x1b.sis.agent.v1.EnrolResponse\x12\x43\n\x06Rejoin\x12\x1b.sis.agent.v1.RejoinRequest\x1a\x1c.sis.agent.v1.RejoinResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLREQUEST']._serialized_start=92
   _globals['_ENROLREQUEST']._serialized_end=153
   _globals['_ENROLRESPONSE']._serialized_start=156
-  _globals['_ENROLRESPONSE']._serialized_end=285
-  _globals['_REJOINREQUEST']._serialized_start=287
-  _globals['_REJOINREQUEST']._serialized_end=350
-  _globals['_REJOINRESPONSE']._serialized_start=352
-  _globals['_REJOINRESPONSE']._serialized_end=453
-  _globals['_ENROLMENTSERVICE']._serialized_start=456
-  _globals['_ENROLMENTSERVICE']._serialized_end=609
+  _globals['_ENROLRESPONSE']._serialized_end=298
+  _globals['_REJOINREQUEST']._serialized_start=300
+  _globals['_REJOINREQUEST']._serialized_end=363
+  _globals['_REJOINRESPONSE']._serialized_start=365
+  _globals['_REJOINRESPONSE']._serialized_end=466
+  _globals['_ENROLMENTSERVICE']._serialized_start=469
+  _globals['_ENROLMENTSERVICE']._serialized_end=622
 # @@protoc_insertion_point(module_scope)

@@ -53,8 +53,11 @@ class EnrolResponse(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     AGENT_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     group: _builtins.str
+    mac: _builtins.bytes
+    """See sis.credentials.v1.EnrolAgentResponse."""
     @_builtins.property
     def certificate(self) -> _certificate_pb2.IssuedCertificate: ...
     @_builtins.property
@@ -68,10 +71,11 @@ class EnrolResponse(_message.Message):
         name: _builtins.str = ...,
         group: _builtins.str = ...,
         agent_endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        mac: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_endpoints", b"agent_endpoints", "certificate", b"certificate", "group", b"group", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_endpoints", b"agent_endpoints", "certificate", b"certificate", "group", b"group", "mac", b"mac", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

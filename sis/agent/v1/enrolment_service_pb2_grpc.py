@@ -63,7 +63,8 @@ class EnrolmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rejoin(self, request, context):
-        """See sis.credentials.v1.CertificateService.RenewAgentCertificate.
+        """See sis.credentials.v1.CertificateService.RenewAgentCertificate. After AGENT_QUARANTINED, the hub lets nobody in
+        with this identity key any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

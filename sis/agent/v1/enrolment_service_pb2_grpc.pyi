@@ -39,7 +39,9 @@ class EnrolmentServiceStub:
     Enrol: _grpc.UnaryUnaryMultiCallable[_enrolment_service_pb2.EnrolRequest, _enrolment_service_pb2.EnrolResponse]
     """See sis.credentials.v1.CertificateService.EnrolAgent."""
     Rejoin: _grpc.UnaryUnaryMultiCallable[_enrolment_service_pb2.RejoinRequest, _enrolment_service_pb2.RejoinResponse]
-    """See sis.credentials.v1.CertificateService.RenewAgentCertificate."""
+    """See sis.credentials.v1.CertificateService.RenewAgentCertificate. After AGENT_QUARANTINED, the hub lets nobody in
+    with this identity key any more.
+    """
 
 @_typing.type_check_only
 class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
@@ -52,7 +54,9 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     Enrol: _aio.UnaryUnaryMultiCallable[_enrolment_service_pb2.EnrolRequest, _enrolment_service_pb2.EnrolResponse]  # type: ignore[assignment]
     """See sis.credentials.v1.CertificateService.EnrolAgent."""
     Rejoin: _aio.UnaryUnaryMultiCallable[_enrolment_service_pb2.RejoinRequest, _enrolment_service_pb2.RejoinResponse]  # type: ignore[assignment]
-    """See sis.credentials.v1.CertificateService.RenewAgentCertificate."""
+    """See sis.credentials.v1.CertificateService.RenewAgentCertificate. After AGENT_QUARANTINED, the hub lets nobody in
+    with this identity key any more.
+    """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """How a program becomes an agent, and becomes one again after its certificate has expired. On a port of its own, where
@@ -74,6 +78,8 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrolment_service_pb2.RejoinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_service_pb2.RejoinResponse, _abc.Awaitable[_enrolment_service_pb2.RejoinResponse]]:
-        """See sis.credentials.v1.CertificateService.RenewAgentCertificate."""
+        """See sis.credentials.v1.CertificateService.RenewAgentCertificate. After AGENT_QUARANTINED, the hub lets nobody in
+        with this identity key any more.
+        """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -57,10 +57,10 @@ class AgentIdentityServiceServicer:
     """
 
     def PairAgent(self, request, context):
-        """Makes a pairing code, with which one agent can enrol once, within an hour. An agent that has the name already
-        is replaced when the code is used: its certificates are revoked then, a quarantine ends with it. The first code of a
-        name that is used withdraws the others, and so does a revocation. Not to be retried blindly: each call makes
-        another code, which does no harm.
+        """Makes a pairing code, with which one agent can enrol once, within an hour. An agent that has the name already is
+        replaced when the code is used: its certificates are revoked then, its key is good no more, and a quarantine ends.
+        The first code of a name that is used withdraws the others, and so does a revocation. Not to be retried blindly:
+        each call makes another code, which does no harm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -68,7 +68,8 @@ class AgentIdentityServiceServicer:
 
     def RevokeAgent(self, request, context):
         """Revokes every certificate of an agent: its stream is closed at once, it gets no lease and no new certificate. What
-        runs at its site goes on there and becomes AWOL. Repeating it changes nothing. NOT_FOUND AGENT_NOT_FOUND.
+        runs at its site goes on there and becomes AWOL. Pairing codes of the name that were not used are withdrawn, also
+        where the agent is revoked already, or has never enrolled: NOT_FOUND AGENT_NOT_FOUND. Safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

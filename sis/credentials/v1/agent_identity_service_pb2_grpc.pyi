@@ -34,14 +34,15 @@ class AgentIdentityServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentIdentityServiceAsyncStub: ...
     PairAgent: _grpc.UnaryUnaryMultiCallable[_agent_identity_service_pb2.PairAgentRequest, _agent_identity_service_pb2.PairAgentResponse]
-    """Makes a pairing code, with which one agent can enrol once, within an hour. An agent that has the name already
-    is replaced when the code is used: its certificates are revoked then, a quarantine ends with it. The first code of a
-    name that is used withdraws the others, and so does a revocation. Not to be retried blindly: each call makes
-    another code, which does no harm.
+    """Makes a pairing code, with which one agent can enrol once, within an hour. An agent that has the name already is
+    replaced when the code is used: its certificates are revoked then, its key is good no more, and a quarantine ends.
+    The first code of a name that is used withdraws the others, and so does a revocation. Not to be retried blindly:
+    each call makes another code, which does no harm.
     """
     RevokeAgent: _grpc.UnaryUnaryMultiCallable[_agent_identity_service_pb2.RevokeAgentRequest, _agent_identity_service_pb2.RevokeAgentResponse]
     """Revokes every certificate of an agent: its stream is closed at once, it gets no lease and no new certificate. What
-    runs at its site goes on there and becomes AWOL. Repeating it changes nothing. NOT_FOUND AGENT_NOT_FOUND.
+    runs at its site goes on there and becomes AWOL. Pairing codes of the name that were not used are withdrawn, also
+    where the agent is revoked already, or has never enrolled: NOT_FOUND AGENT_NOT_FOUND. Safe to repeat.
     """
     ListAgentIdentities: _grpc.UnaryUnaryMultiCallable[_agent_identity_service_pb2.ListAgentIdentitiesRequest, _agent_identity_service_pb2.ListAgentIdentitiesResponse]
     """The identities, by name. Safe to retry."""
@@ -52,14 +53,15 @@ class AgentIdentityServiceAsyncStub(AgentIdentityServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PairAgent: _aio.UnaryUnaryMultiCallable[_agent_identity_service_pb2.PairAgentRequest, _agent_identity_service_pb2.PairAgentResponse]  # type: ignore[assignment]
-    """Makes a pairing code, with which one agent can enrol once, within an hour. An agent that has the name already
-    is replaced when the code is used: its certificates are revoked then, a quarantine ends with it. The first code of a
-    name that is used withdraws the others, and so does a revocation. Not to be retried blindly: each call makes
-    another code, which does no harm.
+    """Makes a pairing code, with which one agent can enrol once, within an hour. An agent that has the name already is
+    replaced when the code is used: its certificates are revoked then, its key is good no more, and a quarantine ends.
+    The first code of a name that is used withdraws the others, and so does a revocation. Not to be retried blindly:
+    each call makes another code, which does no harm.
     """
     RevokeAgent: _aio.UnaryUnaryMultiCallable[_agent_identity_service_pb2.RevokeAgentRequest, _agent_identity_service_pb2.RevokeAgentResponse]  # type: ignore[assignment]
     """Revokes every certificate of an agent: its stream is closed at once, it gets no lease and no new certificate. What
-    runs at its site goes on there and becomes AWOL. Repeating it changes nothing. NOT_FOUND AGENT_NOT_FOUND.
+    runs at its site goes on there and becomes AWOL. Pairing codes of the name that were not used are withdrawn, also
+    where the agent is revoked already, or has never enrolled: NOT_FOUND AGENT_NOT_FOUND. Safe to repeat.
     """
     ListAgentIdentities: _aio.UnaryUnaryMultiCallable[_agent_identity_service_pb2.ListAgentIdentitiesRequest, _agent_identity_service_pb2.ListAgentIdentitiesResponse]  # type: ignore[assignment]
     """The identities, by name. Safe to retry."""
@@ -73,10 +75,10 @@ class AgentIdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_identity_service_pb2.PairAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_identity_service_pb2.PairAgentResponse, _abc.Awaitable[_agent_identity_service_pb2.PairAgentResponse]]:
-        """Makes a pairing code, with which one agent can enrol once, within an hour. An agent that has the name already
-        is replaced when the code is used: its certificates are revoked then, a quarantine ends with it. The first code of a
-        name that is used withdraws the others, and so does a revocation. Not to be retried blindly: each call makes
-        another code, which does no harm.
+        """Makes a pairing code, with which one agent can enrol once, within an hour. An agent that has the name already is
+        replaced when the code is used: its certificates are revoked then, its key is good no more, and a quarantine ends.
+        The first code of a name that is used withdraws the others, and so does a revocation. Not to be retried blindly:
+        each call makes another code, which does no harm.
         """
 
     @_abc_1.abstractmethod
@@ -86,7 +88,8 @@ class AgentIdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_identity_service_pb2.RevokeAgentResponse, _abc.Awaitable[_agent_identity_service_pb2.RevokeAgentResponse]]:
         """Revokes every certificate of an agent: its stream is closed at once, it gets no lease and no new certificate. What
-        runs at its site goes on there and becomes AWOL. Repeating it changes nothing. NOT_FOUND AGENT_NOT_FOUND.
+        runs at its site goes on there and becomes AWOL. Pairing codes of the name that were not used are withdrawn, also
+        where the agent is revoked already, or has never enrolled: NOT_FOUND AGENT_NOT_FOUND. Safe to repeat.
         """
 
     @_abc_1.abstractmethod

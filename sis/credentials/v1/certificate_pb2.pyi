@@ -31,7 +31,9 @@ class AgentKeys(_message.Message):
     sealing_key: _builtins.bytes
     """X25519, 32 bytes: to which secrets are sealed from now on."""
     generation: _builtins.int
-    """1 at enrolment, raised with each request for other keys, so that an old request cannot be replayed."""
+    """1 at enrolment, raised by one with each request for other keys; a request without an answer is repeated as it was.
+    So of two programs that have the identity key, the second one to ask is found out.
+    """
     def __init__(
         self,
         *,

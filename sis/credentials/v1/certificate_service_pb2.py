@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sis.credentials.v1 import certificate_pb2 as sis_dot_credentials_dot_v1_dot_certificate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sis/credentials/v1/certificate_service.proto\x12\x12sis.credentials.v1\x1a$sis/credentials/v1/certificate.proto\"A\n\x1eIssueServiceCertificateRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x12\n\nhost_names\x18\x02 \x03(\t\"]\n\x1fIssueServiceCertificateResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\"R\n\x11\x45nrolAgentRequest\x12\x12\n\npairing_id\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0b\n\x03mac\x18\x03 \x01(\x0c\x12\x0e\n\x06origin\x18\x04 \x01(\t\"m\n\x12\x45nrolAgentResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\"N\n\x1cRenewAgentCertificateRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"[\n\x1dRenewAgentCertificateResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\"\x19\n\x17WatchRevocationsRequest\"a\n\x18WatchRevocationsResponse\x12\x33\n\x0brevocations\x18\x01 \x03(\x0b\x32\x1e.sis.credentials.v1.Revocation\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x32\xe5\x03\n\x12\x43\x65rtificateService\x12\x82\x01\n\x17IssueServiceCertificate\x12\x32.sis.credentials.v1.IssueServiceCertificateRequest\x1a\x33.sis.credentials.v1.IssueServiceCertificateResponse\x12[\n\nEnrolAgent\x12%.sis.credentials.v1.EnrolAgentRequest\x1a&.sis.credentials.v1.EnrolAgentResponse\x12|\n\x15RenewAgentCertificate\x12\x30.sis.credentials.v1.RenewAgentCertificateRequest\x1a\x31.sis.credentials.v1.RenewAgentCertificateResponse\x12o\n\x10WatchRevocations\x12+.sis.credentials.v1.WatchRevocationsRequest\x1a,.sis.credentials.v1.WatchRevocationsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sis/credentials/v1/certificate_service.proto\x12\x12sis.credentials.v1\x1a$sis/credentials/v1/certificate.proto\"A\n\x1eIssueServiceCertificateRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x12\n\nhost_names\x18\x02 \x03(\t\"]\n\x1fIssueServiceCertificateResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\"R\n\x11\x45nrolAgentRequest\x12\x12\n\npairing_id\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0b\n\x03mac\x18\x03 \x01(\x0c\x12\x0e\n\x06origin\x18\x04 \x01(\t\"z\n\x12\x45nrolAgentResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x0b\n\x03mac\x18\x04 \x01(\x0c\"N\n\x1cRenewAgentCertificateRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"[\n\x1dRenewAgentCertificateResponse\x12:\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32%.sis.credentials.v1.IssuedCertificate\"\x19\n\x17WatchRevocationsRequest\"a\n\x18WatchRevocationsResponse\x12\x33\n\x0brevocations\x18\x01 \x03(\x0b\x32\x1e.sis.credentials.v1.Revocation\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x32\xe5\x03\n\x12\x43\x65rtificateService\x12\x82\x01\n\x17IssueServiceCertificate\x12\x32.sis.credentials.v1.IssueServiceCertificateRequest\x1a\x33.sis.credentials.v1.IssueServiceCertificateResponse\x12[\n\nEnrolAgent\x12%.sis.credentials.v1.EnrolAgentRequest\x1a&.sis.credentials.v1.EnrolAgentResponse\x12|\n\x15RenewAgentCertificate\x12\x30.sis.credentials.v1.RenewAgentCertificateRequest\x1a\x31.sis.credentials.v1.RenewAgentCertificateResponse\x12o\n\x10WatchRevocations\x12+.sis.credentials.v1.WatchRevocationsRequest\x1a,.sis.credentials.v1.WatchRevocationsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,15 +39,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLAGENTREQUEST']._serialized_start=268
   _globals['_ENROLAGENTREQUEST']._serialized_end=350
   _globals['_ENROLAGENTRESPONSE']._serialized_start=352
-  _globals['_ENROLAGENTRESPONSE']._serialized_end=461
-  _globals['_RENEWAGENTCERTIFICATEREQUEST']._serialized_start=463
-  _globals['_RENEWAGENTCERTIFICATEREQUEST']._serialized_end=541
-  _globals['_RENEWAGENTCERTIFICATERESPONSE']._serialized_start=543
-  _globals['_RENEWAGENTCERTIFICATERESPONSE']._serialized_end=634
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=636
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=661
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=663
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=760
-  _globals['_CERTIFICATESERVICE']._serialized_start=763
-  _globals['_CERTIFICATESERVICE']._serialized_end=1248
+  _globals['_ENROLAGENTRESPONSE']._serialized_end=474
+  _globals['_RENEWAGENTCERTIFICATEREQUEST']._serialized_start=476
+  _globals['_RENEWAGENTCERTIFICATEREQUEST']._serialized_end=554
+  _globals['_RENEWAGENTCERTIFICATERESPONSE']._serialized_start=556
+  _globals['_RENEWAGENTCERTIFICATERESPONSE']._serialized_end=647
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=649
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=674
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=676
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=773
+  _globals['_CERTIFICATESERVICE']._serialized_start=776
+  _globals['_CERTIFICATESERVICE']._serialized_end=1261
 # @@protoc_insertion_point(module_scope)

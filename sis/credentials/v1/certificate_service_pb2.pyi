@@ -29,7 +29,9 @@ class IssueServiceCertificateRequest(_message.Message):
     """PKCS #10, DER."""
     @_builtins.property
     def host_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """DNS names and IP addresses, at most 20. The names of the suite's other services are refused."""
+        """DNS names (letters, digits and hyphens; international ones in ASCII, as xn--) and IP addresses, at most 20. The
+        names of the suite's other services are refused.
+        """
 
     def __init__(
         self,
@@ -103,8 +105,13 @@ class EnrolAgentResponse(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     group: _builtins.str
+    mac: _builtins.bytes
+    """HMAC-SHA-256 under the same key as that of the request, over "sis.enrolled.v1", NUL, the name, NUL, the group, NUL,
+    and the certificate's serial. The agent takes nothing without it.
+    """
     @_builtins.property
     def certificate(self) -> _certificate_pb2.IssuedCertificate: ...
     def __init__(
@@ -113,10 +120,11 @@ class EnrolAgentResponse(_message.Message):
         certificate: _certificate_pb2.IssuedCertificate | None = ...,
         name: _builtins.str = ...,
         group: _builtins.str = ...,
+        mac: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "group", b"group", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "group", b"group", "mac", b"mac", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

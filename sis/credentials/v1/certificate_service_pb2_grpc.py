@@ -65,7 +65,7 @@ class CertificateServiceServicer:
 
     def IssueServiceCertificate(self, request, context):
         """Certifies the caller, a server process that proves itself by its join token, for the names under which it is
-        reached. INVALID_ARGUMENT. Safe to retry.
+        reached. INVALID_ARGUMENT, also for a name that no certificate can bear. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,7 +74,8 @@ class CertificateServiceServicer:
     def EnrolAgent(self, request, context):
         """Makes an agent of whoever holds a pairing code. The code is used up by it; the same request again, within the
         code's hour, is answered with another certificate. PERMISSION_DENIED PAIRING_REFUSED (no such code, used,
-        expired, or the proof is wrong; which of them, only the log says), INVALID_ARGUMENT.
+        expired, or the proof is wrong; which of them, only the log says), INVALID_ARGUMENT. The answer is proven, too: a
+        hub that relays it cannot enrol the caller's keys under a pairing of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,8 +83,11 @@ class CertificateServiceServicer:
 
     def RenewAgentCertificate(self, request, context):
         """Certifies an agent's identity key anew, whether its certificate is still valid or not, and takes note of its
-        sealing key. PERMISSION_DENIED AGENT_REVOKED, PAIRING_REFUSED (the agent is not known, the key is another, the
-        signature is wrong, the generation is old), INVALID_ARGUMENT. Safe to retry.
+        sealing key. The generation is the one after the last that was certified, or this last one with the same keys,
+        because an answer was lost. PERMISSION_DENIED PAIRING_REFUSED (the agent is not known, the key is another, the
+        signature is wrong; which of them, only the log says); to whoever has the key also AGENT_REVOKED and
+        AGENT_QUARANTINED (any other generation, or other keys: two programs have the identity key, nothing is certified);
+        INVALID_ARGUMENT. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,17 +37,21 @@ class CertificateServiceStub:
     def __new__(cls, channel: _aio.Channel) -> CertificateServiceAsyncStub: ...
     IssueServiceCertificate: _grpc.UnaryUnaryMultiCallable[_certificate_service_pb2.IssueServiceCertificateRequest, _certificate_service_pb2.IssueServiceCertificateResponse]
     """Certifies the caller, a server process that proves itself by its join token, for the names under which it is
-    reached. INVALID_ARGUMENT. Safe to retry.
+    reached. INVALID_ARGUMENT, also for a name that no certificate can bear. Safe to retry.
     """
     EnrolAgent: _grpc.UnaryUnaryMultiCallable[_certificate_service_pb2.EnrolAgentRequest, _certificate_service_pb2.EnrolAgentResponse]
     """Makes an agent of whoever holds a pairing code. The code is used up by it; the same request again, within the
     code's hour, is answered with another certificate. PERMISSION_DENIED PAIRING_REFUSED (no such code, used,
-    expired, or the proof is wrong; which of them, only the log says), INVALID_ARGUMENT.
+    expired, or the proof is wrong; which of them, only the log says), INVALID_ARGUMENT. The answer is proven, too: a
+    hub that relays it cannot enrol the caller's keys under a pairing of its own.
     """
     RenewAgentCertificate: _grpc.UnaryUnaryMultiCallable[_certificate_service_pb2.RenewAgentCertificateRequest, _certificate_service_pb2.RenewAgentCertificateResponse]
     """Certifies an agent's identity key anew, whether its certificate is still valid or not, and takes note of its
-    sealing key. PERMISSION_DENIED AGENT_REVOKED, PAIRING_REFUSED (the agent is not known, the key is another, the
-    signature is wrong, the generation is old), INVALID_ARGUMENT. Safe to retry.
+    sealing key. The generation is the one after the last that was certified, or this last one with the same keys,
+    because an answer was lost. PERMISSION_DENIED PAIRING_REFUSED (the agent is not known, the key is another, the
+    signature is wrong; which of them, only the log says); to whoever has the key also AGENT_REVOKED and
+    AGENT_QUARANTINED (any other generation, or other keys: two programs have the identity key, nothing is certified);
+    INVALID_ARGUMENT. Safe to retry.
     """
     WatchRevocations: _grpc.UnaryStreamMultiCallable[_certificate_service_pb2.WatchRevocationsRequest, _certificate_service_pb2.WatchRevocationsResponse]
     """Every revocation that still matters, at once, then each new one. The first response is complete, and marked so."""
@@ -61,17 +65,21 @@ class CertificateServiceAsyncStub(CertificateServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     IssueServiceCertificate: _aio.UnaryUnaryMultiCallable[_certificate_service_pb2.IssueServiceCertificateRequest, _certificate_service_pb2.IssueServiceCertificateResponse]  # type: ignore[assignment]
     """Certifies the caller, a server process that proves itself by its join token, for the names under which it is
-    reached. INVALID_ARGUMENT. Safe to retry.
+    reached. INVALID_ARGUMENT, also for a name that no certificate can bear. Safe to retry.
     """
     EnrolAgent: _aio.UnaryUnaryMultiCallable[_certificate_service_pb2.EnrolAgentRequest, _certificate_service_pb2.EnrolAgentResponse]  # type: ignore[assignment]
     """Makes an agent of whoever holds a pairing code. The code is used up by it; the same request again, within the
     code's hour, is answered with another certificate. PERMISSION_DENIED PAIRING_REFUSED (no such code, used,
-    expired, or the proof is wrong; which of them, only the log says), INVALID_ARGUMENT.
+    expired, or the proof is wrong; which of them, only the log says), INVALID_ARGUMENT. The answer is proven, too: a
+    hub that relays it cannot enrol the caller's keys under a pairing of its own.
     """
     RenewAgentCertificate: _aio.UnaryUnaryMultiCallable[_certificate_service_pb2.RenewAgentCertificateRequest, _certificate_service_pb2.RenewAgentCertificateResponse]  # type: ignore[assignment]
     """Certifies an agent's identity key anew, whether its certificate is still valid or not, and takes note of its
-    sealing key. PERMISSION_DENIED AGENT_REVOKED, PAIRING_REFUSED (the agent is not known, the key is another, the
-    signature is wrong, the generation is old), INVALID_ARGUMENT. Safe to retry.
+    sealing key. The generation is the one after the last that was certified, or this last one with the same keys,
+    because an answer was lost. PERMISSION_DENIED PAIRING_REFUSED (the agent is not known, the key is another, the
+    signature is wrong; which of them, only the log says); to whoever has the key also AGENT_REVOKED and
+    AGENT_QUARANTINED (any other generation, or other keys: two programs have the identity key, nothing is certified);
+    INVALID_ARGUMENT. Safe to retry.
     """
     WatchRevocations: _aio.UnaryStreamMultiCallable[_certificate_service_pb2.WatchRevocationsRequest, _certificate_service_pb2.WatchRevocationsResponse]  # type: ignore[assignment]
     """Every revocation that still matters, at once, then each new one. The first response is complete, and marked so."""
@@ -88,7 +96,7 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_certificate_service_pb2.IssueServiceCertificateResponse, _abc.Awaitable[_certificate_service_pb2.IssueServiceCertificateResponse]]:
         """Certifies the caller, a server process that proves itself by its join token, for the names under which it is
-        reached. INVALID_ARGUMENT. Safe to retry.
+        reached. INVALID_ARGUMENT, also for a name that no certificate can bear. Safe to retry.
         """
 
     @_abc_1.abstractmethod
@@ -99,7 +107,8 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_certificate_service_pb2.EnrolAgentResponse, _abc.Awaitable[_certificate_service_pb2.EnrolAgentResponse]]:
         """Makes an agent of whoever holds a pairing code. The code is used up by it; the same request again, within the
         code's hour, is answered with another certificate. PERMISSION_DENIED PAIRING_REFUSED (no such code, used,
-        expired, or the proof is wrong; which of them, only the log says), INVALID_ARGUMENT.
+        expired, or the proof is wrong; which of them, only the log says), INVALID_ARGUMENT. The answer is proven, too: a
+        hub that relays it cannot enrol the caller's keys under a pairing of its own.
         """
 
     @_abc_1.abstractmethod
@@ -109,8 +118,11 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_certificate_service_pb2.RenewAgentCertificateResponse, _abc.Awaitable[_certificate_service_pb2.RenewAgentCertificateResponse]]:
         """Certifies an agent's identity key anew, whether its certificate is still valid or not, and takes note of its
-        sealing key. PERMISSION_DENIED AGENT_REVOKED, PAIRING_REFUSED (the agent is not known, the key is another, the
-        signature is wrong, the generation is old), INVALID_ARGUMENT. Safe to retry.
+        sealing key. The generation is the one after the last that was certified, or this last one with the same keys,
+        because an answer was lost. PERMISSION_DENIED PAIRING_REFUSED (the agent is not known, the key is another, the
+        signature is wrong; which of them, only the log says); to whoever has the key also AGENT_REVOKED and
+        AGENT_QUARANTINED (any other generation, or other keys: two programs have the identity key, nothing is certified);
+        INVALID_ARGUMENT. Safe to retry.
         """
 
     @_abc_1.abstractmethod

@@ -154,8 +154,8 @@ Global___Credential: _TypeAlias = Credential  # noqa: Y015
 
 @_typing.final
 class SecretValue(_message.Message):
-    """A secret on its way in. Never part of an answer, a log or an error. Its bytes are taken as they are: a line end at the
-    end belongs to the secret, too.
+    """A secret on its way in. Never part of an answer, a log or an error. Its bytes are taken as they are: a line end at
+    the end belongs to the secret, too.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

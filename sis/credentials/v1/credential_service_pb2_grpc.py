@@ -28,7 +28,7 @@ if _version_not_supported:
 class CredentialServiceStub:
     """The KeySafe, for people and programs. The general errors are those of sis.queue.v1.JobService. Where Vault is
     needed, any method may end with UNAVAILABLE and one of the reasons VAULT_SEALED, VAULT_UNREACHABLE, VAULT_SLOW,
-    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, with RetryInfo.
+    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, VAULT_FAILED, with RetryInfo.
     """
 
     def __init__(self, channel):
@@ -77,7 +77,7 @@ class CredentialServiceStub:
 class CredentialServiceServicer:
     """The KeySafe, for people and programs. The general errors are those of sis.queue.v1.JobService. Where Vault is
     needed, any method may end with UNAVAILABLE and one of the reasons VAULT_SEALED, VAULT_UNREACHABLE, VAULT_SLOW,
-    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, with RetryInfo.
+    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, VAULT_FAILED, with RetryInfo.
     """
 
     def CreateCredential(self, request, context):
@@ -105,7 +105,9 @@ class CredentialServiceServicer:
     def ReplaceCredential(self, request, context):
         """Replaces the secret, and username, domain and description where they are given. Leases that were taken keep the
         secret that they have. With `version`, only if it is the current one, which makes a retry safe:
-        FAILED_PRECONDITION CREDENTIAL_CHANGED. NOT_FOUND CREDENTIAL_NOT_FOUND.
+        FAILED_PRECONDITION CREDENTIAL_CHANGED. NOT_FOUND CREDENTIAL_NOT_FOUND. Ended with VAULT_UNREACHABLE, VAULT_SLOW
+        or VAULT_FAILED, or without an answer, the secret may have been replaced all the same, or be within two minutes
+        of Vault's return, unless somebody replaces it again: that is what a retry with `version` does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,8 +115,8 @@ class CredentialServiceServicer:
 
     def DeleteCredential(self, request, context):
         """Deletes a credential with every version of its secret. Jobs that wait for it will fail; leases that were taken
-        end with their jobs. Ended with UNAVAILABLE it is DELETING: it serves no more, and goes once Vault can be reached, by
-        itself or by a retry. NOT_FOUND CREDENTIAL_NOT_FOUND (also the second time).
+        end with their jobs. Ended with UNAVAILABLE it is DELETING: it serves no more, and goes once Vault can be reached,
+        by itself or by a retry. NOT_FOUND CREDENTIAL_NOT_FOUND (also the second time).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +188,7 @@ def add_CredentialServiceServicer_to_server(servicer, server):
 class CredentialService:
     """The KeySafe, for people and programs. The general errors are those of sis.queue.v1.JobService. Where Vault is
     needed, any method may end with UNAVAILABLE and one of the reasons VAULT_SEALED, VAULT_UNREACHABLE, VAULT_SLOW,
-    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, with RetryInfo.
+    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, VAULT_FAILED, with RetryInfo.
     """
 
     @staticmethod

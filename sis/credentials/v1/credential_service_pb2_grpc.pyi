@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class CredentialServiceStub:
     """The KeySafe, for people and programs. The general errors are those of sis.queue.v1.JobService. Where Vault is
     needed, any method may end with UNAVAILABLE and one of the reasons VAULT_SEALED, VAULT_UNREACHABLE, VAULT_SLOW,
-    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, with RetryInfo.
+    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, VAULT_FAILED, with RetryInfo.
     """
 
     @_typing.overload
@@ -47,12 +47,14 @@ class CredentialServiceStub:
     ReplaceCredential: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.ReplaceCredentialRequest, _credential_service_pb2.ReplaceCredentialResponse]
     """Replaces the secret, and username, domain and description where they are given. Leases that were taken keep the
     secret that they have. With `version`, only if it is the current one, which makes a retry safe:
-    FAILED_PRECONDITION CREDENTIAL_CHANGED. NOT_FOUND CREDENTIAL_NOT_FOUND.
+    FAILED_PRECONDITION CREDENTIAL_CHANGED. NOT_FOUND CREDENTIAL_NOT_FOUND. Ended with VAULT_UNREACHABLE, VAULT_SLOW
+    or VAULT_FAILED, or without an answer, the secret may have been replaced all the same, or be within two minutes
+    of Vault's return, unless somebody replaces it again: that is what a retry with `version` does.
     """
     DeleteCredential: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.DeleteCredentialRequest, _credential_service_pb2.DeleteCredentialResponse]
     """Deletes a credential with every version of its secret. Jobs that wait for it will fail; leases that were taken
-    end with their jobs. Ended with UNAVAILABLE it is DELETING: it serves no more, and goes once Vault can be reached, by
-    itself or by a retry. NOT_FOUND CREDENTIAL_NOT_FOUND (also the second time).
+    end with their jobs. Ended with UNAVAILABLE it is DELETING: it serves no more, and goes once Vault can be reached,
+    by itself or by a retry. NOT_FOUND CREDENTIAL_NOT_FOUND (also the second time).
     """
     ListCredentialUsage: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.ListCredentialUsageRequest, _credential_service_pb2.ListCredentialUsageResponse]
     """Who used a credential, newest first, and who used those that had its name before and were deleted; kept for 400
@@ -68,7 +70,7 @@ class CredentialServiceStub:
 class CredentialServiceAsyncStub(CredentialServiceStub):
     """The KeySafe, for people and programs. The general errors are those of sis.queue.v1.JobService. Where Vault is
     needed, any method may end with UNAVAILABLE and one of the reasons VAULT_SEALED, VAULT_UNREACHABLE, VAULT_SLOW,
-    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, with RetryInfo.
+    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, VAULT_FAILED, with RetryInfo.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -83,12 +85,14 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     ReplaceCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ReplaceCredentialRequest, _credential_service_pb2.ReplaceCredentialResponse]  # type: ignore[assignment]
     """Replaces the secret, and username, domain and description where they are given. Leases that were taken keep the
     secret that they have. With `version`, only if it is the current one, which makes a retry safe:
-    FAILED_PRECONDITION CREDENTIAL_CHANGED. NOT_FOUND CREDENTIAL_NOT_FOUND.
+    FAILED_PRECONDITION CREDENTIAL_CHANGED. NOT_FOUND CREDENTIAL_NOT_FOUND. Ended with VAULT_UNREACHABLE, VAULT_SLOW
+    or VAULT_FAILED, or without an answer, the secret may have been replaced all the same, or be within two minutes
+    of Vault's return, unless somebody replaces it again: that is what a retry with `version` does.
     """
     DeleteCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.DeleteCredentialRequest, _credential_service_pb2.DeleteCredentialResponse]  # type: ignore[assignment]
     """Deletes a credential with every version of its secret. Jobs that wait for it will fail; leases that were taken
-    end with their jobs. Ended with UNAVAILABLE it is DELETING: it serves no more, and goes once Vault can be reached, by
-    itself or by a retry. NOT_FOUND CREDENTIAL_NOT_FOUND (also the second time).
+    end with their jobs. Ended with UNAVAILABLE it is DELETING: it serves no more, and goes once Vault can be reached,
+    by itself or by a retry. NOT_FOUND CREDENTIAL_NOT_FOUND (also the second time).
     """
     ListCredentialUsage: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ListCredentialUsageRequest, _credential_service_pb2.ListCredentialUsageResponse]  # type: ignore[assignment]
     """Who used a credential, newest first, and who used those that had its name before and were deleted; kept for 400
@@ -103,7 +107,7 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
 class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     """The KeySafe, for people and programs. The general errors are those of sis.queue.v1.JobService. Where Vault is
     needed, any method may end with UNAVAILABLE and one of the reasons VAULT_SEALED, VAULT_UNREACHABLE, VAULT_SLOW,
-    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, with RetryInfo.
+    VAULT_FORBIDDEN, VAULT_RATE_LIMITED, VAULT_FAILED, with RetryInfo.
     """
 
     @_abc_1.abstractmethod
@@ -140,7 +144,9 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credential_service_pb2.ReplaceCredentialResponse, _abc.Awaitable[_credential_service_pb2.ReplaceCredentialResponse]]:
         """Replaces the secret, and username, domain and description where they are given. Leases that were taken keep the
         secret that they have. With `version`, only if it is the current one, which makes a retry safe:
-        FAILED_PRECONDITION CREDENTIAL_CHANGED. NOT_FOUND CREDENTIAL_NOT_FOUND.
+        FAILED_PRECONDITION CREDENTIAL_CHANGED. NOT_FOUND CREDENTIAL_NOT_FOUND. Ended with VAULT_UNREACHABLE, VAULT_SLOW
+        or VAULT_FAILED, or without an answer, the secret may have been replaced all the same, or be within two minutes
+        of Vault's return, unless somebody replaces it again: that is what a retry with `version` does.
         """
 
     @_abc_1.abstractmethod
@@ -150,8 +156,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credential_service_pb2.DeleteCredentialResponse, _abc.Awaitable[_credential_service_pb2.DeleteCredentialResponse]]:
         """Deletes a credential with every version of its secret. Jobs that wait for it will fail; leases that were taken
-        end with their jobs. Ended with UNAVAILABLE it is DELETING: it serves no more, and goes once Vault can be reached, by
-        itself or by a retry. NOT_FOUND CREDENTIAL_NOT_FOUND (also the second time).
+        end with their jobs. Ended with UNAVAILABLE it is DELETING: it serves no more, and goes once Vault can be reached,
+        by itself or by a retry. NOT_FOUND CREDENTIAL_NOT_FOUND (also the second time).
         """
 
     @_abc_1.abstractmethod

@@ -120,8 +120,8 @@ class SealedLease(_message.Message):
     """A secret that one agent can open, for one attempt of one job.
 
     The ciphertext is HPKE (RFC 9180, base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM; the
-    encapsulated key comes first) of a serialised LeasedSecret. Its `info` is the UTF-8 of "sis.lease.v1", the job id, the
-    attempt's number, the agent's name, the lease id and the ref, joined by NUL characters, so nothing of it can be
+    encapsulated key comes first) of a serialised LeasedSecret. Its `info` is the UTF-8 of "sis.lease.v1", the job id,
+    the attempt's number, the agent's name, the lease id and the ref, joined by NUL characters, so nothing of it can be
     used anywhere else.
     """
 

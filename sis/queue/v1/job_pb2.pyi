@@ -796,8 +796,8 @@ class StopEvidence(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     SURVIVORS_FIELD_NUMBER: _builtins.int
     method: _builtins.str
-    """How the tree was looked at: "cgroup" or "subreaper"; once the supervisor was lost also "environment" (the weakest: by
-    what the processes' environments say) or "reboot"; "" where nothing was ever started.
+    """How the tree was looked at: "cgroup" or "subreaper"; once the supervisor was lost also "environment" (the weakest:
+    by what the processes' environments say) or "reboot"; "" where nothing was ever started.
     """
     tree_empty: _builtins.bool
     """Whether the tree was seen empty."""

@@ -127,8 +127,9 @@ class JobServiceServicer:
     def MonitorJob(self, request, context):
         """Follows a job: its history and log from the resume token on (from the start without one), then what happens,
         live, and the job itself at the start and whenever it changes. Ends when the job has ended and its log is
-        sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with RESOURCE_EXHAUSTED and loses nothing: call again with
-        the last resume token. NOT_FOUND JOB_NOT_FOUND, INVALID_ARGUMENT INVALID_TOKEN.
+        sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with
+        RESOURCE_EXHAUSTED and loses nothing: call again with the last resume token. NOT_FOUND JOB_NOT_FOUND,
+        INVALID_ARGUMENT INVALID_TOKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,8 +50,9 @@ class JobServiceStub:
     MonitorJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.MonitorJobRequest, _job_service_pb2.MonitorJobResponse]
     """Follows a job: its history and log from the resume token on (from the start without one), then what happens,
     live, and the job itself at the start and whenever it changes. Ends when the job has ended and its log is
-    sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with RESOURCE_EXHAUSTED and loses nothing: call again with
-    the last resume token. NOT_FOUND JOB_NOT_FOUND, INVALID_ARGUMENT INVALID_TOKEN.
+    sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with
+    RESOURCE_EXHAUSTED and loses nothing: call again with the last resume token. NOT_FOUND JOB_NOT_FOUND,
+    INVALID_ARGUMENT INVALID_TOKEN.
     """
     GetConsoleOutput: _grpc.UnaryStreamMultiCallable[_job_service_pb2.GetConsoleOutputRequest, _job_service_pb2.GetConsoleOutputResponse]
     """What the payload wrote to standard output and standard error, as far as it is committed. The first message
@@ -106,8 +107,9 @@ class JobServiceAsyncStub(JobServiceStub):
     MonitorJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.MonitorJobRequest, _job_service_pb2.MonitorJobResponse]  # type: ignore[assignment]
     """Follows a job: its history and log from the resume token on (from the start without one), then what happens,
     live, and the job itself at the start and whenever it changes. Ends when the job has ended and its log is
-    sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with RESOURCE_EXHAUSTED and loses nothing: call again with
-    the last resume token. NOT_FOUND JOB_NOT_FOUND, INVALID_ARGUMENT INVALID_TOKEN.
+    sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with
+    RESOURCE_EXHAUSTED and loses nothing: call again with the last resume token. NOT_FOUND JOB_NOT_FOUND,
+    INVALID_ARGUMENT INVALID_TOKEN.
     """
     GetConsoleOutput: _aio.UnaryStreamMultiCallable[_job_service_pb2.GetConsoleOutputRequest, _job_service_pb2.GetConsoleOutputResponse]  # type: ignore[assignment]
     """What the payload wrote to standard output and standard error, as far as it is committed. The first message
@@ -183,8 +185,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.MonitorJobResponse], _abc.AsyncIterator[_job_service_pb2.MonitorJobResponse]]:
         """Follows a job: its history and log from the resume token on (from the start without one), then what happens,
         live, and the job itself at the start and whenever it changes. Ends when the job has ended and its log is
-        sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with RESOURCE_EXHAUSTED and loses nothing: call again with
-        the last resume token. NOT_FOUND JOB_NOT_FOUND, INVALID_ARGUMENT INVALID_TOKEN.
+        sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with
+        RESOURCE_EXHAUSTED and loses nothing: call again with the last resume token. NOT_FOUND JOB_NOT_FOUND,
+        INVALID_ARGUMENT INVALID_TOKEN.
         """
 
     @_abc_1.abstractmethod

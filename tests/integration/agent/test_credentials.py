@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -167,6 +168,37 @@ echo "$SIS_CREDENTIAL_FILE_TOKEN_FILE"; cat; sleep 1.3; cat "$SIS_CREDENTIAL_FIL
     assert not file.parent.exists()
 
 
+WITHOUT_MEMORY = """
+import sys
+from pathlib import Path
+from services.sis_agent.agent import private_directory, supervisor_process
+from sis.packages import manifest
+private_directory.memory_file_systems = tuple
+directory, package, identity = map(Path, sys.argv[1:])
+supervisor_process.detach([])
+supervisor_process.supervise(
+    directory, package, manifest.load(package), lambda _: None, cgroups=False, identity_directory=identity
+)
+"""
+
+
+@pytest.mark.parametrize("delivery", ["file", "environment"])
+async def test_the_log_says_when_files_of_credentials_are_on_disk(
+    attempts_anyhow: Attempts, identity: SealedIdentity, delivery: str
+) -> None:
+    attempt = attempts_anyhow.prepare(
+        "true", credentials={"db": {"delivery": delivery}}, leases=lambda a: identity.lease(a, "credential.db", SECRET)
+    )
+    arguments = map(str, (attempt.directory, attempt.package, identity.directory))
+    supervisor = await asyncio.create_subprocess_exec(sys.executable, "-c", WITHOUT_MEMORY, *arguments)
+    async with asyncio.timeout(30):
+        assert await supervisor.wait() == 0, attempt.faults()
+    assert attempt.finished().outcome == pb.OUTCOME_SUCCEEDED
+    warnings = [notice.text for notice in attempt.notices() if notice.severity == pb.SEVERITY_WARNING]
+    on_disk = "No file system in memory can be had here: the files of the credentials are on disk until the job ends"
+    assert warnings == ([on_disk] if delivery == "file" else [])
+
+
 @pytest.mark.parametrize("broken", ["another key", "no lease", "damaged", "no identity"])
 async def test_a_lease_that_cannot_be_opened(
     attempts: Attempts, identity: SealedIdentity, broken: str, tmp_path: Path
@@ -188,6 +220,18 @@ async def test_a_lease_that_cannot_be_opened(
     assert finished.evidence.tree_empty
     assert attempt.notices()[-1].text.startswith("Failed: the ")
     assert list(tmp_path.rglob("started")) == []
+
+
+async def test_more_secrets_than_can_be_masked_at_once(attempts_anyhow: Attempts, identity: SealedIdentity) -> None:
+    def leases(assignment: dispatch.Assignment) -> None:
+        for name in "abc":
+            identity.lease(assignment, f"credential.{name}", name.encode() * (64 << 10))
+
+    credentials: dict[str, object] = {name: {} for name in "abc"}
+    attempt = await attempts_anyhow.run("touch started", credentials=credentials, leases=leases)
+    finished = attempt.finished()
+    assert (finished.outcome, finished.failure_reason) == (pb.OUTCOME_FAILED, "CREDENTIAL_UNSUITABLE")
+    assert "196,608 bytes" in attempt.notices()[-1].text
 
 
 async def test_a_credential_that_does_not_fit(attempts_anyhow: Attempts, identity: SealedIdentity) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from services.runtime import pairing
 from services.runtime.errors import Unavailable
 from services.runtime.pairing import PairingCode
-from services.sis_agent.agent.errors import EnrolmentFailed
-from services.sis_agent.agent.identity import AgentIdentity, Hold
+from services.sis_agent.agent.certification import Hold
+from services.sis_agent.agent.errors import EnrolmentFailed, NotEnrolled
+from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.settings import identity_in
+from sis.agent.v1.enrolment_service_pb2 import EnrolRequest, EnrolResponse
 from tests.fakes.hub import FakeHub
 from tests.integration.agent.site import Site, key, until
 from tests.support.agent_process import AgentProcess
@@ -151,6 +154,50 @@ async def test_an_interrupted_enrolment_is_repeated_as_it_was(site: Site) -> Non
     done = await site.agent.enrol(site.hub.enrolment_endpoint, code)
     assert (done.returncode, len(site.hub.enrolments)) == (0, 3)
     assert identity(site) == before
+
+
+async def test_a_hub_cannot_enrol_the_keys_under_a_pairing_of_its_own(site: Site) -> None:
+    own = site.hub.members.pair("lab", "evil")
+
+    def swap(answer: EnrolResponse) -> None:
+        keys = site.hub.enrolments[-1].keys
+        request = EnrolRequest(pairing_id=own.pairing_id, keys=keys, mac=pairing.mac(own.key(), keys))
+        answer.MergeFrom(site.hub.members.enrol(request))
+
+    site.hub.falsify = swap
+    await refused(site, site.hub.members.pair(), "evil of group lab")
+
+
+@pytest.mark.parametrize("field", ["mac", "missing", "name", "group", "certificate"])
+async def test_an_answer_that_is_not_proven_is_not_taken(site: Site, field: str) -> None:
+    def falsify(answer: EnrolResponse) -> None:
+        match field:
+            case "mac":
+                answer.mac = bytes(32)
+            case "missing":
+                answer.mac = b""
+            case "certificate":  # of the same request, asked for once more
+                other = site.hub.members.enrol(site.hub.enrolments[-1]).certificate
+                answer.certificate.certificate_chain = other.certificate_chain
+            case _:
+                setattr(answer, field, "another")
+
+    site.hub.falsify = falsify
+    code = site.hub.members.pair()
+    await refused(site, code, "of group")
+    site.hub.falsify = lambda _: None
+    assert (await site.agent.enrol(site.hub.enrolment_endpoint, code)).returncode == 0
+
+
+async def refused(site: Site, code: PairingCode, words: str) -> None:
+    """The agent takes nothing, and says why."""
+    done = await site.agent.enrol(site.hub.enrolment_endpoint, code)
+    assert done.returncode == 1
+    assert f"the hub at {site.hub.enrolment_endpoint} is not to be trusted: it does not prove" in done.stderr
+    assert words in done.stderr
+    with pytest.raises(NotEnrolled):
+        identity(site)
+    assert not list((site.agent.state / "identity").rglob("certificate.pem"))
 
 
 async def test_a_code_is_good_for_one_agent(site: Site, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from services.sis_agent.agent.attempts import AttemptDirectories
 from services.sis_agent.agent.connection import Connection
 from services.sis_agent.agent.executor import Executor
 from services.sis_agent.agent.handle import Zygote
+from services.sis_agent.agent.held_identity import HeldIdentity
 from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.journal import Journal
 from services.sis_agent.agent.life import Site as Attempts
 from services.sis_agent.agent.package_cache import PackageCache
-from services.sis_agent.agent.renewal import Renewal
 from services.sis_agent.agent.settings import identity_in
 from services.sis_agent.agent.shipping import Shipping
 from sis.credentials.v1.certificate_pb2 import AgentKeys
@@ -82,9 +82,9 @@ class Watching(Executor):
 @asynccontextmanager
 async def connected(state: Path, clock: list[float]) -> AsyncIterator[Watching]:
     """An agent's connection in this process, whose clock is wrong by the one number in `clock`, in seconds."""
-    renewal = Renewal(identity_in(state), lambda: time.time() + clock[0])
-    renewal.open()
-    connection = Connection(renewal, (), dispatch.AgentHello())
+    held = HeldIdentity(identity_in(state), lambda: time.time() + clock[0])
+    held.open()
+    connection = Connection(held, (), dispatch.AgentHello())
     directories = AttemptDirectories(state / "attempts")
     journal = Journal.open_or_create(state / "journal", directories.orphan_all)
     packages = PackageCache(state / "packages", connection.fetch)
@@ -100,7 +100,7 @@ async def connected(state: Path, clock: list[float]) -> AsyncIterator[Watching]:
     finally:
         await packages.close()
         journal.close()
-        renewal.close()
+        held.close()
 
 
 async def test_at_two_thirds_of_its_life_over_the_stream_which_goes_on(
@@ -202,8 +202,7 @@ async def test_a_sealing_key_stays_while_an_attempt_in_hand_may_need_it(
 
 
 async def test_expired_it_rejoins_and_goes_on(site: Site, authority: CertificateAuthority) -> None:
-    before = enrolled(site, authority, timedelta(seconds=1))
-    await until(lambda: time.time() > before.not_after + 1)
+    enrolled(site, authority, timedelta(minutes=-1))
     site.agent.start()
     stream = await site.hub.stream()
     assert stream.serial == site.hub.members.serials[-1]
@@ -266,38 +265,55 @@ async def test_killed_after_the_welcome_it_shows_the_new_secret(site: Site, auth
 
 
 @pytest.mark.parametrize("refusal", [REVOKED, QUARANTINED], ids=["revoked", "quarantined"])
-async def test_refused_it_tries_slowly_and_goes_on_after_an_enrolment_without_a_restart(
-    site: Site, authority: CertificateAuthority, refusal: PermissionDenied
+async def test_refused_it_stands_aside_and_goes_on_after_an_enrolment_without_a_restart(
+    site: Site,
+    authority: CertificateAuthority,
+    refusal: PermissionDenied,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr("services.sis_agent.agent.connection.REFUSED_SECONDS", (HOUR, HOUR))
     enrolled(site, authority)
-    site.agent.start()
-    stream = await site.hub.stream()
-    stream.welcome(resume_secret=b"former")
-    stream.assign(job := site.job(site.started()))  # in hand, and not begun
-    await stream.report()
-    site.hub.refusals[stream.serial] = refusal
-    stream.end(refusal)
-    await until(lambda: "this agent is refused" in site.agent.log)
-    assert "have `sis agents pair` print a code and run `sis-agent enrol` with it here" in site.agent.log
-    began, refused = time.monotonic(), site.hub.refused
-    await until(lambda: site.hub.refused > refused, "it tries again")
-    assert time.monotonic() - began > 1.5
-    done = await site.agent.enrol(site.hub.enrolment_endpoint, site.hub.members.pair())
-    assert (done.returncode, done.stderr) == (0, "")
-    stream = await site.hub.stream()
-    assert site.hub.refused <= refused + 2
-    assert (stream.serial, stream.resume_secret) == (site.hub.members.serials[-1], b"")
-    assert list(stream.in_hand) == [key(job)]
-    assert site.hub.rejoins == []
-    done = await site.agent.enrol(site.hub.enrolment_endpoint, site.hub.members.pair())
-    assert (done.returncode, "an agent runs with the identity in" in done.stderr) == (1, True)
+    async with connected(site.agent.state, [0.0]):
+        stream = await site.hub.stream()
+        stream.welcome(resume_secret=b"former")
+        stream.assign(job := site.job(site.started()))  # in hand, and not begun
+        await stream.report()
+        site.hub.refusals[stream.serial] = refusal
+        stream.end(refusal)
+        await until(lambda: "this agent is refused" in caplog.text)
+        assert "have `sis agents pair` print a code and run `sis-agent enrol` with it here" in caplog.text
+        refused = site.hub.refused
+        done = await site.agent.enrol(site.hub.enrolment_endpoint, site.hub.members.pair())
+        assert (done.returncode, done.stderr) == (0, "")
+        # An hour before it would have asked again for itself.
+        stream = await site.hub.stream()
+        assert site.hub.refused == refused
+        assert (stream.serial, stream.resume_secret) == (site.hub.members.serials[-1], b"")
+        assert list(stream.in_hand) == [key(job)]
+        assert site.hub.rejoins == []
+        done = await site.agent.enrol(site.hub.enrolment_endpoint, site.hub.members.pair())
+        assert (done.returncode, "an agent runs with the identity in" in done.stderr) == (1, True)
+
+
+async def test_refused_it_asks_again(
+    site: Site, authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.sis_agent.agent.connection.REFUSED_SECONDS", (0.2, 0.2))
+    enrolled(site, authority)
+    async with connected(site.agent.state, [0.0]):
+        stream = await site.hub.stream()
+        site.hub.refusals[stream.serial] = REVOKED
+        stream.end(REVOKED)
+        await until(lambda: site.hub.refused > 2)
+        site.hub.refusals.clear()
+        (await site.hub.stream()).welcome()
 
 
 async def test_expired_and_not_known_any_more_it_waits_for_an_enrolment(
     site: Site, authority: CertificateAuthority
 ) -> None:
-    before = enrolled(site, authority, timedelta(seconds=1))
-    await until(lambda: time.time() > before.not_after + 1)
+    enrolled(site, authority, timedelta(minutes=-1))
     site.hub.members.forget("one")
     site.agent.start()
     await until(lambda: "the suite does not know it for a new one" in site.agent.log)

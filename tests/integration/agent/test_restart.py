@@ -175,6 +175,30 @@ async def test_a_supervisor_that_is_killed_is_finished_for(site: Site) -> None:
         assert log.finished.evidence.tree_empty == (log.finished.evidence.method == "cgroup")
 
 
+async def test_what_killed_supervisors_left_in_memory_is_removed_by_the_next_agent(site: Site) -> None:
+    """Also of an attempt that no agent takes up any more."""
+    site.agent.start()
+    stream = await welcomed(site)
+    jobs = [site.job('dirname "$SIS_OUTPUT"; exec sleep 1000') for _ in range(2)]
+    logs = [site.hub.logs[key(job)] for job in jobs]
+    await stream.accept(*jobs)
+    await stream.commit_until(lambda: all(log.output.endswith(b"\n") for log in logs))
+    left = [Path(os.fsdecode(log.output).strip()) for log in logs]
+    site.agent.kill()
+    for directory in site.agent.attempts():
+        os.kill(supervisor(directory), signal.SIGKILL)
+    AttemptDirectories(site.agent.state / "attempts").orphan(AttemptKey(*key(jobs[0])))
+    journal = Journal.open_or_create(site.agent.state / "journal", lambda: None)
+    journal.append(Step.FORGOTTEN, [AttemptKey(*key(jobs[0]))])
+    journal.close()
+    assert all(path.exists() for path in left)
+    site.agent.start()
+    stream = await welcomed(site)
+    await stream.commit_all(key(jobs[1]))
+    assert not any(path.exists() for path in left)
+    assert (site.agent.attempts()[0] / "orphaned").exists()
+
+
 def supervisor(directory: Path) -> int:
     identity = SupervisorIdentity.read(directory)
     assert identity is not None

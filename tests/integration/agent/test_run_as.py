@@ -22,7 +22,7 @@ from services.sis_agent.agent.attempts import ASSIGNMENT
 from services.sis_agent.agent.handle import StopKind, Zygote
 from services.sis_agent.agent.leases import LeasedAccount
 from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.private_directory import OUTPUT
+from services.sis_agent.agent.private_directory import OUTPUT, PrivateDirectory, name_of
 from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.spool import SpoolReader
 from services.sis_agent.agent.start_failed import StartFailed
@@ -82,8 +82,9 @@ def left_of(attempt: Attempt) -> list[Path]:
     """What an attempt has outside of its directory."""
     found = SupervisorIdentity.read(attempt.directory)
     assert found is not None
-    name = f"sis-{found.attempt}"
-    return [path for root in ("/run", "/dev/shm", tempfile.gettempdir()) if (path := Path(root, name)).exists()]
+    names = [name_of(found.attempt, what) for what in ("private", "shared")]
+    roots = ("/run", "/dev/shm", tempfile.gettempdir())
+    return [path for root in roots for name in names if (path := Path(root, name)).exists()]
 
 
 # ---- what it is
@@ -422,7 +423,7 @@ async def _fifo_of(attempt: Attempt) -> Path:
     await attempt.until_output(b"begun")
     found = SupervisorIdentity.read(attempt.directory)
     assert found is not None
-    return Path(tempfile.gettempdir(), f"sis-{found.attempt}", "work", "go")
+    return Path(tempfile.gettempdir(), name_of(found.attempt, "shared"), "work", "go")
 
 
 async def test_with_its_supervisor_everything_dies(
@@ -549,7 +550,7 @@ def test_a_stage_that_cannot_be_made_leaves_nothing(alice: pwd.struct_passwd, tm
     attempt = f"test.{os.getpid()}"
     with pytest.raises(OSError, match="No such file"):
         stage.make(attempt, tmp_path, tmp_path / "no package", resolved(alice))
-    assert not Path(tempfile.gettempdir(), f"sis-{attempt}").exists()
+    assert not Path(tempfile.gettempdir(), name_of(attempt, "shared")).exists()
 
 
 def test_without_a_file_system_in_memory_its_private_directory_can_be_reached(
@@ -563,6 +564,26 @@ def test_without_a_file_system_in_memory_its_private_directory_can_be_reached(
     assert made.private.path.stat().st_uid == made.private.inside(OUTPUT).stat().st_uid == alice.pw_uid
     made.remove()
     assert not made.shared.exists()
+
+
+def test_memory_that_others_have_filled_is_no_reason_to_go_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=1", "none", full], check=True)
+    try:
+        monkeypatch.setattr(private_directory, "memory_file_systems", lambda: (full,))
+        with pytest.raises(OSError, match="No space left"):
+            PrivateDirectory.make(f"test.{os.getpid()}.f", tmp_path, None)
+        assert not (tmp_path / "private").exists()
+        # The next one may have room.
+        monkeypatch.setattr(private_directory, "memory_file_systems", lambda: (full, tmp_path))
+        made = PrivateDirectory.make(f"test.{os.getpid()}.f", tmp_path, None)
+        assert made.in_memory
+        made.remove()
+    finally:
+        subprocess.run(["umount", full], check=True)
 
 
 def test_the_agent_s_own_account_is_not_switched() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.sis_agent.agent import processes
+from services.sis_agent.agent.private_directory import name_of
 from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
@@ -114,7 +115,7 @@ async def test_the_environment_is_clean(attempts_anyhow: Attempts, monkeypatch: 
     token = environment.pop("SIS_ATTEMPT")
     assert token.startswith(f"{job}.1.")
     private = Path(environment["SIS_OUTPUT"]).parent
-    assert private.name in (f"sis-{token}", "private")
+    assert private.name in (name_of(token, "private"), "private")
     assert not private.exists()
     assert environment == {
         "PATH": os.environ["PATH"],
@@ -273,6 +274,20 @@ async def test_the_run_timeout(attempts: Attempts) -> None:
     (begun,) = attempt.notices("stop_begun")
     assert begun.stop_begun.kind == pb.STOP_KIND_TIME_OUT
     assert attempt.output() == b"begun\n"
+
+
+async def test_nobody_can_learn_from_the_cgroup_what_the_directories_are_called(attempts: Attempts) -> None:
+    """/proc/PID/cgroup is everybody's to read, before the directories are made."""
+    attempt = await attempts.start("cat /proc/self/cgroup; cat")
+    identity = SupervisorIdentity.read(attempt.directory)
+    assert identity is not None
+    token = identity.attempt.rpartition(".")[2]
+    assert token not in identity.cgroup
+    assert token not in Path(f"/proc/{identity.pid}/cgroup").read_text()
+    finished = await attempt.end()
+    assert finished.outcome == pb.OUTCOME_SUCCEEDED
+    assert attempt.output()
+    assert token.encode() not in attempt.output()
 
 
 async def test_no_cgroup_is_left(attempts: Attempts) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.runtime import errors
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from sis.client import ApiError, Client, ConfigurationError
 from sis.client.endpoints import Endpoints, Token
 from sis.queue.v1 import job_pb2

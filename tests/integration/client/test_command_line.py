@@ -5,52 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from services.runtime import errors
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from sis.cli.main import run
 from sis.queue.v1 import frame_pb2, job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
 from sis.queue.v1 import package_service_pb2 as package_pb
 from tests.fakes.job_service import Cut, Script
-
-
-class Ran:
-    """What a command did."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-Sis = Callable[..., Ran]
-
-
-@pytest.fixture
-def sis(
-    endpoint: str,
-    queue_tls: TlsFiles,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Sis:
-    token = tmp_path / "token"
-    token.write_text("t")
-    monkeypatch.setenv("SIS_QUEUE_ENDPOINT", endpoint)
-    monkeypatch.setenv("SIS_TOKEN_FILE", str(token))
-    monkeypatch.setenv("SIS_CA", str(queue_tls.ca))
-    monkeypatch.delenv("SIS_HUB_ENDPOINT", raising=False)
-
-    def call(*arguments: str) -> Ran:
-        code = run(arguments)
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.err
-        return Ran(code, captured.out, captured.err)
-
-    return call
+from tests.integration.client.conftest import Sis
 
 
 class JobNotFound(errors.NotFound):
@@ -308,6 +274,20 @@ def test_what_is_not_understood_ends_with_2(sis: Sis, script: Script, arguments:
     assert ran.err.startswith("error: ")
     assert problem in ran.err
     assert script.requests == []
+
+
+@pytest.mark.parametrize("group", [(), ("jobs",), ("packages",), ("credentials",), ("agents",), ("vault",)])
+def test_a_group_without_a_command_shows_its_help(sis: Sis, group: tuple[str, ...]) -> None:
+    ran = sis(*group)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == sis(*group, "--help").out
+
+
+@pytest.mark.parametrize("arguments", [(), ("--address", "https://localhost:1", "--output", "x", "--frobnicate")])
+def test_the_bootstrap_speaks_as_every_command(sis: Sis, arguments: tuple[str, ...]) -> None:
+    ran = sis("vault", "bootstrap", *arguments)
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+    assert ran.err.startswith("error: ")
 
 
 def test_a_package_with_mistakes_is_not_sent(sis: Sis, script: Script, tmp_path: Path) -> None:

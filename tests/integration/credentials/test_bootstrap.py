@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ async def test_mounts_by_other_names(openbao: OpenBaoServer, tmp_path: Path) -> 
         assert b"BEGIN" in (tmp_path / "ca.pem").read_bytes()
         assert (tmp_path / "ca.pem").read_bytes() != (openbao.output / "ca.pem").read_bytes()
         with pytest.raises(VaultForbidden):
-            await serves(replace(settings, kv_mount="sis-kv"))
+            await serves(settings.model_copy(update={"kv_mount": "sis-kv"}))
     finally:
         openbao.root("POST", "sys/policies/acl/sis-credentials", {"policy": before})
 
@@ -158,7 +158,7 @@ async def test_in_a_namespace(openbao: OpenBaoServer, tmp_path: Path) -> None:
     await serves(settings, path)
     # It is another login, for other values.
     with pytest.raises(VaultForbidden):
-        await serves(replace(settings, namespace=""))
+        await serves(settings.model_copy(update={"namespace": ""}))
     with pytest.raises(ValueMissing):
         openbao.root("GET", f"sis-kv/data/{path}")
     assert openbao.root("GET", f"sis-kv/data/{path}", namespace="paris")["data"]["data"] == {"secret": "x"}
@@ -208,7 +208,7 @@ def test_a_mount_of_another_kind_is_left_alone(openbao: OpenBaoServer, tmp_path:
         ((), {"VAULT_TOKEN": "wrong"}, "Vault denies GET auth/token/lookup-self"),
         (("--token-file", "/nonexistent"), {}, "No such file"),
         (("--kv-mount", "/sis-kv/"), {}, "give a name without slashes at its ends"),
-        (("--address", "http://192.0.2.1:8200"), {}, "address: give https://"),
+        (("--address", "http://192.0.2.1:8200"), {}, "give https:// as the address"),
         (("--address", "https://127.0.0.1:1"), {}, "does not answer at https://127.0.0.1:1: Connection refused"),
     ],
 )
@@ -281,18 +281,68 @@ def test_a_new_server_is_initialised_once_its_keys_have_a_place(fresh: OpenBaoSe
     assert done.stdout.startswith(f"server: initialised, its keys are in {fresh.server.keys}\nserver: unsealed\n")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b'{"unseal_keys": ["k"], "recovery_keys": [], "root_token": "t"}\n', b"[not json", b"\xff", b"{}{}", b"[]", b""],
+)
+def test_what_may_be_keys_of_another_vault_is_not_overwritten(
+    fresh: OpenBaoServer, tmp_path: Path, content: bytes
+) -> None:
+    """As behind a wrong address, or a node that has lost its storage."""
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(content)
+    before = keys.stat()
+    done = fresh.bootstrap("--keys", str(keys))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: the Vault at {fresh.address} was never initialised, and {keys} may hold the keys of another: check "
+        "--address; if this Vault is to be initialised, give a --keys FILE that is not there yet\n"
+    )
+    assert keys.read_bytes() == content
+    assert (keys.stat().st_ino, keys.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert fresh.connection("").request("GET", "sys/seal-status")["initialized"] is False
+    keys.write_text("{}\n")
+    assert fresh.bootstrap("--keys", str(keys)).returncode == 0
+
+
+# Ended when the server has keys, and the file does not have them yet.
+INTERRUPTED = """
+import os, sys
+from services.credentials import bootstrap, vault
+real = vault.Connection.request
+def request(self, method, path, *rest):
+    answer = real(self, method, path, *rest)
+    return os._exit(9) if path == "sys/init" else answer
+vault.Connection.request = request
+bootstrap.main(sys.argv[1:])
+"""
+
+
 def test_a_server_whose_initialisation_was_interrupted(fresh: OpenBaoServer) -> None:
     """Between the server's having keys and the file's having them, nobody has: the stack begins again."""
-    assert fresh.bootstrap().returncode == 0
-    lost = fresh.keys
-    fresh.server.keys.write_text("{}\n")
+    arguments = fresh.server.bootstrap_arguments(fresh.output)
+    interrupted = subprocess.run([sys.executable, "-c", INTERRUPTED, *arguments], timeout=60, check=False)
+    assert interrupted.returncode == 9
+    mark = fresh.keys
+    assert mark
     done = fresh.bootstrap()
     assert done.returncode == 1
-    assert "there is no token for Vault" in done.stderr
+    assert done.stderr.startswith("error: Vault is sealed; unseal it, or give the --keys FILE that was written")
     fresh.stop()
     fresh.server.initialise()
     fresh.start()
     done = fresh.bootstrap()
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"server: initialised, its keys are in {fresh.server.keys}\n")
-    assert fresh.keys["root_token"] != lost["root_token"]
+    # The same mark, after that, is of another storage.
+    keys = fresh.keys
+    fresh.server.keys.write_text(json.dumps(mark))
+    assert fresh.bootstrap().stderr == (
+        f"error: there is no token for Vault in {fresh.server.keys}: give --token-file FILE, or set VAULT_TOKEN\n"
+    )
+    fresh.stop()
+    fresh.server.initialise()
+    fresh.start()
+    assert fresh.connection("").request("GET", "sys/seal-status")["initialized"] is True
+    fresh.server.keys.write_text(json.dumps(keys))
+    assert fresh.bootstrap().returncode == 0

@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Callable
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
@@ -15,6 +16,7 @@ from services.credentials.errors import CredentialChanged, CredentialExists, Cre
 from services.credentials.kinds import Kind, Secret
 from services.credentials.reconciler import Limits, Reconciler
 from services.credentials.tables import State
+from services.credentials.values import Values
 from services.credentials.vault import Vault
 from services.credentials.vault_errors import VaultSealed, VaultSlow, VaultUnreachable
 from services.runtime.errors import InvalidArgument
@@ -322,7 +324,7 @@ async def test_nothing_is_left_of_a_creation_that_vault_refused(safe: KeySafe) -
 
 
 async def test_a_creation_that_vault_was_too_slow_for_is_not_there_later(safe: KeySafe) -> None:
-    vault = Vault(safe.openbao.settings(timeout=0.5))
+    vault = Vault(safe.openbao.settings(timeout_seconds=0.5))
     values = type(safe.values)(vault)
     try:
         await values.ids()  # logged in
@@ -349,6 +351,80 @@ async def test_nothing_changes_with_a_replacement_that_vault_refused(safe: KeySa
     assert (found.version, found.description, found.intent) == (1, "", None)
     assert await safe.secret(found) == SECRET
     await safe.agree()
+
+
+class Late(Values):
+    """Does what it is asked for; that it was done is lost on the way."""
+
+    async def put(self, credential_id: UUID, value: Secret, intent: UUID, after: int) -> int:
+        await super().put(credential_id, value, intent, after)
+        raise VaultSlow("https://vault.invalid", 5.0)
+
+
+async def test_a_replacement_of_unknown_outcome_is_finished_by_the_reconciler(safe: KeySafe) -> None:
+    await safe.create()
+    safe.values = Late(safe.vault)
+    with pytest.raises(VaultSlow) as caught:
+        await safe.replace(description="new")
+    assert caught.value.message.endswith(
+        "; whether credential 'web' was replaced shows within minutes of its return: look at it then, or repeat this"
+        " with version 1"
+    )
+    assert caught.value.retry_after
+    before = await safe.get()
+    assert (before.version, before.description) == (1, "") and await safe.secret(before) == SECRET
+    safe.values = Values(safe.vault)
+    await safe.sweep()
+    found = await safe.get()
+    assert (found.version, found.description, found.updater) == (2, "new", "bob")
+    assert await safe.secret(found) == b"another secret"
+    with pytest.raises(CredentialChanged):
+        await safe.replace(version=1)
+    await safe.agree()
+
+
+async def test_a_replacement_of_unknown_outcome_can_be_repeated_at_once(safe: KeySafe) -> None:
+    await safe.create()
+    safe.values = Late(safe.vault)
+    with pytest.raises(VaultSlow):
+        await safe.replace(version=1)
+    safe.values = Values(safe.vault)
+    assert (await safe.replace(version=1)).version == 2
+    await safe.sweep()
+    assert (await safe.get()).version == 2
+    await safe.agree()
+
+
+@pytest.mark.parametrize("tries", [4, 5, 6, 12, 30])
+async def test_the_value_that_counts_outlives_any_number_of_slow_replacements(safe: KeySafe, tries: int) -> None:
+    await safe.create()
+    safe.values = Late(safe.vault)
+    for _ in range(tries):
+        with pytest.raises(VaultSlow):
+            await safe.replace()
+    found = await safe.get()
+    assert (found.version, found.state) == (1, State.READY) and await safe.secret(found) == SECRET
+    safe.values = Values(safe.vault)
+    assert (await safe.leases(await safe.enrol(), "web"))[0].value.secret == SECRET
+    replaced = await safe.replace()
+    assert replaced.version == 2 and await safe.secret(replaced) == b"another secret"
+    await safe.agree()
+
+
+async def test_the_value_that_counts_outlives_writes_that_come_late(safe: KeySafe) -> None:
+    made = await safe.create()
+    # Each was superseded before it got there.
+    for number in range(1, 9):
+        await safe.put_late(made.credential_id, b"given up long ago", number)
+    safe.openbao.seal()
+    with pytest.raises(VaultSealed):
+        await safe.replace()
+    safe.openbao.unseal()
+    safe.values = Late(safe.vault)
+    for _ in range(4):
+        with pytest.raises(VaultSlow):
+            await safe.replace()
+        assert await safe.secret(await safe.get()) == SECRET
 
 
 async def test_a_deletion_waits_for_vault(safe: KeySafe) -> None:

@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from services.credentials.certificates import Issued
-from services.credentials.errors import AgentNotFound, AgentRevoked, PairingRefused
+from services.credentials.errors import AgentNotFound, AgentQuarantined, AgentRevoked, PairingRefused
 from services.credentials.identities import Identities, pairing_path
 from services.credentials.vault import Signed, Vault
 from services.credentials.vault_errors import VaultUnreachable
+from services.runtime import pairing as codes
 from services.runtime.pairing import PairingCode
 from tests.integration.credentials.agent_side import AgentSide
 from tests.integration.credentials.identity_rig import IdentityRig, identity_template, identity_url, rig
@@ -56,6 +57,9 @@ async def test_an_agent_enrols_with_its_code(rig: IdentityRig) -> None:
     assert _spki(leaf) == side.public_key()
     assert issued.serial == f"{leaf.serial_number:x}"
     assert issued.not_after == leaf.not_valid_after_utc
+    # Whoever relays the answer can put no other pairing's in its place.
+    assert pairing.mac == codes.enrolled_mac(PairingCode.parse(code).key(), rig.name, "paris", issued.serial)
+    assert "mac" not in repr(pairing)
     # Whoever only knows the code can find the CA in the chain.
     ders = [each.public_bytes(serialization.Encoding.DER) for each in x509.load_pem_x509_certificates(issued.chain)]
     assert PairingCode.parse(code).trusts(ders[-1])
@@ -299,27 +303,48 @@ async def test_an_agent_is_certified_anew_with_another_sealing_key(rig: Identity
     assert found.serial == third.serial
 
 
-async def test_an_old_request_cannot_be_replayed(rig: IdentityRig, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("generation", [1, 2, 4, 2**63 - 1])
+async def test_a_generation_that_does_not_follow_shows_two_programs_with_the_key(
+    rig: IdentityRig, caplog: pytest.LogCaptureFixture, generation: int
+) -> None:
     side = await rig.enrolled()
-    old = side.renewal(rig.name, 2)
-    await rig.identities.renew(old)
-    await rig.identities.renew(side.renewal(rig.name, 5))
-    for generation in (1, 2, 4):
-        with pytest.raises(PairingRefused):
-            await rig.identities.renew(side.renewal(rig.name, generation))
-    with pytest.raises(PairingRefused):
-        await rig.identities.renew(old)
-    assert "generation 2 is old, 5 is known" in caplog.text
-    assert await rig.sealing_key() == side.sealing_key(5)
+    await rig.identities.renew(side.renewal(rig.name, 2))
+    certificates = await rig.certificates()
+    twin = AgentSide()
+    twin.key = side.key
+    with pytest.raises(AgentQuarantined):
+        await rig.identities.renew(twin.renewal(rig.name, generation))
+    (told,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert told.getMessage() == (
+        f"two programs have the identity key of agent {rig.name}: generation {generation} was asked for with keys that"
+        " do not follow generation 2"
+    )
+    assert await rig.sealing_key() == side.sealing_key(2)
+    assert await rig.certificates() == certificates
 
 
-async def test_other_keys_of_the_same_generation_are_refused(rig: IdentityRig) -> None:
+async def test_a_copy_that_asks_first_is_found_out_by_the_agent(rig: IdentityRig) -> None:
     side = await rig.enrolled()
     twin = AgentSide()
     twin.key = side.key
-    with pytest.raises(PairingRefused):
-        await rig.identities.renew(twin.renewal(rig.name, 1))
-    assert await rig.sealing_key() == side.sealing_key()
+    await rig.identities.renew(twin.renewal(rig.name, 2))
+    with pytest.raises(AgentQuarantined):
+        await rig.identities.renew(side.renewal(rig.name, 2))
+
+
+async def test_a_copy_that_is_certified_meanwhile_wins_nothing(rig: IdentityRig, interrupted: Interrupted) -> None:
+    plain = Identities(rig.database, rig.vault, life=timedelta(hours=1))
+    side, twin = AgentSide(), AgentSide()
+    twin.key = side.key
+    await plain.enrol(side.enrolment(await rig.pair()))
+
+    async def renew() -> None:
+        await plain.renew(twin.renewal(rig.name, 2))
+
+    interrupted.meanwhile = renew
+    with pytest.raises(AgentQuarantined):
+        await rig.identities.renew(side.renewal(rig.name, 2))
+    assert len(await rig.certificates()) == 2
 
 
 async def test_a_renewal_needs_the_identity_key(rig: IdentityRig, caplog: pytest.LogCaptureFixture) -> None:
@@ -353,10 +378,16 @@ async def test_a_revoked_agent_gets_nothing_more(rig: IdentityRig) -> None:
     for generation in (2, 3):
         with pytest.raises(AgentRevoked):
             await rig.identities.renew(side.renewal(rig.name, generation))
+        # Whoever does not hold the key does not even hear that it was revoked.
+        for thief in (
+            AgentSide().renewal(rig.name, generation),
+            side.renewal(rig.name, generation, signer=AgentSide()),
+        ):
+            with pytest.raises(PairingRefused):
+                await rig.identities.renew(thief)
     for request in (used, AgentSide().enrolment(spare)):
         with pytest.raises(PairingRefused):
             await rig.identities.enrol(request)
-    # Whoever does not hold the key does not even hear that it was revoked.
     again = await rig.identities.revoke(rig.name, "again", "carol")
     assert again == found
 
@@ -370,10 +401,22 @@ async def test_a_revoked_agent_may_enrol_again(rig: IdentityRig) -> None:
     assert (found.revoked_at, found.revoker, found.serial) == (None, "", issued.serial)
 
 
-async def test_nobody_can_be_revoked_who_never_enrolled(rig: IdentityRig) -> None:
-    await rig.pair()
+async def test_a_second_revocation_withdraws_the_codes_since(rig: IdentityRig) -> None:
+    await rig.enrolled()
+    await rig.identities.revoke(rig.name, "", "bob")
+    leaked = await rig.pair()
+    await rig.identities.revoke(rig.name, "the new code has leaked", "bob")
+    with pytest.raises(PairingRefused):
+        await rig.identities.enrol(AgentSide().enrolment(leaked))
+
+
+async def test_a_revocation_withdraws_the_codes_of_a_name_that_never_enrolled(rig: IdentityRig) -> None:
+    leaked = await rig.pair()
     with pytest.raises(AgentNotFound):
         await rig.identities.revoke(rig.name, "", "bob")
+    with pytest.raises(PairingRefused):
+        await rig.identities.enrol(AgentSide().enrolment(leaked))
+    assert await rig.certificates() == {}
 
 
 async def test_identities_are_listed_in_pages(rig: IdentityRig) -> None:
@@ -404,14 +447,8 @@ async def test_a_certificate_is_not_accepted_outside_of_its_window(rig: Identity
 
 
 async def test_an_agent_rejoins_after_its_certificate_has_expired(rig: IdentityRig) -> None:
-    side = AgentSide()
-    short = Identities(rig.database, rig.vault, life=timedelta(seconds=1))
-    issued, _ = await short.enrol(side.enrolment(await rig.pair()))
-    # The windows are whole seconds.
-    await asyncio.sleep((issued.not_after - now()).total_seconds() + 1.1)
-    # Its window lies in the past: it began a quarter of an hour ago.
-    assert verify(issued, now() - timedelta(minutes=10)).not_valid_after_utc < now()
-    with pytest.raises(VerificationError):
-        verify(issued, now())
+    side = await rig.enrolled()
+    # As it is found when an hour and a day have passed.
+    await rig.execute("UPDATE credentials.certificates SET not_after = now() - INTERVAL '1 day'")
     verify(await rig.identities.renew(side.renewal(rig.name, 2)), now())
     assert await rig.sealing_key() == side.sealing_key(2)

@@ -25,7 +25,8 @@ from services.runtime.channels import Peer, grpc_error, server_channel
 from services.runtime.errors import InvalidArgument, PermissionDenied, SisError
 from services.runtime.identity import Identity
 from services.runtime.server import Listener, Server
-from services.runtime.settings import ServiceSettings, TlsFiles
+from services.runtime.settings import ServiceSettings
+from services.runtime.tls import TlsFiles
 from sis.credentials.v1 import agent_identity_service_pb2 as identity_pb
 from sis.credentials.v1 import certificate_service_pb2 as pb
 from sis.credentials.v1.agent_identity_service_pb2_grpc import (

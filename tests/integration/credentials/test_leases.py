@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import UUID
 
 import pytest
@@ -16,6 +16,7 @@ from services.credentials.errors import CredentialNotFound
 from services.credentials.kinds import Kind
 from services.credentials.lease_store import EndedAttempt
 from services.credentials.leases import Answer, Leasing, Reason, Refusal, Use
+from services.credentials.store import Credential
 from services.credentials.tables import State
 from services.credentials.values import StoredValue, Values
 from services.credentials.vault import Vault
@@ -300,19 +301,123 @@ async def test_a_vault_that_hangs_holds_a_batch_up_once(safe: KeySafe) -> None:
     agent = await safe.enrol()
     for number in range(20):
         await safe.create(f"c-{number}")
-    vault = Vault(safe.openbao.settings(timeout=1.0))
-    values = Values(vault)
+    vault = Vault(safe.openbao.settings(timeout_seconds=1.0))
+    values = CountedValues(vault)
     try:
         await values.ids()  # logged in
         safe.openbao.kill(signal.SIGSTOP)
-        began = asyncio.get_running_loop().time()
+        values.go_on.clear()
         requests = [safe.request(agent, f"c-{job_id % 20}", job_id=job_id) for job_id in range(1, 101)]
-        answers = await Leasing(safe.database, values, leased_secret).take(requests)
-        assert asyncio.get_running_loop().time() - began < 5
+        taker = asyncio.create_task(Leasing(safe.database, values, leased_secret).take(requests))
+        async with asyncio.timeout(20):
+            while values.reads < 20:  # noqa: ASYNC110  (it sets no event)
+                await asyncio.sleep(0.01)
+        # All are under way, so that they wait for it together.
+        values.go_on.set()
+        answers = await taker
+        assert values.reads == 20
     finally:
         safe.openbao.kill(signal.SIGCONT)
         await vault.close()
     assert set(reasons(answers)) <= {Reason.VAULT_SLOW, Reason.VAULT_UNREACHABLE}
+
+
+class SlowValues(CountedValues):
+    """Takes half a second for each value, and for ever for those in `stuck`; so many at once."""
+
+    def __init__(self, vault: Vault, at_once: int = 8, stuck: Collection[Credential] = ()) -> None:
+        super().__init__(vault)
+        self._free = asyncio.Semaphore(at_once)
+        self._stuck = {each.credential_id for each in stuck}
+        self.reading = 0
+
+    async def get(self, credential_id: UUID, version: int | None = None) -> StoredValue | None:
+        self.reading += 1
+        try:
+            async with self._free:
+                await asyncio.sleep(3600 if credential_id in self._stuck else 0.5)
+                return await super().get(credential_id, version)
+        finally:
+            self.reading -= 1
+
+
+async def test_the_values_of_one_request_are_read_at_once(safe: KeySafe) -> None:
+    agent = await safe.enrol()
+    names = [(await safe.create(f"c-{number}")).name for number in range(20)]
+    slow = SlowValues(safe.vault)
+    began = asyncio.get_running_loop().time()
+    answers = await Leasing(safe.database, slow, leased_secret).take(
+        [safe.request(agent, *names, job_id=1), safe.request(agent, names[0], job_id=2)]
+    )
+    assert reasons(answers) == [None, None] and slow.reads == 20
+    assert asyncio.get_running_loop().time() - began < 4
+
+
+async def test_one_that_vault_is_too_slow_for_fails_alone(safe: KeySafe) -> None:
+    agent = await safe.enrol()
+    stuck, _ = await safe.create("stuck"), await safe.create("web")
+    slow = SlowValues(safe.vault, stuck=[stuck])
+    began = asyncio.get_running_loop().time()
+    answers = await Leasing(safe.database, slow, leased_secret, read_seconds=2.0).take(
+        [
+            safe.request(agent, "web", "stuck", job_id=1),
+            safe.request(agent, "web", job_id=2),
+            safe.request(agent, "stuck", job_id=3),
+        ]
+    )
+    assert 2 <= asyncio.get_running_loop().time() - began < 4
+    assert reasons(answers) == [Reason.VAULT_SLOW, None, Reason.VAULT_SLOW]
+    assert isinstance(answers[0], Refusal) and not answers[0].permanent and answers[0].retry_after
+    assert "in 2 s" in answers[0].message
+    assert slow.reading == 0, "what nobody waits for any more is given up"
+
+
+async def test_who_wants_little_does_not_wait_for_who_wants_much(safe: KeySafe) -> None:
+    agent = await safe.enrol()
+    much = [await safe.create(f"stuck-{number}") for number in range(4)]
+    await safe.create("web")
+    slow = SlowValues(safe.vault, at_once=2, stuck=much)
+    answers = await Leasing(safe.database, slow, leased_secret, read_seconds=2.0).take(
+        [safe.request(agent, *(each.name for each in much), job_id=1), safe.request(agent, "web", job_id=2)]
+    )
+    assert reasons(answers) == [Reason.VAULT_SLOW, None]
+
+
+class Forgetful(Values):
+    """Misses what is there, so many times."""
+
+    times = 1
+
+    async def get(self, credential_id: UUID, version: int | None = None) -> StoredValue | None:
+        self.times -= 1
+        return None if self.times >= 0 else await super().get(credential_id, version)
+
+
+async def test_a_value_is_missing_only_at_the_second_look(safe: KeySafe) -> None:
+    agent = await safe.enrol()
+    await safe.create("web")
+    safe.leasing = Leasing(safe.database, forgetful := Forgetful(safe.vault), leased_secret)
+    assert (await safe.leases(agent, "web"))[0].value.secret == SECRET
+    assert (await safe.get()).state is State.READY
+    forgetful.times = 2
+    refusal = await safe.refusal(safe.request(agent, "web", job_id=2))
+    assert (refusal.reason, refusal.permanent) == (Reason.CREDENTIAL_VALUE_MISSING, True)
+
+
+async def test_a_value_is_not_missing_while_vault_does_not_say_so_twice(safe: KeySafe) -> None:
+    agent = await safe.enrol()
+    await safe.create("web")
+
+    class Sealing(Forgetful):
+        async def newest_version(self, credential_id: UUID) -> int:
+            safe.openbao.seal()
+            return await super().newest_version(credential_id)
+
+    safe.leasing = Leasing(safe.database, Sealing(safe.vault), leased_secret)
+    refusal = await safe.refusal(safe.request(agent, "web"))
+    assert (refusal.reason, refusal.permanent) == (Reason.VAULT_SEALED, False)
+    safe.openbao.unseal()
+    assert (await safe.get()).state is State.READY
 
 
 async def test_a_vault_that_is_gone_is_a_reason_to_wait(safe: KeySafe) -> None:

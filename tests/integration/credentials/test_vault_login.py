@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +96,12 @@ async def test_a_token_is_renewed_again_and_again(openbao: OpenBaoServer, tokens
         async def renewed() -> bool:
             await works(vault)
             renewals.add(tokens.only().get("last_renewal_time", 0))
-            return len(renewals - {0}) >= 3
+            return len(renewals - {0}) >= 2
 
         await until(renewed)
 
 
-@pytest.mark.parametrize("fields", [{"token_ttl": 3, "token_max_ttl": 3}, {"token_ttl": 3, "token_type": "batch"}])
+@pytest.mark.parametrize("fields", [{"token_ttl": 2, "token_max_ttl": 2}, {"token_ttl": 2, "token_type": "batch"}])
 async def test_a_token_that_cannot_be_renewed_for_long_is_replaced_in_time(
     openbao: OpenBaoServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, fields: dict[str, object]
 ) -> None:
@@ -277,7 +276,10 @@ async def test_an_unknown_role_or_an_absent_token_file(
     kubernetes: tuple[TokenReviewServer, VaultSettings], tmp_path: Path
 ) -> None:
     _, settings = kubernetes
-    for wrong in (replace(settings, kubernetes_role="other"), replace(settings, kubernetes_token_file=tmp_path / "no")):
+    for wrong in (
+        settings.model_copy(update={"kubernetes_role": "other"}),
+        settings.model_copy(update={"kubernetes_token_file": tmp_path / "no"}),
+    ):
         vault = Vault(wrong)
         with pytest.raises(VaultForbidden):
             await works(vault)

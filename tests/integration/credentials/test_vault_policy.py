@@ -21,8 +21,6 @@ NAMED = [
     ("DELETE", "sis-kv/metadata/credentials/policy"),
     ("POST", "sis-kv/data/pairings/policy"),
     ("GET", "sis-kv/data/pairings/policy"),
-    ("GET", "sis-kv/metadata/pairings/policy"),
-    ("LIST", "sis-kv/metadata/pairings"),
     ("DELETE", "sis-kv/metadata/pairings/policy"),
     ("POST", "sis-pki/sign/sis-agent"),
     ("POST", "sis-pki/sign/sis-service"),
@@ -44,6 +42,10 @@ BEYOND = [
     ("POST", "sis-kv/undelete/credentials/policy"),
     ("PUT", "sis-kv/destroy/credentials/policy"),
     ("POST", "sis-kv/metadata/credentials/policy"),
+    ("DELETE", "sis-kv/data/pairings/policy"),
+    ("GET", "sis-kv/metadata/pairings/policy"),
+    ("LIST", "sis-kv/metadata/pairings"),
+    ("POST", "sis-kv/metadata/pairings/policy"),
     ("PATCH", "sis-kv/metadata/pairings/policy"),
     ("LIST", "sis-kv/metadata"),
     ("LIST", "sis-kv/metadata/other"),
@@ -155,6 +157,15 @@ def test_what_it_does_not_name_is_forbidden(service: Connection, method: str, pa
         service.request(method, path, VALUE if method in ("POST", "PUT") else None)
 
 
+def test_the_key_of_a_pairing_code_is_written_once(service: Connection) -> None:
+    service.request("POST", "sis-kv/data/pairings/once", VALUE)
+    try:
+        with pytest.raises(VaultForbidden):
+            service.request("POST", "sis-kv/data/pairings/once", VALUE)
+    finally:
+        service.request("DELETE", "sis-kv/metadata/pairings/once")
+
+
 def test_a_certificate_is_revoked_by_its_number_alone(service: Connection) -> None:
     with pytest.raises(VaultForbidden):
         service.request("POST", "sis-pki/revoke", {"certificate": "-----BEGIN CERTIFICATE-----"})
@@ -174,12 +185,11 @@ def test_of_every_path_that_the_server_has_it_may_use_only_those_named(openbao: 
     assert len(paths) > 250
     answer = openbao.root("POST", "sys/capabilities", {"token": token, "paths": sorted(paths)})["data"]
     permitted = {path: sorted(answer[path]) for path in paths if answer[path] != ["deny"]}
-    values, names = ["create", "read", "update"], ["delete", "list", "read"]
     assert permitted == {
-        "sis-kv/data/credentials/policy": values,
-        "sis-kv/metadata/credentials/policy": names,
-        "sis-kv/data/pairings/policy": values,
-        "sis-kv/metadata/pairings/policy": names,
+        "sis-kv/data/credentials/policy": ["create", "read", "update"],
+        "sis-kv/metadata/credentials/policy": ["delete", "list", "read"],
+        "sis-kv/data/pairings/policy": ["create", "read"],
+        "sis-kv/metadata/pairings/policy": ["delete"],
         "sis-pki/sign/sis-agent": ["update"],
         "sis-pki/sign/sis-service": ["update"],
         "sis-pki/revoke": ["update"],

@@ -12,7 +12,7 @@ import grpc
 
 from services.runtime.channels import grpc_error, secure_channel
 from services.runtime.errors import SisError
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.agent.v1 import agent_service_pb2_grpc as rpc
 from sis.credentials.v1 import lease_pb2

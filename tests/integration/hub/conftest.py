@@ -21,7 +21,7 @@ import sqlalchemy
 
 from services.runtime import joining
 from services.runtime.migrations import migrate
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from services.sis_agent.hub.main import MIGRATIONS, Hub, HubSettings
 from services.sis_agent.hub.tables import SCHEMA
 from sis.agent.v1 import agent_admin_service_pb2_grpc as admin_rpc
@@ -33,6 +33,8 @@ from tests.support.certificates import CertificateAuthority
 
 TOKEN = "a token for tests"
 START_SECONDS = 20.0
+LATE_SECONDS = 0.5
+"""How long the hubs of this process doubt before they judge."""
 
 _numbers = itertools.count(1)
 
@@ -101,7 +103,7 @@ async def hub_in_process(environment: dict[str, str]) -> AsyncIterator[tuple[Hub
         settings = HubSettings.load()
     identity = joining.identity(settings, "hub")
     await identity.ready()
-    hub = Hub(settings, identity)
+    hub = Hub(settings, identity, late_seconds=LATE_SECONDS)
     ports = await hub.server.start()
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(background()) for background in hub.background]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import grpc
 import psycopg
@@ -15,15 +16,16 @@ import sqlalchemy
 from services.runtime.channels import grpc_error
 from services.runtime.database import Database
 from services.runtime.errors import SisError, Unavailable
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from services.sis_agent.hub import chains
 from services.sis_agent.hub.certificates import AgentCertificate
+from services.sis_agent.hub.errors import AgentRevoked
 from services.sis_agent.hub.sessions import Sessions
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.stack.postgres import Postgres
 from tests.integration.hub.agent_client import AgentClient, hello
-from tests.integration.hub.conftest import Bench, database_away
+from tests.integration.hub.conftest import LATE_SECONDS, Bench, database_away
 
 
 @pytest.fixture
@@ -158,6 +160,33 @@ async def test_a_key_that_was_replaced_does_not_come_back(bench: Bench, tls: Tls
     assert not enrolled.ended
 
 
+async def test_a_key_that_was_certified_earlier_does_not_replace_a_later_one(bench: Bench, tls: TlsFiles) -> None:
+    """It was stolen before its agent ever connected with it, and nobody has told the hub that it was revoked."""
+    stolen = kept(tls)
+    client = await bench.agent()
+    offered = await client.hello()
+    new = kept(tls)
+    restore(tls, stolen)
+    thief = await bench.agent(tls=tls)
+    assert reason(await thief.refused()) == "AGENT_REVOKED"
+    assert not client.ended
+    restore(tls, new)
+    client = await bench.agent(tls=tls)
+    await client.hello(resume_secret=offered)
+
+
+async def test_of_two_keys_that_were_certified_at_once_the_first_stays(hub_database_url: str) -> None:
+    database = Database(hub_database_url, application_name="test")
+    found, now = chains.Chains(database, Sessions()), datetime.now(UTC)
+    first, second = (AgentCertificate("1", bytes([number] * 32), now, now) for number in range(2))
+    await found.resume("a1", first, b"")
+    with pytest.raises(AgentRevoked):
+        await found.resume("a1", second, b"")
+    await found.resume("a1", first, b"")
+    await found.resume("a2", second, b"")
+    await database.dispose()
+
+
 async def test_a_new_key_may_show_the_secret_of_the_old_one(bench: Bench, tls: TlsFiles) -> None:
     client = await bench.agent(tls=tls)
     offered = await client.hello()
@@ -170,18 +199,27 @@ async def test_a_new_key_may_show_the_secret_of_the_old_one(bench: Bench, tls: T
 async def test_a_hello_that_comes_late_does_not_condemn_its_agent(
     bench: Bench, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was held up on its way while the agent went elsewhere; the end of its call is right behind it."""
-    monkeypatch.setattr(chains, "LATE_SECONDS", 0.5)
+    """It was held up on its way while the agent went elsewhere; the end of its call comes before its judgement."""
+    held, ended = asyncio.Event(), asyncio.Event()
+
+    async def hold(seconds: float) -> None:
+        assert seconds == LATE_SECONDS
+        held.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(chains, "asyncio", SimpleNamespace(sleep=hold))
     client = await bench.agent(tls=tls)
     first = await client.hello()
     client = await bench.agent(tls=tls)
     second = await client.hello(resume_secret=first)
     late = await bench.agent(tls=tls)
     await late.call.write(pb.ConnectRequest(hello=hello(), resume_secret=b""))
-    await bench.logged.until("shows another resume secret")
-    await asyncio.sleep(0.1)  # not right behind it, even
+    await asyncio.wait_for(held.wait(), 10)
     late.call.cancel()
-    await asyncio.sleep(0.6)  # nothing is to happen
+    await asyncio.wait_for(ended.wait(), 10)
     client = await bench.agent(tls=tls)
     await client.hello(resume_secret=second)
 
@@ -199,6 +237,28 @@ async def test_a_quarantine_reaches_the_other_hubs(quick_bench: Bench) -> None:
     assert reason(await client.end()) == "AGENT_QUARANTINED"
 
 
+async def test_a_key_in_quarantine_fetches_no_packages(bench: Bench, tls: TlsFiles) -> None:
+    await quarantine(bench, tls)
+    bench.queue.archives["ab" * 32] = [b"a package"]
+    client = await bench.agent(tls=tls)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in client.stub.FetchPackage(pb.FetchPackageRequest(digest="ab" * 32), timeout=5):
+            pass
+    assert grpc_error(caught.value).reason == "AGENT_QUARANTINED"
+    assert not bench.queue.archive_requests
+
+
+async def test_an_agent_with_a_stream_fetches_packages_without_the_registry(
+    bench: Bench, tls: TlsFiles, postgres: Postgres
+) -> None:
+    client = await bench.agent(tls=tls)
+    await client.hello()
+    bench.queue.archives["ab" * 32] = [b"a package"]
+    fetch = pb.FetchPackageRequest(digest="ab" * 32)
+    with database_away(bench, postgres):
+        assert [part.chunk async for part in client.stub.FetchPackage(fetch, timeout=5)] == [b"a package"]
+
+
 async def test_another_hub_knows_the_chain(bench: Bench, tls: TlsFiles) -> None:
     client = await bench.agent(tls=tls)
     offered = await client.hello()
@@ -213,7 +273,7 @@ async def test_hellos_of_one_agent_wait_for_each_other(hub_database_url: str) ->
     """The first ones too, for which there is nothing to lock yet."""
     database = Database(hub_database_url, application_name="test")
     found = chains.Chains(database, Sessions())
-    certificate = AgentCertificate("1", bytes(32), datetime.now(UTC))
+    certificate = AgentCertificate("1", bytes(32), datetime.now(UTC), datetime.now(UTC))
     offers = await asyncio.gather(*(found.resume("a1", certificate, b"") for _ in range(chains.OFFERS)))
     for _ in range(3):
         offers = await asyncio.gather(*(found.resume("a1", certificate, offers[1]) for _ in range(chains.OFFERS)))

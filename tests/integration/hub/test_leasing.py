@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 
-from services.runtime.errors import InvalidArgument, PermissionDenied, Unavailable
+from services.runtime.errors import (
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    SisError,
+    Unavailable,
+)
 from services.sis_agent.hub import credentials_connection, lease_ends, leases
 from sis.credentials.v1 import lease_pb2, lease_service_pb2
 from sis.queue.v1 import dispatch_service_pb2 as queue
@@ -154,6 +161,7 @@ async def test_a_credential_service_that_is_away_is_a_reason_to_wait(bench: Benc
     found = await refused(bench)
     assert found.reason == lease_pb2.LEASE_REFUSAL_REASON_CREDENTIALS_UNREACHABLE
     assert not found.permanent
+    assert found.message.startswith("the credential service does not answer the hub: ")
     assert found.retry_after.seconds == 1
     await agent.until(lambda: jobs(agent) == [2])
     await bench.start_credentials()
@@ -169,7 +177,29 @@ async def test_a_credential_service_that_is_slow_is_not_waited_for(
     agent = await bench.agent()
     await agent.hello()
     bench.queue.put(assignment(1, refs=["admin"]))
-    assert (await refused(bench)).reason == lease_pb2.LEASE_REFUSAL_REASON_CREDENTIALS_UNREACHABLE
+    found = await refused(bench)
+    assert found.reason == lease_pb2.LEASE_REFUSAL_REASON_CREDENTIALS_UNREACHABLE
+    assert found.message.startswith("the credential service is too slow: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (InvalidArgument.field("requests[0].uses", "cannot be read"), 1),
+        (ResourceExhausted("this server has 256 calls in flight", retry_after=6.2), 7),
+        (Internal("its operators find the reason under fault 12ab"), 1),
+    ],
+)
+async def test_a_refusal_of_the_call_is_told_as_it_is(bench: Bench, error: SisError, seconds: int) -> None:
+    bench.credentials.failures["TakeLeases"].append(error)
+    agent = await bench.agent()
+    await agent.hello()
+    bench.queue.put(assignment(1, refs=["admin"]))
+    found = await refused(bench)
+    assert found.reason == lease_pb2.LEASE_REFUSAL_REASON_VAULT_FAILED
+    assert found.message == f"the credential service gives the hub no leases: {error.message}"
+    assert found.retry_after.seconds == seconds
+    assert not found.permanent
 
 
 async def test_what_waits_behind_a_slow_call_for_too_long_is_refused(
@@ -201,7 +231,7 @@ async def test_other_leases_than_were_asked_for_are_not_delivered(bench: Bench) 
     await agent.hello()
     bench.queue.put(assignment(1, refs=["admin", "run_as"]), assignment(2, refs=["admin"]))
     await agent.until(lambda: jobs(agent) == [2])
-    assert (await refused(bench)).reason == lease_pb2.LEASE_REFUSAL_REASON_CREDENTIALS_UNREACHABLE
+    assert (await refused(bench)).reason == lease_pb2.LEASE_REFUSAL_REASON_VAULT_FAILED
 
 
 async def test_leases_are_taken_in_batches_and_few_calls(bench: Bench) -> None:
@@ -249,7 +279,9 @@ async def test_a_hub_that_is_not_taken_for_one_says_so(bench: Bench) -> None:
     await agent.hello()
     bench.queue.put(assignment(1, refs=["admin"]))
     await bench.logged.until("refuses this hub")
-    assert (await refused(bench)).reason == lease_pb2.LEASE_REFUSAL_REASON_CREDENTIALS_UNREACHABLE
+    found = await refused(bench)
+    assert found.reason == lease_pb2.LEASE_REFUSAL_REASON_VAULT_FAILED
+    assert found.message.endswith("the credential service refuses this hub: this is for the hub")
 
 
 def hand_out(bench: Bench, *ends: tuple[int, int, bool]) -> None:

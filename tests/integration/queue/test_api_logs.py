@@ -243,7 +243,8 @@ async def test_a_hub_is_woken_for_work_and_told_to_stop_and_told_again(hub: Any,
     first = await stream.read()
     assert first.wake and not first.stops
     await served.create(agent="a")
-    assert (await stream.read()).wake
+    while not (await stream.read()).wake:  # ends of leases, from other tests
+        pass
     (key,) = await served.claim()
     await served.accept(key)
     await served.cancel(key.job_id)

@@ -16,9 +16,11 @@ from services.runtime.access import Caller, current_caller
 from services.runtime.channels import secure_channel
 from services.runtime.errors import FieldViolation, InvalidArgument, NotFound
 from services.runtime.server import Listener, Registration, Server
-from services.runtime.settings import TlsFiles
+from services.runtime.tls import TlsFiles
 from sis.agent.v1 import agent_service_pb2 as agent_pb
 from sis.agent.v1 import agent_service_pb2_grpc as agent_rpc
+from sis.agent.v1 import enrolment_service_pb2 as enrolment_pb
+from sis.agent.v1 import enrolment_service_pb2_grpc as enrolment_rpc
 from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
 from sis.queue.v1 import dispatch_service_pb2_grpc as dispatch_rpc
 from sis.queue.v1 import job_pb2
@@ -103,6 +105,21 @@ class AgentServicer(agent_rpc.AgentServiceServicer):
             yield agent_pb.ConnectResponse(welcome=agent_pb.Welcome(epoch=request.hello.slots))
 
 
+class EnrolmentServicer(enrolment_rpc.EnrolmentServiceServicer):
+    """Unary calls that anyone may make; `Rejoin` waits for ever."""
+
+    def __init__(self) -> None:
+        self.waiting: asyncio.Queue[None] = asyncio.Queue()
+
+    async def Enrol(self, request: enrolment_pb.EnrolRequest, context: Context) -> enrolment_pb.EnrolResponse:
+        return enrolment_pb.EnrolResponse(name="a1")
+
+    async def Rejoin(self, request: enrolment_pb.RejoinRequest, context: Context) -> enrolment_pb.RejoinResponse:
+        self.waiting.put_nowait(None)
+        await asyncio.Event().wait()
+        return enrolment_pb.RejoinResponse()
+
+
 class DispatchServicer(dispatch_rpc.DispatchServiceServicer):
     async def CloseSession(
         self, request: dispatch_pb.CloseSessionRequest, context: Context
@@ -116,6 +133,7 @@ class Site:
 
     authority: CertificateAuthority
     jobs: JobServicer
+    enrolments: EnrolmentServicer
     server: Server
     channels: list[grpc.aio.Channel] = field(default_factory=list)
 
@@ -133,12 +151,13 @@ class Site:
         return channel
 
 
-def build(authority: CertificateAuthority, jobs: JobServicer) -> Server:
+def build(authority: CertificateAuthority, jobs: JobServicer, enrolments: EnrolmentServicer | None = None) -> Server:
     registrations: list[Registration] = [
         (job_rpc.add_JobServiceServicer_to_server, jobs),
         (package_rpc.add_PackageServiceServicer_to_server, PackageServicer()),
         (agent_rpc.add_AgentServiceServicer_to_server, AgentServicer()),
         (dispatch_rpc.add_DispatchServiceServicer_to_server, DispatchServicer()),
+        (enrolment_rpc.add_EnrolmentServiceServicer_to_server, enrolments or EnrolmentServicer()),
     ]
     tls = authority.service("queue")
     return Server(
@@ -159,8 +178,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
 
 @pytest.fixture
 async def site(authority: CertificateAuthority, tmp_path: Path) -> AsyncIterator[Site]:
-    jobs = JobServicer()
-    site = Site(authority, jobs, build(authority, jobs))
+    jobs, enrolments = JobServicer(), EnrolmentServicer()
+    site = Site(authority, jobs, enrolments, build(authority, jobs, enrolments))
     await site.server.start()
     try:
         yield site

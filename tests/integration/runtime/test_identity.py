@@ -25,7 +25,8 @@ from services.runtime.channels import Peer, refusals
 from services.runtime.errors import InvalidArgument, Unavailable
 from services.runtime.identity import Identity, Unusable
 from services.runtime.server import Listener, Server
-from services.runtime.settings import ServiceSettings, TlsFiles
+from services.runtime.settings import ServiceSettings
+from services.runtime.tls import TlsFiles
 from sis.credentials.v1 import certificate_pb2
 from sis.credentials.v1 import certificate_service_pb2 as certificate_pb
 from sis.credentials.v1 import certificate_service_pb2_grpc as certificate_rpc
@@ -57,6 +58,25 @@ class Issuer:
         if self.away:
             raise Unavailable("the credential service does not answer; try again")
         return self._authority.certify(request, HUB, ("localhost", "hub"), life=self.life)
+
+
+class Clock:
+    """The time, wrong by `shift`."""
+
+    def __init__(self) -> None:
+        self.shift = timedelta(0)
+        self._read = 0
+
+    def __call__(self) -> datetime:
+        self._read += 1
+        return datetime.now(UTC) + self.shift
+
+    async def looks(self, count: int) -> None:
+        """Wait until somebody has read it so many times more."""
+        wanted = self._read + count
+        async with asyncio.timeout(20):
+            while self._read < wanted:  # noqa: ASYNC110  (it sets no event)
+                await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -118,20 +138,23 @@ async def test_it_waits_for_whoever_issues(
 
 
 async def test_it_is_renewed_when_two_thirds_of_its_life_are_over(
-    tmp_path: Path, authority: CertificateAuthority, issuer: Issuer
+    tmp_path: Path, authority: CertificateAuthority, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    issuer.life = timedelta(seconds=3)
+    issuer.life = timedelta(hours=3)
+    clock = Clock()
+    monkeypatch.setattr(identities, "_now", clock)
+    monkeypatch.setattr(identities, "_LOOK_SECONDS", 0.01)
     identity = identity_at(tmp_path, authority, issuer)
     await identity.ready()
-    began = datetime.now(UTC)
     keys = {identity.tls.key.read_bytes()}
     async with running(identity):
-        for generation in (2, 3):
-            await renewed(identity, generation)
-            keys.add(identity.tls.key.read_bytes())
-    assert len(keys) == 3
-    # Twice two thirds of 3 s; the certificates end on whole seconds.
-    assert timedelta(seconds=2) <= datetime.now(UTC) - began < timedelta(seconds=8)
+        clock.shift = timedelta(minutes=119)
+        await clock.looks(10)
+        assert issuer.count == 1
+        clock.shift = timedelta(minutes=121)
+        await renewed(identity, 2)
+        keys.add(identity.tls.key.read_bytes())
+    assert len(keys) == 2
 
 
 async def test_the_last_one_stays_while_a_renewal_fails(

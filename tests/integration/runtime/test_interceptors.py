@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator, Iterable
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from services.runtime import errors, interceptors
 from services.runtime.channels import MAX_MESSAGE_BYTES, grpc_error
 from services.runtime.errors import SisError
 from services.runtime.telemetry import JsonFormatter
 from sis.agent.v1 import agent_service_pb2 as agent_pb
+from sis.agent.v1 import enrolment_service_pb2 as enrolment_pb
 from sis.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from sis.agent.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
 from sis.queue.v1 import job_service_pb2 as job_pb
 from sis.queue.v1 import package_service_pb2 as package_pb
@@ -287,6 +291,36 @@ async def test_too_many_calls_are_refused_and_others_are_not(site: Site) -> None
     site.jobs.release.set()
     await asyncio.gather(*waiting)
     await stub.GetJob(job_pb.GetJobRequest(job_id=1), metadata=BEARER)
+
+
+async def test_idle_health_watches_block_neither_probes_nor_enrolments(site: Site) -> None:
+    health = HealthStub(site.public())
+    watch, check = health_pb2.HealthCheckRequest(), health_pb2.HealthCheckRequest()
+    watches = [health.Watch(watch) for _ in range(interceptors.OPEN_STREAM_LIMIT)]
+    for each in watches:
+        await each.read()
+    assert isinstance(await refused(health.Watch(watch)), errors.ResourceExhausted)
+    assert (await health.Check(check, timeout=5)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    enrolment = EnrolmentServiceStub(site.public())
+    assert (await enrolment.Enrol(enrolment_pb.EnrolRequest(), timeout=5)).name == "a1"
+
+
+async def test_enrolments_that_hang_block_neither_probes_nor_watches(site: Site) -> None:
+    enrolment = EnrolmentServiceStub(site.public())
+    hanging = [enrolment.Rejoin(enrolment_pb.RejoinRequest()) for _ in range(interceptors.ENROLMENT_LIMIT)]
+    for _ in hanging:
+        await site.enrolments.waiting.get()
+    assert isinstance(await refused(enrolment.Enrol(enrolment_pb.EnrolRequest())), errors.ResourceExhausted)
+    health = HealthStub(site.public())
+    await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert isinstance(await health.Watch(health_pb2.HealthCheckRequest()).read(), health_pb2.HealthCheckResponse)
+
+
+async def test_a_stream_that_anyone_may_open_ends_by_itself(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interceptors, "OPEN_STREAM_SECONDS", 0.2)
+    error = await refused(HealthStub(site.public()).Watch(health_pb2.HealthCheckRequest(), timeout=10))
+    assert isinstance(error, errors.DeadlineExceeded)
+    assert error.message == "/grpc.health.v1.Health/Watch: it was open for 0.2 s, which is its limit; call again"
 
 
 async def test_a_client_that_goes_away_ends_its_stream(site: Site) -> None:

@@ -22,7 +22,7 @@ from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
 from sis.queue.v1 import job_service_pb2 as job_pb
 from sis.queue.v1.dispatch_service_pb2_grpc import DispatchServiceStub
 from sis.queue.v1.job_service_pb2_grpc import JobServiceStub
-from tests.integration.runtime.conftest import BEARER, JobServicer, Site, build
+from tests.integration.runtime.conftest import BEARER, EnrolmentServicer, JobServicer, Site, build
 from tests.support.certificates import CertificateAuthority
 from tests.support.tcp_proxy import TcpProxy
 
@@ -38,8 +38,8 @@ class Running:
     """A server under `run`, in a task of this test."""
 
     def __init__(self, authority: CertificateAuthority) -> None:
-        self.jobs = JobServicer()
-        self.site = Site(authority, self.jobs, build(authority, self.jobs))
+        self.jobs, enrolments = JobServicer(), EnrolmentServicer()
+        self.site = Site(authority, self.jobs, enrolments, build(authority, self.jobs, enrolments))
         self.healthy = True
         self.started = asyncio.Event()
         self.drained = asyncio.Event()

@@ -47,6 +47,9 @@ def _state(layout: Layout, *identities: Identity, boot_id: str | None = None) ->
         boot_id=boot_id or processes.boot_id(),
         pid=1,
         start_ticks=1,
+        credentials_endpoint="127.0.0.1:3",
+        enrolment_endpoint="127.0.0.1:4",
+        vault_ca=layout.vault / "certificate.pem",
         runtime=layout.data / "runtime",
         started=True,
         queue_endpoint="127.0.0.1:1",
@@ -90,6 +93,18 @@ def test_whoever_has_the_pid_now_is_left_alone(layout: Layout, sleeper: subproce
     assert [process.health for process in found.processes] == ["dead"]
     leftovers.end(layout)
     assert sleeper.poll() is None
+
+
+def test_the_endpoints_are_shown(layout: Layout) -> None:
+    states.write(layout, _state(layout))
+    assert json.loads(status(layout.data).to_json())["endpoints"] == {}  # nothing listens there
+    states.write(layout, _state(layout, Identity(1, 1)))
+    assert json.loads(status(layout.data).to_json())["endpoints"] == {
+        "queue": "127.0.0.1:1",
+        "hub": "127.0.0.1:2",
+        "credentials": "127.0.0.1:3",
+        "enrolment": "127.0.0.1:4",
+    }
 
 
 def test_a_damaged_file_is_as_good_as_none(layout: Layout) -> None:

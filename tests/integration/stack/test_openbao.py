@@ -136,6 +136,35 @@ def test_without_its_administrators_keys_nothing_is_thrown_away(server: OpenBaoS
     kept(server)
 
 
+@pytest.mark.parametrize("content", [b"{}\n", b"", b"{", b'{"initialising": "another storage"}\n', None])
+def test_when_the_keys_file_was_destroyed_nothing_is_thrown_away(server: OpenBaoServer, content: bytes | None) -> None:
+    server.stop()
+    keys = server.server.keys
+    aside = keys.rename(keys.with_name("aside"))
+    if content is None:
+        keys.mkdir()
+    else:
+        keys.write_bytes(content)
+    server.server.initialise()
+    server.start()
+    until(server.server.ready, "a server that works")
+    if content is None:
+        keys.rmdir()
+    else:
+        keys.unlink()
+    aside.rename(keys)
+    kept(server)
+
+
+def test_a_storage_from_before_it_had_a_name_is_kept(server: OpenBaoServer) -> None:
+    server.stop()
+    (server.server.directory / "storage" / "id").unlink()
+    server.server.initialise()
+    server.start()
+    until(server.server.ready, "a server that works")
+    kept(server)
+
+
 def test_a_server_that_lost_its_parent_is_ended_before_another_starts(server: OpenBaoServer) -> None:
     left = server.server.survivors()
     assert len(left) == 1

@@ -83,6 +83,13 @@ def test_a_child_has_a_session_of_its_own_and_only_what_it_was_given(tmp_path: P
     child.close()
 
 
+def test_a_child_reads_what_it_was_given_and_nothing_else_shows_it(tmp_path: Path) -> None:
+    command = _command(tmp_path, "cat; echo the end", input=b"hush\n" * 50_000)
+    assert "hush" not in repr(command)
+    processes.run(command, 10)
+    assert command.log.read_bytes() == command.input + b"the end\n"
+
+
 def test_a_child_that_ignores_the_stop_is_killed(tmp_path: Path) -> None:
     child = Child(_command(tmp_path, "trap '' TERM; echo ready; while :; do sleep 1; done"))
     deadline = time.monotonic() + 5

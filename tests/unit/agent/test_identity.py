@@ -20,8 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from services.runtime.identity import pair
 from services.runtime.pairing import renewal_message
 from services.runtime.sealing import LeaseBinding, key_id, seal, unseal
+from services.sis_agent.agent import certification
+from services.sis_agent.agent.certification import SUPERSEDED_SECONDS, Enrolment, Hold
 from services.sis_agent.agent.errors import CertificateRefused, IdentityDamaged, NotEnrolled
-from services.sis_agent.agent.identity import SUPERSEDED_SECONDS, AgentIdentity, Enrolment, Hold
+from services.sis_agent.agent.identity import AgentIdentity
 from sis.credentials.v1.certificate_pb2 import AgentKeys, IssuedCertificate
 from tests.support.certificates import CertificateAuthority
 
@@ -64,7 +66,7 @@ cut_after = Cutter()
 
 
 class Issuer:
-    """What the credential service remembers of an agent: newer keys are taken, or the same again."""
+    """What the credential service remembers of an agent: the next keys are taken, or the same again."""
 
     def __init__(self, authority: CertificateAuthority, name: str = "one") -> None:
         self.authority = authority
@@ -73,7 +75,7 @@ class Issuer:
 
     def __call__(self, keys: bytes) -> IssuedCertificate:
         wanted, known = AgentKeys.FromString(keys), AgentKeys.FromString(self.keys)
-        assert wanted.generation > known.generation or keys == self.keys
+        assert wanted.generation == known.generation + 1 or keys == self.keys
         self.keys = keys
         chain = self.authority.certify(wanted.csr, f"spiffe://sis/agent/local/{self.name}")
         return IssuedCertificate(certificate_chain=chain)
@@ -115,16 +117,16 @@ def enrol(directory: Path, issuer: Issuer, code: str = "first") -> AgentIdentity
 
 
 def renew(identity: AgentIdentity, issuer: Issuer) -> AgentIdentity:
-    keys, signature = identity.renewal()
+    keys, signature = certification.renewal(identity)
     key = serialization.load_pem_private_key(identity.tls.key.read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     key.public_key().verify(signature, renewal_message(identity.name, keys), ec.ECDSA(hashes.SHA256()))
-    return identity.certified(issuer(keys), time.time())
+    return certification.renewed(identity, issuer(keys), time.time())
 
 
 def is_whole(directory: Path, issuer: Issuer) -> AgentIdentity:
     """The identity that is there now fits together, and whatever is sealed to it now can be opened."""
-    identity = AgentIdentity.open(directory)
+    identity = certification.opened(directory)
     pair(identity.tls.key.read_bytes(), identity.tls.certificate.read_bytes())
     leaf = x509.load_pem_x509_certificates(identity.tls.certificate.read_bytes())[0]
     assert leaf.not_valid_after_utc.timestamp() == identity.not_after
@@ -139,7 +141,7 @@ def is_whole(directory: Path, issuer: Issuer) -> AgentIdentity:
 
 def test_an_enrolment_and_a_renewal(directory: Path, issuer: Issuer) -> None:
     with pytest.raises(NotEnrolled, match="sis-agent enrol"):
-        AgentIdentity.open(directory)
+        certification.opened(directory)
     first = enrol(directory, issuer)
     assert is_whole(directory, issuer) == first
     assert (first.name, first.group, first.generation) == ("one", "local", 1)
@@ -154,7 +156,7 @@ def test_an_enrolment_and_a_renewal(directory: Path, issuer: Issuer) -> None:
 def test_everything_is_private(directory: Path, issuer: Issuer) -> None:
     identity = renew(enrol(directory, issuer), issuer)
     identity.persist_resume_secret(b"secret")
-    identity.renewal()
+    certification.renewal(identity)
     assert Hold(directory).acquire()
     for path in [directory, *directory.rglob("*")]:
         wanted = 0o700 if path.is_dir() else 0o600
@@ -188,7 +190,7 @@ def test_a_renewal_that_is_cut_anywhere(tmp_path: Path, directory: Path, authori
         nonlocal issuer
         issuer = Issuer(authority)
         issuer.keys = first.keys
-        renew(AgentIdentity.open(directory), issuer)
+        renew(certification.opened(directory), issuer)
 
     for cut in every_cut(tmp_path, directory, once):
         identity = is_whole(cut, issuer)
@@ -207,7 +209,7 @@ def test_an_enrolment_that_is_cut_anywhere(
         other = Issuer(authority, "former")
         former = renew(enrol(directory, other, "former"), other)
         former.persist_resume_secret(b"former")
-        former.renewal()
+        certification.renewal(former)
     issuer = Issuer(authority)
 
     def once(directory: Path) -> None:
@@ -218,7 +220,7 @@ def test_an_enrolment_that_is_cut_anywhere(
     for cut in every_cut(tmp_path, directory, once):
         sent = issuer.keys
         try:
-            found = AgentIdentity.open(cut)
+            found = certification.opened(cut)
         except NotEnrolled:
             assert not before
             found = None
@@ -243,20 +245,20 @@ def test_another_code_makes_another_request(directory: Path, issuer: Issuer) -> 
 
 def test_a_request_stays_the_same_until_it_is_answered(directory: Path, issuer: Issuer) -> None:
     identity = enrol(directory, issuer)
-    keys, _ = identity.renewal()
-    assert AgentIdentity.open(directory).renewal()[0] == keys
+    keys, _ = certification.renewal(identity)
+    assert certification.renewal(certification.opened(directory))[0] == keys
     assert AgentKeys.FromString(keys).generation == 2
     renewed = renew(identity, issuer)
-    assert AgentKeys.FromString(renewed.renewal()[0]).generation == 3
+    assert AgentKeys.FromString(certification.renewal(renewed)[0]).generation == 3
 
 
 def test_sealing_keys_are_kept_for_a_day_and_while_they_are_needed(directory: Path, issuer: Issuer) -> None:
     first = enrol(directory, issuer)
     second = renew(first, issuer)
     for hours, kept in ((23, True), (25, False)):
-        keys, _ = second.renewal()
+        keys, _ = certification.renewal(second)
         later = time.time() + hours * 3600
-        third = second.certified(issuer(keys), later, keep={second.sealing_key_id})
+        third = certification.renewed(second, issuer(keys), later, keep={second.sealing_key_id})
         assert (third.sealing_key(first.sealing_key_id) is not None) is kept
         assert third.sealing_key(second.sealing_key_id) is not None
         assert third.sealing_key(third.sealing_key_id) is not None
@@ -274,8 +276,8 @@ def test_a_certificate_that_proves_nothing_is_not_taken(
 ) -> None:
     identity = enrol(directory, issuer)
     with pytest.raises(CertificateRefused, match="not asked for"):
-        identity.certified(issuer(issuer.keys), time.time())
-    keys, _ = identity.renewal()
+        certification.renewed(identity, issuer(issuer.keys), time.time())
+    keys, _ = certification.renewal(identity)
     csr = AgentKeys.FromString(keys).csr
     other_key = authority.agent("local", "one").certificate.read_bytes()
     agent = authority.agent("local", "two")
@@ -290,7 +292,7 @@ def test_a_certificate_that_proves_nothing_is_not_taken(
         (authority.certify(csr, "spiffe://sis/service/hub", ("hub",)), "not for one of local"),
     ):
         with pytest.raises(CertificateRefused, match=problem):
-            identity.certified(IssuedCertificate(certificate_chain=chain), time.time())
+            certification.renewed(identity, IssuedCertificate(certificate_chain=chain), time.time())
     assert is_whole(directory, issuer) == identity
     assert renew(identity, issuer).generation == 2
 
@@ -321,7 +323,7 @@ def test_what_cannot_be_read_is_named(directory: Path, issuer: Issuer) -> None:
         identity.sealing_key(identity.sealing_key_id)
     (directory / "key.pem").write_bytes(b"")
     with pytest.raises(IdentityDamaged, match=r"key\.pem cannot be read: enrol again"):
-        identity.renewal()
+        certification.renewal(identity)
     (directory / "identity.json").write_text("{}")
     with pytest.raises(IdentityDamaged, match=r"identity\.json cannot be read"):
         AgentIdentity.load(directory)

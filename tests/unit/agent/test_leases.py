@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from services.runtime import sealing
 from services.runtime.sealing import LeaseBinding
 from services.sis_agent.agent.identity import AgentIdentity
-from services.sis_agent.agent.leases import Leases, LeaseUnreadable, leases_of, open_leases
+from services.sis_agent.agent.leases import MAX_SECRET_LINES, Leases, LeaseUnreadable, leases_of, open_leases
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from tests.support.sealed import DOMAIN_ACCOUNT, SSH_KEY, SealedIdentity
 
@@ -115,6 +115,23 @@ def test_what_is_sealed_and_no_secret_is_refused(assignment: dispatch.Assignment
     with pytest.raises(LeaseUnreadable, match="holds no secret") as caught:
         opened(assignment, sealed)
     assert caught.value.__suppress_context__
+
+
+def test_no_more_secrets_than_can_be_masked_at_once(assignment: dispatch.Assignment, sealed: SealedIdentity) -> None:
+    for number in range(4):
+        # The same one again costs nothing.
+        sealed.lease(assignment, f"credential.x{number}", bytes([97 + number // 2]) * (64 << 10))
+    assert len(opened(assignment, sealed).secrets()) == 4
+    sealed.lease(assignment, "param.pin", SECRET)
+    with pytest.raises(LeaseUnreadable, match="no more than 131,072 bytes in 2,000 lines can be masked") as caught:
+        opened(assignment, sealed)
+    assert caught.value.reason == "CREDENTIAL_UNSUITABLE"
+    lines = dispatch.Assignment(attempt=assignment.attempt)
+    sealed.lease(lines, "credential.a", b"12345678\n" * MAX_SECRET_LINES)
+    opened(lines, sealed)
+    sealed.lease(lines, "credential.b", b"12345678\n\n")
+    with pytest.raises(LeaseUnreadable, match="18,010 bytes in 2,001 lines"):
+        opened(lines, sealed)
 
 
 def test_without_leases_no_identity_is_needed(assignment: dispatch.Assignment, sealed: SealedIdentity) -> None:

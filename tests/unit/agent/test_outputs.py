@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
 import pytest
 
+from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.outputs import (
     MAX_NAMES,
     Outputs,
@@ -17,6 +19,8 @@ from services.sis_agent.agent.outputs import (
     read_outputs,
     read_progress,
 )
+
+NO_SECRETS = Masker()
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,7 @@ from services.sis_agent.agent.outputs import (
     ],
 )
 def test_what_is_understood(content: bytes, values: dict[str, str]) -> None:
-    assert parse_outputs(content) == Outputs(values, ())
+    assert parse_outputs(content, NO_SECRETS) == Outputs(values, ())
 
 
 @pytest.mark.parametrize(
@@ -60,12 +64,12 @@ def test_what_is_understood(content: bytes, values: dict[str, str]) -> None:
     ],
 )
 def test_what_is_not(content: bytes, problem: str) -> None:
-    (found,) = parse_outputs(content).problems[:1]
+    (found,) = parse_outputs(content, NO_SECRETS).problems[:1]
     assert found.startswith(problem)
 
 
 def test_the_mistakes_named_are_bounded() -> None:
-    assert len(parse_outputs(b"rubbish\n" * 10_000).problems) == 20
+    assert len(parse_outputs(b"rubbish\n" * 10_000, NO_SECRETS).problems) == 20
 
 
 def test_outputs_are_compared_with_the_declared_ones() -> None:
@@ -86,10 +90,10 @@ def test_a_file_that_is_none(tmp_path: Path, kind: str) -> None:
         case "large":
             with path.open("wb") as file:
                 file.truncate(1 << 40)
-    outputs = read_outputs(path)
+    outputs = read_outputs(path, NO_SECRETS)
     assert outputs.values == {}
     assert len(outputs.problems) == 1
-    assert read_progress(path) is None
+    assert read_progress(path, NO_SECRETS) is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,67 @@ def test_a_file_that_is_none(tmp_path: Path, kind: str) -> None:
     ],
 )
 def test_progress(tmp_path: Path, content: bytes, report: ProgressReport | None) -> None:
-    assert parse_progress(content) == report
+    assert parse_progress(content, NO_SECRETS) == report
     (tmp_path / "progress").write_bytes(b"1 before\n" * 5000 + content)
     if report is not None:
-        assert read_progress(tmp_path / "progress") == report
+        assert read_progress(tmp_path / "progress", NO_SECRETS) == report
+
+
+WORD = b"Tr0ub4dor&3-correct-horse"
+KEY = b"-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp\nK06/nwoy/HU\n-----END KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("secret", "content", "text"),
+    [
+        (WORD, b"42 " + WORD, "***"),
+        (WORD, b"42 " + WORD.decode().encode("utf-16-le"), "***"),
+        (b"Tr0ub4dor\t3-correct", b"42 Tr0ub4dor\t3-correct at\n", "*** at"),
+        (b"Tr0ub4dor3 ", b"42 is Tr0ub4dor3 \n", "is ***"),
+        (b" Tr0ub4dor3", b"42 Tr0ub4dor3", None),
+        (b"Tr0ub4dor\xff3-correct", b"42 Tr0ub4dor\xff3-correct \xff", "*** \ufffd"),
+        (WORD, b"42 " + b"x" * 190 + WORD, "x" * 190 + "***"),
+        (WORD, b"42 being written: " + WORD[:6], "being written: ***"),
+        (WORD, b"42 " + WORD[:6] + b"\n", "Tr0ub4"),
+        (b"first line\n42 end", b"first line\n42 end", None),
+        (b"first line\n42 end", b"\n42 end", "end"),
+    ],
+)
+def test_progress_is_masked_before_it_is_changed_or_cut(secret: bytes, content: bytes, text: str | None) -> None:
+    assert parse_progress(content, Masker([secret])) == (None if text is None else ProgressReport(42, text))
+
+
+def test_a_secret_that_ends_within_the_tail_of_the_progress_file_is_masked(tmp_path: Path) -> None:
+    lines = [b"%04d short" % number for number in range(600)]
+    secret = b"\n".join(lines) + b"\n42 end"
+    (tmp_path / "progress").write_bytes(b"1 before\n" * 5000 + secret)
+    assert read_progress(tmp_path / "progress", Masker([secret])) is None
+    # Nor is the rest of a line whose beginning is too far away taken for one.
+    (tmp_path / "progress").write_bytes(b"1 " + b"x" * 5000 + b" 42 end")
+    assert read_progress(tmp_path / "progress", NO_SECRETS) is None
+
+
+@pytest.mark.parametrize(
+    ("secret", "content", "values"),
+    [
+        (WORD, b"a=<" + WORD + b">\n", {"a": "<***>"}),
+        (WORD, b"a=" + WORD.decode().encode("utf-16-le") + b"\n", {"a": "***"}),
+        (KEY, b"a<<END\n" + KEY + b"END\nb=1\n", {"a": "***", "b": "1"}),
+        (KEY, b"a<<END\n" + KEY.replace(b"\n", b"\r\n") + b"END\n", {"a": "***"}),
+        (KEY, b"a<<END\n" + KEY.decode().encode("utf-16-le") + b"\nEND\n", {"a": "***"}),
+        (KEY, b"a<<END\n" + base64.encodebytes(b"it is: " + KEY) + b"END\n", {"a": "aXQgaXM6IC***"}),
+        (b"Server=db;Password=x", b"Server=db;Password=x\n", {"***": "***"}),
+        (b"caf\xc3\xa9-secret", b"a=caf\xc3\xa9-secret caf\xc3\xa9\n", {"a": "*** caf\xe9"}),
+        (b"\xa9-secret", b"a=caf\xc3\xa9-secret\n", {"a": "caf\ufffd***"}),
+        (b"Tr0ub4dor\xff3-correct", b"a=Tr0ub4dor\xff3-correct\n", {"a": "***"}),
+    ],
+)
+def test_outputs_are_masked_before_they_are_decoded(secret: bytes, content: bytes, values: dict[str, str]) -> None:
+    assert parse_outputs(content, Masker([secret])) == Outputs(values, ())
+
+
+def test_what_is_said_of_outputs_is_masked() -> None:
+    masker = Masker([b"the_secret_word"])
+    problems = parse_outputs(b"the_secret_word<<\nthe_secret_word<<END\n", masker).problems
+    assert [problem.rpartition(" the output ")[2].split()[0] for problem in problems] == ["***", "***"]
+    assert check(parse_outputs(b"the_secret_word=1\n", masker).values, {"a": True}).undeclared == ("***",)

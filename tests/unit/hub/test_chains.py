@@ -7,7 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.sis_agent.hub.chains import OFFERS, Chain, Standing
+from services.runtime.channels import KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS
+from services.sis_agent.agent.connection import WELCOME_SECONDS
+from services.sis_agent.hub.chains import LATE_SECONDS, OFFERS, Chain, Standing
 
 NOTHING = b"nothing"
 FIRST = Chain(NOTHING, (b"1",))
@@ -36,6 +38,10 @@ def test_offers_are_bounded() -> None:
     for number in range(20):
         chain = chain.followed_by(NOTHING, b"%d" % number)
     assert chain.offered == tuple(b"%d" % number for number in range(20 - OFFERS, 20))
+
+
+def test_the_doubt_outlasts_a_call_that_is_half_dead_and_not_the_agents_patience() -> None:
+    assert (KEEPALIVE_MS + KEEPALIVE_TIMEOUT_MS) / 1000 < LATE_SECONDS < WELCOME_SECONDS - 10
 
 
 def test_a_quarantine_and_a_replacement_refuse_whatever_is_shown() -> None:

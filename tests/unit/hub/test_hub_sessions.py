@@ -15,7 +15,7 @@ from services.sis_agent.hub.sessions import Session, Sessions
 from sis.agent.v1 import agent_service_pb2 as stream
 from sis.queue.v1 import dispatch_service_pb2 as queue
 
-CERTIFICATE = AgentCertificate("1", bytes(32), datetime(2026, 11, 22, tzinfo=UTC))
+CERTIFICATE = AgentCertificate("1", bytes(32), datetime(2026, 11, 21, tzinfo=UTC), datetime(2026, 11, 22, tzinfo=UTC))
 
 
 def session(epoch: int = 1, agent: str = "a1") -> Session:

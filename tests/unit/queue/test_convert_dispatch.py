@@ -97,7 +97,7 @@ def refused(**fields: Any) -> pb.AttemptReport:
     return report(lease_refused=lease_pb2.LeaseRefusal(**fields))
 
 
-@pytest.mark.parametrize("reason", set(RefusalReason) - {RefusalReason.ATTEMPT_ENDED})
+@pytest.mark.parametrize("reason", sorted(set(RefusalReason) - {RefusalReason.ATTEMPT_ENDED}))
 def test_a_refusal_of_leases_is_read(reason: RefusalReason) -> None:
     found = convert.report(refused(reason=f"LEASE_REFUSAL_REASON_{reason}", message=NUL, retry_after={"seconds": 9}))
     assert found.content == LeaseRefusal(reason, "a\ufffdb", reason in FOR_GOOD, timedelta(seconds=9))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from services.queue import credentials
-from services.queue.credentials import ACCOUNT_KINDS, CredentialKind, CredentialUse
+from services.queue.credentials import ACCOUNT_KINDS, CredentialUse
 from services.queue.tables import jobs
 from sis.packages.manifest import Operation, parse
+from sis.packages.operation import CredentialKind
 
 MANIFEST = """
 name: test
@@ -45,15 +44,11 @@ def test_a_job_that_names_nothing_leases_nothing() -> None:
     assert credentials.uses(OPERATION, admin="", run_as="", references={}, parameters={}) == []
 
 
-def test_the_kinds_of_a_manifest_are_those_of_the_contract() -> None:
-    words = ("username-password", "ssh-key", "token", "domain-account")
-    assert {credentials.kind(word) for word in words} == set(CredentialKind)
-
-
 def test_the_database_keeps_uses_as_they_are() -> None:
     found = credentials.uses(
         OPERATION, admin="root", run_as="", references={"database": "a"}, parameters={"phrase": "c"}
     )
-    rows = [asdict(use) for use in found]
+    rows = credentials.to_rows(found)
+    assert rows[1] == {"ref": "credential.database", "credential": "a", "kinds": ["USERNAME_PASSWORD", "TOKEN"]}
     assert credentials.from_rows(rows) == found
     assert jobs.c.credentials.server_default is not None

@@ -176,7 +176,7 @@ def test_a_job_that_was_given_back_waits_again_under_its_old_rank() -> None:
     assert found.attempt is not None and found.attempt.verdict is LogVerdict.COMPLETE
 
 
-@pytest.mark.parametrize(("number", "seconds"), [(2, 2), (3, 4), (6, 32), (7, 60), (40, 60)])
+@pytest.mark.parametrize(("number", "seconds"), [(2, 2), (3, 4), (6, 32), (7, 60), (10, 60), (11, 66), (40, 600)])
 def test_declines_in_a_row_come_slower_and_slower(number: int, seconds: int) -> None:
     found = starting(number=number)
     lifecycle.never_started(found, NOW, AGENT, "")

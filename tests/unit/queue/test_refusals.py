@@ -16,7 +16,7 @@ from services.queue.states import HELD_BY_AGENT, TERMINAL, Status, StopState
 from tests.unit.queue.samples import AGENT, ALICE, NOW, attempt, events, job, running, starting
 
 FOR_NOW = sorted(set(RefusalReason) - FOR_GOOD - {RefusalReason.ATTEMPT_ENDED})
-SECOND = timedelta(seconds=1)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 
 
 def refuse(found: Job, reason: RefusalReason = RefusalReason.VAULT_SEALED, **changes: object) -> None:
@@ -51,7 +51,7 @@ def test_every_refusal_for_now_is_a_reason_to_wait() -> None:
 
 @pytest.mark.parametrize(
     ("number", "asked", "seconds"),
-    [(1, 0, 1), (2, 0, 2), (3, 0, 4), (6, 0, 32), (7, 0, 60), (500, 0, 60), (1, 15, 15), (5, 5, 16), (1, 3_600, 60)],
+    [(1, 0, 1), (2, 0, 2), (3, 0, 4), (6, 0, 32), (7, 0, 60), (10, 0, 60), (1, 15, 15), (5, 5, 16), (1, 3_600, 60)],
 )
 def test_refusals_in_a_row_come_slower_and_slower(number: int, asked: int, seconds: int) -> None:
     found = starting(number=number)
@@ -61,14 +61,38 @@ def test_refusals_in_a_row_come_slower_and_slower(number: int, asked: int, secon
     assert seconds <= delay <= seconds * (1 + RETRY_SPREAD)
 
 
+@pytest.mark.parametrize(
+    ("number", "asked", "seconds"),
+    [(11, 0, 66), (12, 0, 72.6), (20, 0, 155.6), (34, 0, 590.9), (35, 0, 600), (10**6, 0, 600), (20, 3_600, 155.6)],
+)
+def test_a_long_outage_is_asked_after_less_and_less_often(number: int, asked: int, seconds: float) -> None:
+    found = starting(number=number)
+    refuse(found, retry_after=timedelta(seconds=asked))
+    assert found.retry_at is not None
+    delay = (found.retry_at - NOW).total_seconds()
+    assert seconds <= delay <= (seconds + 0.1) * (1 + RETRY_SPREAD)
+
+
+def test_an_outage_of_a_day_adds_few_attempts() -> None:
+    """Where one try a minute would be 1,440 of them."""
+    now, number = NOW, 0
+    while now < NOW + timedelta(days=1):
+        number += 1
+        found = starting(number=number)
+        refuse(found)
+        assert found.retry_at is not None
+        now += found.retry_at - NOW
+    assert number < 200
+
+
 @given(st.integers(1, 2**62), st.integers(1, 10_000), st.integers(0, 10**6))
-def test_no_refusal_is_retried_early_or_much_later_than_a_minute(job_id: int, number: int, asked: int) -> None:
+def test_no_refusal_is_retried_early_or_much_later_than_ten_minutes(job_id: int, number: int, asked: int) -> None:
     found = starting(number=number)
     found.job_id = job_id
     refuse(found, retry_after=timedelta(seconds=asked))
     assert found.retry_at is not None
     delay = found.retry_at - NOW
-    assert max(min(timedelta(seconds=asked), RETRY_LIMIT), SECOND) <= delay <= RETRY_LIMIT * (1 + RETRY_SPREAD)
+    assert max(min(timedelta(seconds=asked), MINUTE), SECOND) <= delay <= RETRY_LIMIT * (1 + RETRY_SPREAD)
 
 
 def test_what_was_refused_together_comes_back_apart() -> None:

@@ -9,7 +9,6 @@ import itertools
 import pytest
 
 from services.queue import states
-from services.queue.credentials import CredentialKind
 from services.queue.errors import IllegalTransition
 from services.queue.frames import Channel, Outcome, Severity, StopKind
 from services.queue.jobs import Priority
@@ -19,6 +18,7 @@ from services.queue.sessions import Verdict
 from services.queue.states import RUN_STATES, TERMINAL, Event, RunState, Status, StopState, next_status
 from services.queue.tables import JobType
 from sis.credentials.v1 import credential_pb2, lease_pb2
+from sis.packages.operation import CredentialKind
 from sis.queue.v1 import dispatch_service_pb2, frame_pb2, job_pb2, job_service_pb2
 
 UNACCEPTED = "never accepted"

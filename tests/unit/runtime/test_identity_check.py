@@ -25,7 +25,7 @@ def name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
 
 
-def certificate(subject: str, subject_key: Key, issuer: str, issuer_key: Key) -> bytes:
+def certificate(subject: str, subject_key: Key, issuer: str, issuer_key: Key, *, ca: bool) -> bytes:
     builder = (
         x509.CertificateBuilder()
         .subject_name(name(subject))
@@ -34,6 +34,7 @@ def certificate(subject: str, subject_key: Key, issuer: str, issuer_key: Key) ->
         .serial_number(x509.random_serial_number())
         .not_valid_before(NOW - timedelta(hours=1))
         .not_valid_after(NOW + timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     )
     return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
@@ -45,9 +46,10 @@ def pem(private: Key) -> bytes:
 
 
 ROOT_KEY, BELOW_KEY, LEAF_KEY = key(), key(), key()
-ROOT = certificate("root", ROOT_KEY, "root", ROOT_KEY)
-BELOW = certificate("below", BELOW_KEY, "root", ROOT_KEY)
-LEAF = certificate("leaf", LEAF_KEY, "below", BELOW_KEY)
+ROOT = certificate("root", ROOT_KEY, "root", ROOT_KEY, ca=True)
+BELOW = certificate("below", BELOW_KEY, "root", ROOT_KEY, ca=True)
+LEAF = certificate("leaf", LEAF_KEY, "below", BELOW_KEY, ca=False)
+NO_CA = certificate("below", BELOW_KEY, "root", ROOT_KEY, ca=False)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,8 @@ def test_a_chain_that_leads_to_the_ca(chain: bytes, ca: bytes) -> None:
         (LEAF_KEY, LEAF, ROOT, "this CA"),
         (LEAF_KEY, LEAF + ROOT, ROOT, "this CA"),
         (LEAF_KEY, LEAF + ROOT + BELOW, ROOT, "this CA"),
+        (LEAF_KEY, LEAF + NO_CA, ROOT, "this CA"),
+        (LEAF_KEY, LEAF, NO_CA, "this CA"),
         (BELOW_KEY, LEAF + BELOW, ROOT, "another certificate"),
         (BELOW_KEY, BELOW + LEAF, b"", "the CA cannot be read"),
         (LEAF_KEY, b"", ROOT, "the certificate cannot be read"),

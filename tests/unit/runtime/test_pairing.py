@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.runtime.pairing import InvalidCode, PairingCode, mac, renewal_message
+from services.runtime.pairing import InvalidCode, PairingCode, enrolled_mac, mac, renewal_message
 
 CA = b"the certificate of a CA"
 
@@ -74,6 +74,16 @@ def test_a_representation_hides_the_secret() -> None:
 def test_a_proof_is_good_for_its_key_and_its_bytes_alone(key: bytes, keys: bytes, others: bytes) -> None:
     assert (mac(key, keys) == mac(key, others)) == (keys == others)
     assert mac(key, keys) != mac(bytes([key[0] ^ 1]) + key[1:], keys)
+
+
+def test_the_proof_of_an_enrolment_covers_all_of_it() -> None:
+    key, parts = bytes(32), ["web-1", "paris", "7f"]
+    proof = enrolled_mac(key, *parts)
+    assert proof == mac(key, b"sis.enrolled.v1\x00web-1\x00paris\x007f")
+    for place in range(3):
+        assert enrolled_mac(key, *(part + "0" * (number == place) for number, part in enumerate(parts))) != proof
+    assert enrolled_mac(key, "web", "1-paris", "7f") != enrolled_mac(key, "web-1", "paris", "7f")
+    assert enrolled_mac(bytes(31) + b"\x01", *parts) != proof
 
 
 def test_what_is_signed_for_a_renewal() -> None:

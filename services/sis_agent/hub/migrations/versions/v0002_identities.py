@@ -13,6 +13,7 @@ STATEMENTS = (
     CREATE TABLE agents.chains (
         agent TEXT COLLATE "C" NOT NULL,
         key_sha256 BYTEA NOT NULL,
+        certified_at TIMESTAMP WITH TIME ZONE NOT NULL,
         shown_sha256 BYTEA NOT NULL,
         offered_sha256 BYTEA[] NOT NULL,
         began_at TIMESTAMP WITH TIME ZONE NOT NULL,

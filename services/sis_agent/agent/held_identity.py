@@ -12,9 +12,10 @@ from typing import Final
 from services.runtime.backoff import Backoff
 from services.runtime.channels import from_status
 from services.runtime.errors import SisError
-from services.sis_agent.agent import enrolment
+from services.sis_agent.agent import certification, enrolment
+from services.sis_agent.agent.certification import Hold
 from services.sis_agent.agent.errors import AgentError, EnrolmentFailed
-from services.sis_agent.agent.identity import AgentIdentity, Hold
+from services.sis_agent.agent.identity import AgentIdentity
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.credentials.v1.certificate_pb2 import IssuedCertificate
 
@@ -26,8 +27,8 @@ LOOK_SECONDS: Final = 1.0
 """Between looks for another identity."""
 
 
-class Renewal:
-    """Holds the identity in a directory, from `open` to `close`. Used from the event loop's thread alone.
+class HeldIdentity:
+    """The identity in a directory, held from `open` to `close`. Used from the event loop's thread alone.
 
     What it writes, it writes at once in that thread: that is little, and seldom.
     """
@@ -42,7 +43,7 @@ class Renewal:
         self._ask_at = 0.0
 
     @property
-    def identity(self) -> AgentIdentity:
+    def current(self) -> AgentIdentity:
         """What this agent is now; look anew each time."""
         assert self._identity is not None, "it is not open"
         return self._identity
@@ -56,7 +57,7 @@ class Renewal:
         """
         if not self._hold.acquire():
             raise EnrolmentFailed(f"an enrolment in {self._directory} is under way: start again when it has ended")
-        self._identity = AgentIdentity.open(self._directory)
+        self._identity = certification.opened(self._directory)
 
     def close(self) -> None:
         """Let go of it. Repeatable."""
@@ -67,11 +68,11 @@ class Renewal:
     def request(self) -> pb.CertificateRequest | None:
         """What is to be said to the hub now, if anything. Not again before it is answered, or a minute has passed."""
         clock = asyncio.get_running_loop().time()
-        if clock < self._ask_at or not self.identity.due(self._now()):
+        if clock < self._ask_at or not self.current.due(self._now()):
             return None
         self._ask_at = clock + ANSWER_SECONDS
         try:
-            keys, signature = self.identity.renewal()
+            keys, signature = certification.renewal(self.current)
         except (AgentError, OSError) as error:
             self._put_off(error)
             return None
@@ -95,8 +96,8 @@ class Renewal:
         Raises:
             SisError, AgentError, OSError: there is none now.
         """
-        if self.identity.worn(self._now()):
-            response = await enrolment.rejoin(self.identity)
+        if self.current.worn(self._now()):
+            response = await enrolment.rejoin(self.current)
             self._take(response.certificate, response.agent_endpoints, keep)
 
     async def stand_aside(self, seconds: float) -> bool:
@@ -112,7 +113,7 @@ class Renewal:
             await asyncio.sleep(min(max(until - clock(), 0.1), LOOK_SECONDS))
             if not self._hold.acquire():
                 continue  # an enrolment is under way, and has its deadlines
-            found = AgentIdentity.open(self._directory)
+            found = certification.opened(self._directory)
             if found != self._identity:
                 log.info("this is now agent %s of group %s", found.name, found.group)
                 self._identity = found
@@ -121,10 +122,12 @@ class Renewal:
                 return False
 
     def _take(self, issued: IssuedCertificate, endpoints: Collection[str], keep: Collection[str]) -> None:
-        self._identity = self.identity.certified(issued, self._now(), agent_endpoints=tuple(endpoints), keep=keep)
+        self._identity = certification.renewed(
+            self.current, issued, self._now(), agent_endpoints=tuple(endpoints), keep=keep
+        )
         self._ask_at = 0.0
         self._backoff.reset()
-        log.info("this agent is certified anew", extra={"generation": self.identity.generation})
+        log.info("this agent is certified anew", extra={"generation": self.current.generation})
 
     def _put_off(self, error: SisError | AgentError | OSError) -> None:
         asked = error.retry_after if isinstance(error, SisError) else None

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from services.sis_agent.agent.certificates import issued_under
+from services.runtime.trust import issued_under
 
 
 class Holder:
