@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import re
 import string
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from ahocorasick_rs import BytesAhoCorasick, Implementation, MatchKind
 
 from bench.figures import Figure
+from services.sis_agent.agent.leases import MAX_SECRET_BYTES
 from services.sis_agent.agent.masking import MASK, Masker
 from services.sis_agent.agent.secret_forms import forms
 
@@ -41,17 +43,20 @@ Mask = Callable[[bytes], bytes]
 
 
 def measure() -> list[Figure]:
-    """MB/s with 1, 10 and 100 secrets of 24 characters, in a text without them and with one in each hundredth line."""
+    """How long a masker takes to make; MB/s with 1, 10 and 100 secrets of 24 characters, in a text without them and
+    with one in each hundredth line."""
     chance = random.Random(1)
-    figures = []
+    figures = [
+        _made("an RSA key of 4096 bits", [_lines(chance, 50)]),
+        _made("the most of an attempt, as keys", [_lines(chance, 1_000), _lines(chance, 1_000)]),
+        _made("the most of an attempt, as bytes", [chance.randbytes(MAX_SECRET_BYTES)]),
+    ]
     for count in SECRETS:
         secrets = ["".join(chance.choices(LETTERS, k=24)).encode() for _ in range(count)]
         wanted = sorted(frozenset[bytes]().union(*map(forms, secrets)))
-        begun = time.thread_time()
         masker = Masker(secrets)
-        built = time.thread_time() - begun
         what = f"{count} secret{'s' if count > 1 else ''}"
-        figures.append(Figure(f"{what}: a masker is made", f"{built * 1000:.1f} ms", f"{len(wanted):,} forms"))
+        figures.append(_made(what, secrets))
         others: dict[str, tuple[Mask, int]] = {
             "ahocorasick, overlapping": (_overlapping(wanted), TEXT_BYTES),
             "ahocorasick, longest first": (_longest_first(wanted), TEXT_BYTES),
@@ -64,6 +69,18 @@ def measure() -> list[Figure]:
             beside = ", ".join(f"{name} {_speed(mask, text[:size])}" for name, (mask, size) in others.items())
             figures.append(Figure(f"{what}, {where}", f"{value} MB/s", beside))
     return figures
+
+
+def _made(what: str, secrets: Sequence[bytes]) -> Figure:
+    begun = time.thread_time()
+    Masker(secrets)
+    taken = time.thread_time() - begun
+    count = len(frozenset[bytes]().union(*map(forms, secrets)))
+    return Figure(f"{what}: a masker is made", f"{taken * 1000:.1f} ms", f"{count:,} forms")
+
+
+def _lines(chance: random.Random, count: int) -> bytes:
+    return b"".join(base64.b64encode(chance.randbytes(48)) + b"\n" for _ in range(count))
 
 
 def _log(chance: random.Random, among: Sequence[bytes]) -> bytes:

@@ -23,21 +23,16 @@ import requests
 from cryptography import x509
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from services.credentials.vault_answers import refusal
 from services.credentials.vault_errors import (
-    CasMismatch,
     ValueMissing,
     VaultFailed,
     VaultForbidden,
-    VaultRateLimited,
-    VaultSealed,
     VaultSlow,
     VaultUnreachable,
 )
 from services.credentials.vault_session import Session
 
-_LONGEST_RETRY_AFTER: Final = 300.0
-# What is sent there is secret, so what is said of it is not repeated.
-_UNQUOTED: Final = re.compile(r"/login$|/data/|/sys/(un)?seal|/sys/init|/secret-id")
 _PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?")
 
 
@@ -118,8 +113,8 @@ class _Adapter(hvac.adapters.RawAdapter):  # type: ignore[misc]
         except OSError as error:  # which requests' own errors are as well
             failure = VaultUnreachable(self.base_uri, _cause(error))
         else:
-            if not response.ok:
-                failure = _refusal(response, method.upper(), url, self.base_uri)
+            if not 200 <= response.status_code < 300:
+                failure = refusal(response, method.upper(), url, self.base_uri)
             else:
                 try:
                     return dict(response.json()) if response.content else {}
@@ -135,43 +130,6 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message})"
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__
-
-
-def _refusal(response: requests.Response, method: str, url: str, address: str) -> Exception:
-    status = response.status_code
-    errors = _errors(response)
-    text = "; ".join(errors)
-    if status == 404 and not errors:  # with words, it is the mount or the namespace that is not there
-        return ValueMissing()
-    if status == 400 and "check-and-set" in text:
-        return CasMismatch()
-    if status == 400 and url.endswith("/revoke") and "not found" in text:
-        return ValueMissing()
-    if status in (401, 403):
-        return VaultForbidden(f"Vault denies {method} {url.removeprefix('/v1/')}")
-    if status == 400 and url.endswith("/login"):
-        return VaultForbidden("Vault does not accept the login")
-    if status == 429:
-        return VaultRateLimited(_retry_after(response))
-    if status in (501, 503) and ("sealed" in text or "not initialized" in text):
-        return VaultSealed()
-    if status in (502, 503, 504) or "node not active" in text or "readonly storage" in text:
-        return VaultUnreachable(address, "it has no active node")
-    detail = f": {text}" if text and (method not in ("POST", "PUT") or not _UNQUOTED.search(url)) else ""
-    return VaultFailed(f"Vault answered {method} {url.removeprefix('/v1/')} with {status}{detail}")
-
-
-def _errors(response: requests.Response) -> list[str]:
-    try:
-        found = response.json().get("errors") or []
-    except (ValueError, AttributeError):
-        return [f"not an answer of Vault ({response.headers.get('Content-Type', 'no content type')})"]
-    return [str(each)[:300] for each in found[:5]]
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    given = response.headers.get("Retry-After", "")
-    return min(float(given), _LONGEST_RETRY_AFTER) if given.isascii() and given.isdigit() else None
 
 
 class Connection:
@@ -200,6 +158,7 @@ class Connection:
             verify=session.verify,
             timeout=(timeout / 2, timeout),
             session=session,
+            allow_redirects=False,  # the token would go along, to wherever it is sent
             adapter=_Adapter,
             namespace=namespace or None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -135,13 +136,32 @@ def issue_service_certificate(
         wrong.add("host_names", f"has {len(request.host_names)} names; at most {_HOST_NAMES} are taken")
     for number, name in enumerate(request.host_names[:_HOST_NAMES]):
         field = f"host_names[{number}]"
-        if not is_address(name) and not _HOST_NAME.fullmatch(name):
-            wrong.add(field, "is neither a DNS name nor an IP address")
+        if not _can_be_certified(name):
+            wrong.add(field, "is neither a DNS name nor an IP address that a certificate can bear")
         elif name.lower() in _SERVICES - {service}:
             wrong.add(field, f"is the name of another service; this is {service}")
     wrong.refuse()
     assert csr is not None
     return csr, request.host_names
+
+
+def _can_be_certified(name: str) -> bool:
+    """Whether Vault leaves it as it is: the rest it drops or refuses, with one word for all names."""
+    if is_address(name):
+        # What an IPv4 address is mapped to becomes that IPv4 address.
+        return getattr(ipaddress.ip_address(name), "ipv4_mapped", None) is None
+    return _HOST_NAME.fullmatch(name) is not None and all(map(_is_label, name.lower().split(".")))
+
+
+def _is_label(label: str) -> bool:
+    if not label.startswith("xn--"):
+        return True
+    encoded = label.removeprefix("xn--")
+    try:
+        decoded = encoded.encode("ascii").decode("punycode")
+        return not decoded.isascii() and decoded.encode("punycode").decode("ascii") == encoded
+    except UnicodeError:
+        return False
 
 
 def to_certificate(issued: Issued) -> certificate_pb2.IssuedCertificate:

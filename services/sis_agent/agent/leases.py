@@ -21,7 +21,7 @@ from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
 MAX_SECRET_BYTES: Final = 128 << 10
 MAX_SECRET_LINES: Final = 2_000
-"""Of all secrets of an attempt. Nobody can stop it before the masker knows their forms, which takes up to a second
+"""Of all secrets of an attempt. Nobody can stop it before the masker knows their forms, which takes about a second
 for so much."""
 
 

@@ -349,10 +349,15 @@ async def test_a_mount_that_is_not_there_is_no_missing_value(openbao: OpenBaoSer
 
 class _Answers(BaseHTTPRequestHandler):
     status, body, content_type = 200, b"", "text/html"
+    location = ""
+    asked: list[str]
 
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         self.send_response(self.status)
         self.send_header("Content-Type", self.content_type)
+        if self.location:
+            self.send_header("Location", self.location)
         self.send_header("Content-Length", str(len(self.body)))
         self.end_headers()
         self.wfile.write(self.body)
@@ -366,7 +371,7 @@ class _Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def something_else(openbao: OpenBaoServer) -> Iterator[tuple[int, type[_Answers]]]:
     """A web server, with the certificate of Vault, that is not one."""
-    answers = type("Answers", (_Answers,), {})
+    answers = type("Answers", (_Answers,), {"asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), answers)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(openbao.server.ca, openbao.server.ca.with_name("certificate.key"))
@@ -386,6 +391,10 @@ def something_else(openbao: OpenBaoServer) -> Iterator[tuple[int, type[_Answers]
         (200, b"[]", VaultFailed, "is not understood"),
         (200, b'{"auth": {}}', VaultFailed, "is not understood"),
         (404, b"<html>hunter22</html>", VaultFailed, "login with 404"),
+        (404, b'{"message": "hunter22"}', VaultFailed, "login with 404"),
+        (404, b'{"data": null}', VaultFailed, "login with 404"),
+        (404, b"[]", VaultFailed, "login with 404"),
+        (404, b"", VaultFailed, "login with 404"),
         (500, b'{"errors": ["hunter22"]}', VaultFailed, "with 500"),
         (502, b"<html>hunter22</html>", VaultUnreachable, "no active node"),
         (503, b"<html>hunter22</html>", VaultUnreachable, "no active node"),
@@ -409,6 +418,24 @@ async def test_what_stands_before_vault_is_not_taken_for_it(
         await vault.read("credentials/a")
     # What is said of a login is not repeated.
     assert "hunter22" not in str(caught.value)
+    await vault.close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("scheme", ["https", "http"])
+async def test_a_redirect_is_not_followed(
+    openbao: OpenBaoServer, something_else: tuple[int, type[_Answers]], status: int, scheme: str
+) -> None:
+    port, answers = something_else
+    answers.status, answers.location = status, f"{scheme}://localhost:{port}/v1/elsewhere?secret=hunter22"
+    vault = Vault(openbao.settings(address=f"https://127.0.0.1:{port}"))
+    with pytest.raises(
+        VaultUnreachable, match=rf"it sends its callers on to {scheme}://localhost:{port}, which .* give the address"
+    ) as caught:
+        await vault.read("credentials/a")
+    check(caught, "VAULT_UNREACHABLE")
+    assert "hunter22" not in str(caught.value)
+    assert answers.asked == ["/v1/auth/approle/login"]
     await vault.close()
 
 

@@ -129,7 +129,17 @@ def test_a_reason_has_bounds() -> None:
 
 
 def test_host_names() -> None:
-    names = ["hub", "hub-0.sis.svc.cluster.local", "127.0.0.1", "fe80::1", "HUB.Example.com", "a" * 63]
+    names = [
+        "hub",
+        "hub-0.sis.svc.cluster.local",
+        "127.0.0.1",
+        "fe80::1",
+        "HUB.Example.com",
+        "a" * 63,
+        "a--b",
+        "1.2.3",
+        "XN--bcher-KVA.de",
+    ]
     request = pb.IssueServiceCertificateRequest(csr=csr(), host_names=names)
     assert list(convert.issue_service_certificate(request, "hub")[1]) == names
     many = pb.IssueServiceCertificateRequest(csr=csr(), host_names=["a"] * 21)
@@ -145,6 +155,11 @@ def test_host_names() -> None:
         "a\n",
         "é",
         "fe80::1%eth0",
+        "::ffff:10.0.0.1",
+        "xn--",
+        "xn--a-",
+        "hub.xn--zzzzzz99999",
+        "XN--0.example.com",
         "a" * 64,
         ".".join(["a" * 63] * 4) + ".b",
     ]
