@@ -150,11 +150,12 @@ def endure(stack: Stack, directory: Path, way: Way, account: str, line: str, job
     """Have an outage while so many jobs are to run as an account, each of whose logs is to have this line once."""
     with way(stack, directory) as outage, stack.client() as client:
         credential = store(client, account)
-        ids = [create(client, credential, outage.group) for _ in range(jobs)]
+        ids = [create(client, credential, outage.group) for _ in range(jobs // 2)]
         until(lambda: len(succeeded(client, ids)) >= 5, "the first jobs")
         reasons: set[job_pb2.WaitReason.ValueType] = set()
         outage.begin()
         try:
+            ids += [create(client, credential, outage.group) for _ in range(jobs - len(ids))]
             deadline = time.monotonic() + SEEN_SECONDS
             while outage.reason not in reasons:
                 assert time.monotonic() < deadline, f"{reasons}{stack.logs()}"

@@ -69,7 +69,7 @@ async def proxied(openbao: OpenBaoServer) -> AsyncIterator[tuple[Vault, TcpProxy
 async def patient(openbao: OpenBaoServer) -> AsyncIterator[tuple[Vault, TcpProxy]]:
     """The same with half a minute, which no test waits for."""
     async with TcpProxy("127.0.0.1", openbao.server.port) as proxy:
-        vault = Vault(openbao.settings(address=f"https://{proxy.endpoint}", timeout=30))
+        vault = Vault(openbao.settings(address=f"https://{proxy.endpoint}", timeout_seconds=30))
         yield vault, proxy
         proxy.heal()
         proxy.cut()
@@ -177,7 +177,9 @@ async def test_reset_before_it_answers_it_is_unreachable(
     openbao: OpenBaoServer, vault: Vault, path: str, patient: tuple[Vault, TcpProxy]
 ) -> None:
     through, proxy = patient
+    # Each of its threads is connected: the write needs no handshake, which would be held back, too.
     await through.read(path)
+    await asyncio.gather(*(through.read(path) for _ in range(vault_session.CALLS)))
     proxy.black_hole(to_target=False)
     call = asyncio.create_task(through.write(path, {"secret": SECRET}, 1))
     async with asyncio.timeout(20):
@@ -260,7 +262,7 @@ async def test_a_call_that_is_given_up_stops_nobody(path: str, patient: tuple[Va
 
 async def test_it_is_closed_whatever_hangs(openbao: OpenBaoServer, path: str) -> None:
     async with TcpProxy("127.0.0.1", openbao.server.port) as proxy:
-        vault = Vault(openbao.settings(address=f"https://{proxy.endpoint}", timeout=0.5))
+        vault = Vault(openbao.settings(address=f"https://{proxy.endpoint}", timeout_seconds=0.5))
         threads = Threads()
         await vault.read(path)
         proxy.black_hole()
