@@ -62,7 +62,7 @@ class CredentialsSettings(IdentitySettings):
     admin_token_sha256: Sha256Hex
     # service=<SHA-256 of its join token>
     join_tokens: Annotated[Texts, AfterValidator(_checked_join_tokens)] = ()
-    agent_certificate_seconds: Annotated[int, Field(ge=30, le=30 * 86_400)] = 86_400
+    agent_certificate_seconds: Annotated[int, Field(ge=10, le=30 * 86_400)] = 86_400
     service_certificate_seconds: Annotated[int, Field(ge=30, le=30 * 86_400)] = 3 * 86_400
 
     # A variable for each of its fields: SIS_CREDENTIALS_VAULT_ADDRESS and so on.

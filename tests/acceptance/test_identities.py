@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.client import ApiError, Client
 from tests.acceptance.test_leases import ended, output, start_plain
-from tests.support.enrolled import EnrolledAgent, enrolled_agent, pairing_code
+from tests.support.enrolled import EnrolledAgent, enrolled_agent, far_credentials, far_hub, pairing_code
 from tests.support.numbered_job import until
 from tests.support.stack import Stack
 
@@ -84,6 +85,41 @@ def test_a_revoked_agent_is_cut_off_at_once_and_comes_back_only_by_a_new_code(st
         again = agent.enrol(pairing_code(stack, "bad-1", "bad"))
         assert again.returncode == 0, again.stderr
         until(lambda: is_online(client, "bad-1"), "the agent with its new identity")
+
+
+def test_a_certificate_is_renewed_over_the_stream_and_again_after_its_end(stack: Stack, tmp_path: Path) -> None:
+    """With the real PKI, whose certificates live for ten seconds here."""
+
+    def certified() -> tuple[str, float]:
+        known = next(each for each in client.identities.all() if each.name == "short-1")
+        return known.serial, known.not_after.ToNanoseconds() / 1e9
+
+    life = {"SIS_CREDENTIALS_AGENT_CERTIFICATE_SECONDS": "10"}
+    with (
+        stack.client() as client,
+        far_credentials(stack, tmp_path / "credentials", **life) as credentials,
+        far_hub(stack, tmp_path / "hub", SIS_HUB_CREDENTIALS_ENDPOINT=credentials) as hub,
+    ):
+        agent = EnrolledAgent(stack, tmp_path / "short-1", slots=2)
+        done = agent.enrol(pairing_code(stack, "short-1", "short"), hub.enrolment)
+        assert done.returncode == 0, done.stderr
+        first, _ = certified()
+        process = agent.start()
+        try:
+            until(lambda: is_online(client, "short-1"), "the agent")
+            connected = client.agents.get("short-1").connect_time
+            until(lambda: certified()[0] != first, "another certificate")
+            assert client.agents.get("short-1").connect_time == connected, "the stream was cut for it"
+            process.kill()
+            last, end = certified()
+            until(lambda: time.time() > end + 1, "the end of its certificate")
+            process.start()
+            until(lambda: is_online(client, "short-1") and certified()[0] != last, "the agent that has rejoined")
+            job_id = start_plain(client, "echo back", "agent:short-1")
+            ended(client, job_id)
+            assert output(client, job_id) == b"back\n"
+        finally:
+            agent.close()
 
 
 def test_a_copy_of_an_agent_puts_both_into_quarantine(stack: Stack, tmp_path: Path) -> None:

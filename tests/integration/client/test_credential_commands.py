@@ -25,7 +25,7 @@ class CredentialNotFound(errors.NotFound):
 
 
 class Away(errors.Unavailable):
-    reason = "CREDENTIALS_UNREACHABLE"
+    reason = "DEPENDENCY_UNAVAILABLE"
 
 
 def credential(name: str = "db", **changes: object) -> credential_pb2.Credential:
