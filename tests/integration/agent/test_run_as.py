@@ -44,9 +44,10 @@ def alice() -> Iterator[pwd.struct_passwd]:
     """An account of this machine, with another group and without a home."""
     name = f"sis-test-{os.getpid()}"
     home = f"/nonexistent/{name}"
-    subprocess.run(["useradd", "--no-create-home", "--home-dir", home, "--groups", "daemon", name], check=True)
+    # Root's programs, which are not on everybody's PATH.
+    subprocess.run(["/usr/sbin/useradd", "--no-create-home", "--home-dir", home, "--groups", "daemon", name], check=True)
     yield pwd.getpwnam(name)
-    subprocess.run(["userdel", name], check=True)
+    subprocess.run(["/usr/sbin/userdel", name], check=True)
 
 
 @pytest.fixture
