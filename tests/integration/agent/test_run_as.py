@@ -45,7 +45,9 @@ def alice() -> Iterator[pwd.struct_passwd]:
     name = f"sis-test-{os.getpid()}"
     home = f"/nonexistent/{name}"
     # Root's programs, which are not on everybody's PATH.
-    subprocess.run(["/usr/sbin/useradd", "--no-create-home", "--home-dir", home, "--groups", "daemon", name], check=True)
+    subprocess.run(
+        ["/usr/sbin/useradd", "--no-create-home", "--home-dir", home, "--groups", "daemon", name], check=True
+    )
     yield pwd.getpwnam(name)
     subprocess.run(["/usr/sbin/userdel", name], check=True)
 
