@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, text
+from sqlalchemy import Row, RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import credentials, wakes
+from services.queue import credentials, platforms, wakes
 from services.queue.credentials import CredentialUse
 from services.queue.frames import DIGEST_START
 from services.queue.states import Event, Status, next_status
@@ -62,7 +62,7 @@ async def claim(
     """Claim waiting jobs for many agents at once; also return the capacities whose sessions are stale.
 
     The oldest key goes first, an agent's own jobs and its group's alike; a group's job goes to the member with the
-    most room.
+    most room of those whose platform its package is for.
     """
     rows = (await connection.execute(_SESSIONS, {"agents": sorted({c.agent for c in capacities})})).all()
     session = {row.agent: row for row in rows}
@@ -79,25 +79,32 @@ async def claim(
     members: defaultdict[str, list[str]] = defaultdict(list)
     for agent in room:
         members[session[agent].agent_group].append(agent)
-    sites = [("agent", agent, free) for agent, free in room.items()]
-    sites += [("group", group, sum(room[a] for a in agents)) for group, agents in members.items()]
-    candidates = (
-        await connection.execute(
-            _CANDIDATES,
-            {
-                "kinds": [kind for kind, _, _ in sites],
-                "names": [name for _, name, _ in sites],
-                "limits": [min(free, CLAIMS) for _, _, free in sites],
-                "total": CLAIMS,
-                "small": SMALL_BYTES,
-            },
-        )
-    ).all()
+    found: dict[int, Row[Any]] = {}
+    # A group of several platforms is asked for each, so that none waits behind what only another can run.
+    for platform, query in _CANDIDATES.items():
+        asking = [agent for agent in room if session[agent].platform == platform]
+        if not asking:
+            continue
+        groups = sorted({session[agent].agent_group for agent in asking})
+        free = [sum(room[agent] for agent in members[group]) for group in groups]
+        values = {
+            "kinds": ["agent"] * len(asking) + ["group"] * len(groups),
+            "names": asking + groups,
+            "limits": [min(slots, CLAIMS) for slots in [room[agent] for agent in asking] + free],
+            "total": CLAIMS,
+            "small": SMALL_BYTES,
+        }
+        found |= {row.job_id: row for row in await connection.execute(query, values)}
+    candidates = sorted(found.values(), key=lambda row: (row.claim_key, row.job_id))[:CLAIMS]
     chosen: dict[int, str] = {}
     delivered: list[tuple[str, Assignment]] = []
-    for row in sorted(candidates, key=lambda r: (r.claim_key, r.job_id)):
-        takers = [row.site_name] if row.site_kind == "agent" else members[row.site_name]
-        agent = max(takers, key=lambda a: room[a])
+    fitting: dict[tuple[str, ...], list[str]] = {}
+    for row in candidates:
+        key = (row.site_kind, row.site_name, *row.platforms)
+        if key not in fitting:
+            takers = [row.site_name] if row.site_kind == "agent" else members[row.site_name]
+            fitting[key] = [a for a in takers if platforms.fits(session[a].platform, row.platforms)]
+        agent = max(fitting[key], key=lambda a: room[a])
         if room[agent] > 0:
             room[agent] -= 1
             chosen[row.job_id] = agent
@@ -107,7 +114,7 @@ async def claim(
     claimed = sorted(chosen)
     topics = [wakes.job(j) for j in claimed]
     # Another hub passed over the jobs that were locked here and not taken: wake it for them.
-    if len(candidates) > len(chosen):
+    if len(found) > len(chosen):
         topics.append(wakes.WORK)
     await connection.execute(
         _CLAIM,
@@ -140,28 +147,39 @@ def _assignment(row: RowMapping, **more: Any) -> Assignment:
 
 
 _SESSIONS = text("""
-    SELECT agent, agent_group, epoch, hub, journal_id, hostname
+    SELECT agent, agent_group, epoch, hub, journal_id, hostname, platform
     FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR SHARE
 """)
 
-_CANDIDATES = text("""
-    SELECT j.*, s.kind AS site_kind, s.name AS site_name
-    FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:limits AS int[])) AS s(kind, name, slots)
-    CROSS JOIN LATERAL (
-        SELECT job_id, attempt + 1 AS attempt, claim_key, display_name, package_name, package_version, package_digest,
-            operation, run_timeout, queue.now() AS now, credentials, creator AS requester,
-            CASE WHEN octet_length(CAST(parameters AS text)) + octet_length(CAST(credentials AS text)) < :small
-                THEN parameters END AS parameters
-        FROM queue.jobs
-        WHERE status = 'WAITING' AND site_kind = s.kind AND site_name = s.name
-            AND (retry_at IS NULL OR retry_at <= queue.now())
-        ORDER BY claim_key, job_id
-        LIMIT s.slots
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) AS j
-    ORDER BY j.claim_key, j.job_id
-    LIMIT :total
-""")
+
+def _candidates(condition: str) -> TextClause:
+    return text(f"""
+        SELECT j.*, s.kind AS site_kind, s.name AS site_name
+        FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:limits AS int[])) AS s(kind, name, slots)
+        CROSS JOIN LATERAL (
+            SELECT job_id, attempt + 1 AS attempt, claim_key, display_name, package_name, package_version,
+                package_digest, operation, run_timeout, queue.now() AS now, credentials, platforms,
+                creator AS requester,
+                -- What is large as it is stored need not be fetched to know it.
+                CASE WHEN pg_column_size(parameters) < :small THEN
+                    CASE WHEN octet_length(CAST(parameters AS text)) + octet_length(CAST(credentials AS text)) < :small
+                        THEN parameters END
+                    END AS parameters
+            FROM queue.jobs
+            WHERE status = 'WAITING' AND site_kind = s.kind AND site_name = s.name
+                AND (retry_at IS NULL OR retry_at <= queue.now())
+                AND {condition}
+            ORDER BY claim_key, job_id
+            LIMIT s.slots
+            FOR NO KEY UPDATE SKIP LOCKED
+        ) AS j
+        ORDER BY j.claim_key, j.job_id
+        LIMIT :total
+    """)  # noqa: S608
+
+
+# By the platform of the agents that ask, each by an index of its own; those of which it is not known take all.
+_CANDIDATES = {"": _candidates("true")} | {name: _candidates(f"platforms ? '{name}'") for name in platforms.NAMES}
 
 _CLAIM = text("""
     WITH chosen AS (
@@ -198,23 +216,24 @@ async def assignments(connection: AsyncConnection, job_ids: Collection[int]) -> 
     """
     if not job_ids:
         return []
-    rows = await connection.execute(_ASSIGNMENTS, {"job_ids": list(job_ids), "limit": ANSWER_BYTES})
+    rows = await connection.execute(_ASSIGNMENTS, {"job_ids": sorted(job_ids), "limit": ANSWER_BYTES})
     return [(row.agent, _assignment(row._mapping)) for row in rows]
 
 
+# Measured one after the other, and none behind the last that fits: with files, to measure is to read megabytes.
 _ASSIGNMENTS = text("""
+    WITH RECURSIVE taken (number, size) AS (
+        SELECT 0, CAST(0 AS bigint)
+        UNION ALL
+        SELECT number + 1, size + coalesce((
+            SELECT octet_length(CAST(parameters AS text)) + octet_length(CAST(credentials AS text))
+            FROM queue.jobs WHERE job_id = (CAST(:job_ids AS bigint[]))[number + 1]), 0)
+        FROM taken WHERE size < :limit AND number < cardinality(CAST(:job_ids AS bigint[]))
+    )
     SELECT j.job_id, j.attempt, j.display_name, j.package_name, j.package_version, j.package_digest, j.operation,
         j.parameters, j.run_timeout, a.claimed_at, a.agent, j.credentials, j.creator AS requester
-    FROM (
-        SELECT job_id, sum(size) OVER (ORDER BY job_id) - size AS before
-        FROM (
-            SELECT job_id,
-                octet_length(CAST(parameters AS text)) + octet_length(CAST(credentials AS text)) AS size
-            FROM queue.jobs WHERE job_id = ANY(:job_ids)
-        ) AS each_one
-    ) AS sized
-    JOIN queue.jobs j USING (job_id)
+    FROM taken
+    JOIN queue.jobs j ON j.job_id = (CAST(:job_ids AS bigint[]))[taken.number]
     JOIN queue.attempts a ON a.job_id = j.job_id AND a.number = j.attempt
-    WHERE sized.before < :limit
     ORDER BY j.job_id
 """)

@@ -46,7 +46,36 @@ _ADVICE = {
     "ACTIVATE": "; only a deferred job can be activated",
     "CANCEL": "; abort ends a job that processes its output, a job that has ended needs nothing",
     "ABORT": "; it has ended",
+    "RERUN": "; only a job that has ended can be rerun, any can be copied",
 }
+
+
+class JobCountChanged(FailedPrecondition):
+    """Not as many jobs match a filter as its caller believes."""
+
+    reason = "JOB_COUNT_CHANGED"
+
+    def __init__(self, expected: int, found: int) -> None:
+        super().__init__(
+            f"expected_count: {found:,} jobs match the filter, not {expected:,}; nothing was done: look at them again",
+            subject="jobs",
+            condition="JOB_COUNT",
+            metadata={"expected": str(expected), "found": str(found)},
+        )
+
+
+class JobChanged(FailedPrecondition):
+    """A job has ceased to match the filter for which it was chosen."""
+
+    reason = "JOB_CHANGED"
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(
+            f"job {job_id} does not match the filter any more; nothing was done to it",
+            subject=f"jobs/{job_id}",
+            condition="JOB_MATCHES",
+            metadata={"job_id": str(job_id)},
+        )
 
 
 class RequestIdReused(AlreadyExists):
@@ -105,6 +134,14 @@ class AgentNotFound(InvalidArgument):
         super().__init__(
             f"site_target.agent: {description}", violations=[FieldViolation("site_target.agent", description)]
         )
+
+
+class ResumeExpired(Aborted):
+    reason = "RESUME_EXPIRED"
+
+    def __init__(self) -> None:
+        description = "is too old, so that changes after it are not known any more; list again, and watch from there"
+        super().__init__(f"resume_token: {description}", violations=[FieldViolation("resume_token", description)])
 
 
 class StaleEpoch(Aborted):

@@ -30,16 +30,26 @@ RETRY_SPREAD = 0.1
 SWEEPER = Actor("sweeper")
 
 
+def check(job: Job, event: Event) -> Status:
+    """The status that an event would leave the job in.
+
+    Raises:
+        IllegalTransition: the rulebook refuses.
+    """
+    try:
+        canceled = job.cancel_requested_at is not None
+        return next_status(job.status, event, accepted=job.accepted, cancel_recorded=canceled)
+    except IllegalTransition as error:
+        raise IllegalTransition(error.status, error.event, job.job_id) from None
+
+
 def apply(job: Job, event: Event, now: datetime, by: Actor, message: str = "") -> bool:
     """Move the job as the rulebook says and record it; True when the status changed.
 
     Raises:
         IllegalTransition: the rulebook refuses; nothing was changed.
     """
-    try:
-        to = next_status(job.status, event, accepted=job.accepted, cancel_recorded=job.cancel_requested_at is not None)
-    except IllegalTransition as error:
-        raise IllegalTransition(error.status, error.event, job.job_id) from None
+    to = check(job, event)
     moved = to is not job.status
     _record(job, event, to, now, by, message)
     job.status = to
@@ -102,6 +112,11 @@ def delete(job: Job, now: datetime, by: Actor) -> None:
     job.hidden_at = now
     if moved and unheard:
         _stop_by_force(job, now, f"deleted by {by.name}", unheard=True)
+
+
+def rerun(job: Job, now: datetime, by: Actor, new_job_id: int) -> None:
+    """Note that a new job repeats this one, which has ended."""
+    apply(job, Event.RERUN, now, by, f"as job {new_job_id}")
 
 
 def _wish(job: Job, kind: StopKind, now: datetime, reason: str) -> None:

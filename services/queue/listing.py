@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, String, Text, and_, func, literal, literal_column, or_, select
@@ -23,6 +24,7 @@ class JobFilter:
     run_states: Sequence[RunState] = ()
     statuses: Sequence[Status] = ()
     text: str = ""
+    complete_time_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ ORDERS: dict[str, ColumnElement[Any]] = {
 }
 """What a list can be ordered by; a job that has no such time yet counts as later than all that have."""
 
-_LISTED = [c for c in jobs.columns if c.name not in ("parameters", "outputs")]
+LISTED = [c for c in jobs.columns if c.name not in ("parameters", "outputs")]
+"""What a list has of a job."""
 
 
 async def list_page(connection: AsyncConnection, query: ListJobs) -> JobPage:
@@ -70,7 +73,7 @@ async def list_page(connection: AsyncConnection, query: ListJobs) -> JobPage:
     conditions = matching(query.filter)
     key = ORDERS[query.order_by].cast(String)
     by_id = query.order_by == "job_id"
-    selection: Select[Any] = select(*_LISTED, key.label("order_key")).where(*conditions)
+    selection: Select[Any] = select(*LISTED, key.label("order_key")).where(*conditions)
     if query.page_token:
         last_key, last_id = paging.decode(query.page_token, query.request, "page_token", (str, int))
         selection = selection.where(_after(query, str(last_key), last_id, by_id=by_id))
@@ -109,6 +112,8 @@ def matching(wanted: JobFilter) -> list[ColumnElement[bool]]:
         conditions.append(jobs.c.status.in_(sorted(statuses)))
     if wanted.statuses:
         conditions.append(jobs.c.status.in_([s.value for s in wanted.statuses]))
+    if wanted.complete_time_before is not None:
+        conditions.append(jobs.c.completed_at < wanted.complete_time_before)
     if wanted.text:
         # The very expression of the trigram index. No text holds a line break, so none is found across two columns.
         line_break: ColumnElement[str] = literal_column(r"E'\n'", Text)

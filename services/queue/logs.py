@@ -103,7 +103,7 @@ async def monitor(database: Database, waker: Wakes, job_id: int, start: Position
                 # The job is read first: what it says of its end is true of the log that is read after it.
                 view = await jobs.get(connection, job_id)
                 entries = await jobs.history_after(connection, job_id, position.history, READ_ROWS)
-                rows = await _read(connection, job_id, position)
+                rows = await read(connection, job_id, position.attempt, position.sequence)
             if shown is None:
                 yield News(position, view)
                 shown, shown_at = view.job, clock()
@@ -152,12 +152,12 @@ def _merged(entries: Sequence[HistoryEntry], rows: Sequence[LogRow]) -> list[His
     return merged
 
 
-async def _read(connection: AsyncConnection, job_id: int, position: Position) -> list[LogRow]:
+async def read(connection: AsyncConnection, job_id: int, attempt: int, sequence: int) -> list[LogRow]:
+    """The next frames of a log behind one: at most READ_ROWS, of some READ_BYTES."""
     rows = await connection.execute(
         _READ,
-        {"job_id": job_id, "attempt": position.attempt, "sequence": position.sequence, "rows": READ_ROWS,
-         "bytes": READ_BYTES},
-    )  # fmt: skip
+        {"job_id": job_id, "attempt": attempt, "sequence": sequence, "rows": READ_ROWS, "bytes": READ_BYTES},
+    )
     return [LogRow(r.attempt, r.sequence, r.at, bytes(r.body)) for r in rows]
 
 
@@ -183,9 +183,48 @@ class DebugLogView(StrEnum):
     PROBLEM = "PROBLEM"
 
 
-async def console_output(database: Database, job_id: int) -> AsyncGenerator[list[LogRow], None]:
-    """The frames of standard output and standard error of all attempts, in order."""
-    async for rows in _scan(database, job_id, f"channel IN ({Channel.STDOUT:d}, {Channel.STDERR:d})"):
+async def output_start(connection: AsyncConnection, view: JobView, offset: int) -> tuple[int, int]:
+    """Where to begin to read for the bytes of the output from `offset` on: the sequence of a frame, and how many bytes
+    there are before it.
+
+    Found by halves. Frames from before their offsets were noted are read from the first one on.
+    """
+    if view.attempt is None or offset == 0:
+        return 1, 0
+    key = {"job_id": view.attempt.job_id, "attempt": view.attempt.number}
+    found = (await connection.execute(_OUTPUT_START, {**key, "last": view.attempt.sequence, "offset": offset})).first()
+    return (1, 0) if found is None or found.output_offset is None else (found.sequence, found.output_offset)
+
+
+_OUTPUT_START = text("""
+    WITH RECURSIVE search (low, high) AS (
+        SELECT CAST(1 AS bigint), CAST(:last AS bigint)
+        UNION ALL
+        SELECT CASE WHEN beyond THEN low ELSE middle END, CASE WHEN beyond THEN middle - 1 ELSE high END
+        FROM (
+            SELECT low, high, middle, coalesce(output_offset, 0) > :offset AS beyond
+            FROM (SELECT low, high, (low + high + 1) / 2 AS middle FROM search WHERE low < high) AS halved
+            JOIN queue.log ON job_id = :job_id AND attempt = :attempt AND sequence = middle
+        ) AS probed
+    )
+    SELECT sequence, output_offset
+    FROM search JOIN queue.log ON job_id = :job_id AND attempt = :attempt AND sequence = low
+    WHERE low = high
+""")
+
+
+async def console_output(database: Database, view: JobView, first: int) -> AsyncGenerator[list[LogRow], None]:
+    """The frames of standard output and standard error from a sequence on, in order: those that were there when the job
+    was viewed.
+
+    They are of its current attempt. Those before were given back, so they never started and wrote nothing.
+    """
+    if view.attempt is None:
+        return
+    number = view.attempt.number
+    condition = f"channel IN ({Channel.STDOUT:d}, {Channel.STDERR:d})"
+    span = (number, first - 1), (number, view.attempt.sequence)
+    async for rows in _scan(database, view.attempt.job_id, condition, *span):
         yield rows
 
 
@@ -221,24 +260,32 @@ _VIEWS = {
 }
 
 
-async def _scan(database: Database, job_id: int, condition: str) -> AsyncGenerator[list[LogRow], None]:
-    """All frames that meet a condition (one of this module's own), in order."""
+_START, _END = (0, 0), (2**31 - 1, 2**63 - 1)
+
+
+async def _scan(
+    database: Database,
+    job_id: int,
+    condition: str,
+    after: tuple[int, int] = _START,
+    until: tuple[int, int] = _END,
+) -> AsyncGenerator[list[LogRow], None]:
+    """All frames between two (attempt, sequence) that meet a condition (one of this module's own), in order."""
     query = text(f"""
         SELECT attempt, sequence, at, body FROM queue.log
-        WHERE job_id = :job_id AND (attempt, sequence) > (:attempt, :sequence) AND {condition}
+        WHERE job_id = :job_id AND (attempt, sequence) > (:attempt, :sequence)
+            AND (attempt, sequence) <= (:last_attempt, :last_sequence) AND {condition}
         ORDER BY attempt, sequence LIMIT :rows
     """)  # noqa: S608
-    attempt, sequence = 0, 0
+    bounds = {"job_id": job_id, "last_attempt": until[0], "last_sequence": until[1], "rows": _SCAN_ROWS}
     while True:
         async with database.begin() as connection:
-            found = await connection.execute(
-                query, {"job_id": job_id, "attempt": attempt, "sequence": sequence, "rows": _SCAN_ROWS}
-            )
+            found = await connection.execute(query, {**bounds, "attempt": after[0], "sequence": after[1]})
             rows = [LogRow(r.attempt, r.sequence, r.at, bytes(r.body)) for r in found]
         if not rows:
             return
         yield rows
-        attempt, sequence = rows[-1].attempt, rows[-1].sequence
+        after = rows[-1].attempt, rows[-1].sequence
 
 
 _SCAN_ROWS = 64

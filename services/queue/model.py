@@ -20,7 +20,8 @@ class LogVerdict(StrEnum):
 
 
 class WaitReason(StrEnum):
-    """What keeps a job that could otherwise be claimed, where it is not a free slot."""
+    """What keeps a job. Those before HELD are noted with the job, where something other than a free slot keeps it; the
+    others are found when somebody asks (`explanations`)."""
 
     VAULT_SEALED = "VAULT_SEALED"
     VAULT_UNREACHABLE = "VAULT_UNREACHABLE"
@@ -31,6 +32,15 @@ class WaitReason(StrEnum):
     CREDENTIALS_UNREACHABLE = "CREDENTIALS_UNREACHABLE"
     AGENT_UNKNOWN = "AGENT_UNKNOWN"
     DECLINED = "DECLINED"
+    HELD = "HELD"
+    NOT_BEFORE = "NOT_BEFORE"
+    NO_AGENT_KNOWN = "NO_AGENT_KNOWN"
+    NO_AGENT_ONLINE = "NO_AGENT_ONLINE"
+    AGENTS_DRAINING = "AGENTS_DRAINING"
+    AT_CAPACITY = "AT_CAPACITY"
+    JOBS_AHEAD = "JOBS_AHEAD"
+    NOTHING = "NOTHING"
+    NO_AGENT_FITS = "NO_AGENT_FITS"
 
 
 class RefusalReason(StrEnum):

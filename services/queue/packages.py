@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.queue import store
 from services.queue.errors import InvalidPackage, PackageNotFound, PackageVersionExists
 from services.queue.model import Actor
+from services.queue.ranges import Window
 from services.queue.tables import package_chunks, packages
 from services.runtime import paging
 from services.runtime.database import Database
@@ -73,27 +72,39 @@ async def find(connection: AsyncConnection, name: str, version: str) -> Package:
     return _package(row)
 
 
-async def list_page(connection: AsyncConnection, page_size: int, page_token: str) -> tuple[list[Package], str]:
-    """A page of the library, by name, the newest version first, and the token of the next one.
+@dataclass(frozen=True, slots=True)
+class ListPackages:
+    """A page of the library, or of the versions of one package, where there is a name."""
+
+    name: str
+    page_size: int
+    page_token: str
+
+
+async def list_page(connection: AsyncConnection, wanted: ListPackages) -> tuple[list[Package], str]:
+    """A page of packages, by name, the newest version first, and the token of the next one.
 
     Raises:
         InvalidToken
     """
-    query = select(packages)
-    if page_token:
-        name, key = paging.decode(page_token, b"packages", "page_token", (str, str))
+    query, request = select(packages), b"packages " + wanted.name.encode()
+    if wanted.name:
+        query = query.where(packages.c.name == wanted.name)
+    if wanted.page_token:
+        name, key = paging.decode(wanted.page_token, request, "page_token", (str, str))
         query = query.where((packages.c.name > name) | ((packages.c.name == name) & (packages.c.version_key < key)))
-    ordered = query.order_by(packages.c.name, packages.c.version_key.desc()).limit(page_size + 1)
+    ordered = query.order_by(packages.c.name, packages.c.version_key.desc()).limit(wanted.page_size + 1)
     rows = (await connection.execute(ordered)).all()
-    page = rows[:page_size]
-    token = paging.encode([page[-1].name, page[-1].version_key], b"packages") if len(rows) > page_size else ""
+    page = rows[: wanted.page_size]
+    token = paging.encode([page[-1].name, page[-1].version_key], request) if len(rows) > len(page) else ""
     return [_package(row) for row in page], token
 
 
 class Upload:
-    """An archive on its way in, bounded by the size that was announced."""
+    """An archive on its way in, bounded by the size that was announced, or by what an archive may have. What was not
+    announced ("", 0) is not compared."""
 
-    def __init__(self, digest: str, size_bytes: int) -> None:
+    def __init__(self, digest: str = "", size_bytes: int = 0) -> None:
         self._digest = digest
         self._size = size_bytes
         self._received = bytearray()
@@ -102,28 +113,32 @@ class Upload:
         """Take the next part.
 
         Raises:
-            InvalidArgument: more came than was announced.
+            InvalidArgument: more came than was announced, or than is taken.
         """
-        if len(self._received) + len(chunk) > self._size:
+        size = len(self._received) + len(chunk)
+        if self._size and size > self._size:
             raise InvalidArgument.field("chunk", f"exceeds the announced upload.size_bytes {self._size}")
+        if size > archive.MAX_PACKED_BYTES:
+            raise InvalidArgument.field("chunk", f"exceeds the {archive.MAX_PACKED_BYTES:,} bytes of an archive")
         self._received += chunk
 
-    async def examine(self) -> tuple[bytes, Manifest]:
-        """The whole archive and its manifest.
+    async def examine(self) -> tuple[bytes, str, Manifest]:
+        """The whole archive, its digest and its manifest.
 
         Raises:
             InvalidArgument: it is not what was announced.
             InvalidPackage: it is not a package; names each mistake.
         """
         content = bytes(self._received)
-        if len(content) != self._size:
+        digest = await asyncio.to_thread(archive.digest, content)
+        if self._size and len(content) != self._size:
             raise InvalidArgument.field(
                 "upload.size_bytes", f"announced {self._size} bytes, {len(content)} came; push again"
             )
-        if not hmac.compare_digest(hashlib.sha256(content).hexdigest(), self._digest):
+        if self._digest and digest != self._digest:
             raise InvalidArgument.field("upload.digest", "is not the SHA-256 of what was sent; push again")
         try:
-            return content, await asyncio.to_thread(archive.read_manifest, content)
+            return content, digest, await asyncio.to_thread(archive.read_manifest, content)
         except archive.InvalidArchive as error:
             raise InvalidPackage([FieldViolation("archive", str(error))]) from None
         except InvalidManifest as error:
@@ -137,8 +152,7 @@ async def push(database: Database, upload: Upload, by: Actor) -> tuple[Package, 
         InvalidArgument, InvalidPackage
         PackageVersionExists: this version has other content.
     """
-    content, manifest = await upload.examine()
-    digest = archive.digest(content)
+    content, digest, manifest = await upload.examine()
     try:
         async with database.begin() as connection:
             return await _store(connection, content, digest, manifest, by)
@@ -190,17 +204,18 @@ async def archive_size(connection: AsyncConnection, digest: str) -> int:
     return int(row.size_bytes)
 
 
-async def archive_chunks(database: Database, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
-    """The bytes of an archive from an offset, in parts of at most CHUNK_BYTES; no connection is held meanwhile."""
+async def archive_chunks(database: Database, digest: str, offset: int, count: int) -> AsyncGenerator[bytes, None]:
+    """`count` bytes of an archive from an offset, in parts of at most CHUNK_BYTES; no connection is held meanwhile."""
     number, skip = divmod(offset, CHUNK_BYTES)
+    window = Window(0, count)
     part = select(func.substr(package_chunks.c.data, text(":from"))).where(
         package_chunks.c.digest == digest, package_chunks.c.number == text(":number")
     )
-    while True:
+    while not window.done():
         async with database.begin() as connection:
             row = (await connection.execute(part, {"from": skip + 1, "number": number})).first()
         if row is None:
             return
-        if row[0]:
-            yield bytes(row[0])
+        if data := window.cut(bytes(row[0])):
+            yield data
         number, skip = number + 1, 0

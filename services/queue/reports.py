@@ -93,7 +93,7 @@ class _Batch:
         self._connection = connection
         self._jobs = jobs
         self._changed: dict[int, Job] = {}
-        self._frames: list[tuple[int, int, Frame]] = []
+        self._frames: list[tuple[int, int, int, Frame]] = []
         # One for the batch: what is committed together happens at one time.
         self._now = now
         self._work = False
@@ -155,13 +155,14 @@ class _Batch:
         if again:
             await self._compare(job.job_id, attempt.number, again)
         for frame in frames[len(again) :]:
+            output_bytes = attempt.output_bytes
             evidence.append(job, frame, self._now, by)
             self._changed[job.job_id] = job
-            self._frames.append((job.job_id, attempt.number, frame))
+            self._frames.append((job.job_id, attempt.number, output_bytes, frame))
 
     async def _compare(self, job_id: int, number: int, again: Sequence[Frame]) -> None:
         """Same bytes twice are acknowledged, other bytes at the same sequence refused."""
-        pending = {f.sequence: f.body for j, n, f in self._frames if (j, n) == (job_id, number)}
+        pending = {f.sequence: f.body for j, n, _, f in self._frames if (j, n) == (job_id, number)}
         committed = await store.committed_bodies(
             self._connection, job_id, number, again[0].sequence, again[-1].sequence
         )

@@ -58,6 +58,8 @@ class OpenSession:
     hostname: str
     slots: int
     draining: bool
+    platform: str
+    """By the name that packages give it, "" when it is not known."""
     in_hand: frozenset[AttemptKey]
 
 
@@ -96,7 +98,7 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
         {
             "agent": hello.agent, "agent_group": hello.group, "epoch": welcome.epoch, "hub": hello.hub,
             "journal_id": hello.journal_id, "record_number": hello.record_number, "hostname": hello.hostname,
-            "now": now,
+            "slots": hello.slots, "draining": hello.draining, "platform": hello.platform, "now": now,
         },
     )  # fmt: skip
     known = await _live_attempts(connection, hello)
@@ -172,7 +174,8 @@ _LOCK = text("SELECT epoch, journal_id, record_number FROM queue.agent_sessions 
 _SUPERSEDE = text("""
     UPDATE queue.agent_sessions
     SET agent_group = :agent_group, epoch = :epoch, hub = :hub, journal_id = :journal_id,
-        record_number = :record_number, hostname = :hostname, open = true, last_heard_at = :now
+        record_number = :record_number, hostname = :hostname, open = true, last_heard_at = :now,
+        slots = :slots, draining = :draining, platform = :platform
     WHERE agent = :agent
 """)
 _LIVE = text("SELECT job_id FROM queue.attempts WHERE agent = :agent AND sealed_at IS NULL")
@@ -211,6 +214,7 @@ class Heartbeat:
 
     session: Session
     attempts: frozenset[AttemptKey]
+    draining: bool = False
 
 
 async def heartbeat(
@@ -219,9 +223,10 @@ async def heartbeat(
     """Note who was heard; return the stale sessions, and what was claimed for a session but never reached it."""
     current, now = await share(connection, [h.session for h in heartbeats])
     heard = {h.session.agent: h for h in heartbeats if h.session in current}
-    # last_heard_at alone is written here, so FOR SHARE (which others hold too) is kept and the row is updated only
-    # where nobody else is at it: a session that reports is heard by that.
-    await connection.execute(_HEARD, {"agents": sorted(heard), "now": now})
+    # Nothing that a claim or a report depends on is written here, so FOR SHARE (which others hold too) is kept and the
+    # row is updated only where nobody else is at it: a session that reports is heard by that.
+    beats = {"agents": list(heard), "draining": [h.draining for h in heard.values()], "now": now}
+    await connection.execute(_HEARD, beats)
     keys = [(h.session.agent, key) for h in heard.values() for key in h.attempts]
     touched = {
         "agents": [agent for agent, _ in keys],
@@ -263,8 +268,9 @@ async def _come_back(connection: AsyncConnection, heard: Mapping[str, Heartbeat]
 
 
 _HEARD = text("""
-    UPDATE queue.agent_sessions SET last_heard_at = :now
-    WHERE agent IN (
+    UPDATE queue.agent_sessions AS s SET last_heard_at = :now, draining = h.draining
+    FROM unnest(CAST(:agents AS text[]), CAST(:draining AS boolean[])) AS h(agent, draining)
+    WHERE s.agent = h.agent AND s.agent IN (
         SELECT agent FROM queue.agent_sessions WHERE agent = ANY(:agents) FOR NO KEY UPDATE SKIP LOCKED)
 """)
 _HEARD_ATTEMPTS = text("""

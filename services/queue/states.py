@@ -47,6 +47,7 @@ class Event(StrEnum):
     CANCEL = "CANCEL"
     ABORT = "ABORT"
     DELETE = "DELETE"
+    RERUN = "RERUN"
     # The clock, through the sweeper.
     RELEASE = "RELEASE"
     EXPIRE = "EXPIRE"
@@ -185,10 +186,11 @@ TRANSITIONS: tuple[Rule, ...] = (
     Rule(_S.AWOL, _E.CANCEL, _S.AWOL),
     Rule(_S.AWOL, _E.ABORT, _S.ABORTED),
     Rule(_S.AWOL, _E.DELETE, _S.ABORTED),
-    # Ended: the same verb again, a deletion, and what still comes from the site.
+    # Ended: the same verb again, a deletion, a repetition by a new job, and what still comes from the site.
     Rule(_S.CANCELED, _E.CANCEL, _S.CANCELED),
     Rule(_S.ABORTED, _E.ABORT, _S.ABORTED),
     *(Rule(s, _E.DELETE, s) for s in sorted(TERMINAL)),
+    *(Rule(s, _E.RERUN, s) for s in sorted(TERMINAL)),
     *(Rule(s, e, s) for s in _ENDED_BY_AGENT for e in _REPORTS),
 )
 

@@ -234,20 +234,20 @@ def _history_row(job_id: int, entry: HistoryEntry) -> dict[str, Any]:
     return {"job_id": job_id} | {name: getattr(entry, name) for name in HistoryEntry.__slots__}
 
 
-async def insert_frames(connection: AsyncConnection, rows: Sequence[tuple[int, int, Frame]]) -> None:
-    """Append frames, given as (job id, attempt, frame), to the log in one COPY."""
+async def insert_frames(connection: AsyncConnection, rows: Sequence[tuple[int, int, int, Frame]]) -> None:
+    """Append frames, given as (job id, attempt, bytes of output before it, frame), to the log in one COPY."""
     if not rows:
         return
     driver = (await connection.get_raw_connection()).driver_connection
     assert isinstance(driver, DriverConnection)
-    columns = "job_id, attempt, sequence, channel, severity, at, body"
+    columns = "job_id, attempt, output_offset, sequence, channel, severity, at, body"
     async with (
         driver.cursor() as cursor,
         cursor.copy(f"COPY queue.log ({columns}) FROM STDIN (FORMAT BINARY)") as copy,
     ):
-        copy.set_types(["int8", "int4", "int8", "int2", "int2", "timestamptz", "bytea"])
-        for job_id, attempt, frame in rows:
-            await copy.write_row((job_id, attempt, frame.sequence, frame.channel, frame.severity, frame.at, frame.body))
+        copy.set_types(["int8", "int4", "int8", "int8", "int2", "int2", "timestamptz", "bytea"])
+        for *key, frame in rows:
+            await copy.write_row((*key, frame.sequence, frame.channel, frame.severity, frame.at, frame.body))
 
 
 async def committed_bodies(

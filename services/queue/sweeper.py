@@ -34,6 +34,9 @@ by more than a beat, so that a shorter gap makes nobody AWOL."""
 PURGE_ROWS = 2_000
 """Frames, of some 64 KiB at the most, that one purge removes, so that a log of any length goes in time."""
 REQUEST_IDS_KEPT = timedelta(days=7)
+PURGE_AFTER = timedelta(minutes=15)
+"""This long a deleted job is kept. Longer than the tokens of a watch are good (`watching.TOKEN_LIFE`), also when it was
+deleted by a transaction that took its time."""
 SEAL_AFTER = timedelta(days=1)
 """This long after its end the log of a job whose agent never came back is sealed as it is."""
 
@@ -183,7 +186,7 @@ async def _save(connection: AsyncConnection, changed: list[Job], *topics: str) -
 
 
 async def _purge(connection: AsyncConnection, now: datetime) -> int:
-    """Remove deleted jobs whose stop is settled, with all that belongs to them."""
+    """Remove jobs that were deleted a while ago and whose stop is settled, with all that belongs to them."""
     running = exists().where(
         attempts.c.job_id == jobs.c.job_id,
         attempts.c.number == jobs.c.attempt,
@@ -191,7 +194,7 @@ async def _purge(connection: AsyncConnection, now: datetime) -> int:
         jobs.c.stop_state != StopState.UNCONFIRMED,
     )
     due = select(jobs.c.job_id).where(
-        jobs.c.hidden_at.is_not(None),
+        jobs.c.hidden_at < now - PURGE_AFTER,
         jobs.c.status.in_(sorted(TERMINAL)),
         jobs.c.stop_state != StopState.PENDING,
         ~running,

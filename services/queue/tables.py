@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 
 from sqlalchemy import (
@@ -21,7 +22,9 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import UserDefinedType
 
+from services.queue import platforms
 from services.queue.frames import StopKind
 from services.queue.model import LogVerdict, WaitReason
 from services.queue.states import Status, StopState
@@ -30,6 +33,15 @@ from services.runtime.schema import Time, metadata_of, one_of
 SCHEMA = "queue"
 
 metadata = metadata_of(SCHEMA)
+
+
+class TransactionId(UserDefinedType[str]):
+    """PostgreSQL's `xid8`: the number of a transaction, which never comes again. As text in Python."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        return "xid8"
 
 
 class JobType(StrEnum):
@@ -91,6 +103,12 @@ jobs = Table(
     # What keeps it, where that is something other than a free slot.
     Column("wait_reason", Text),
     Column("wait_message", Text, nullable=False, server_default=""),
+    # The job that this one repeats; 0 for none.
+    Column("rerun_of", BigInteger, nullable=False, server_default="0"),
+    # Those that its package runs on.
+    Column("platforms", JSONB, nullable=False, server_default=json.dumps(platforms.NAMES)),
+    # The transaction that changed the row last, so that a list can be watched: a trigger notes it.
+    Column("changed_xid", TransactionId, nullable=False, server_default=text("pg_current_xact_id()")),
     one_of("type", JobType),
     one_of("status", Status),
     one_of("stop_state", StopState),
@@ -104,6 +122,18 @@ jobs = Table(
         "job_id",
         postgresql_where=text("status = 'WAITING'"),
     ),
+    # What waits for one platform is not in the way of those who look for another.
+    *(
+        Index(
+            f"jobs_claim_{platform}",
+            "site_kind",
+            "site_name",
+            "claim_key",
+            "job_id",
+            postgresql_where=text(f"status = 'WAITING' AND platforms ? '{platform}'"),
+        )
+        for platform in platforms.NAMES
+    ),
     Index("jobs_list", "status", "job_id", postgresql_where=text("hidden_at IS NULL")),
     Index("jobs_release", "not_before", postgresql_where=text("status = 'DEFERRED' AND not_before IS NOT NULL")),
     Index(
@@ -112,6 +142,9 @@ jobs = Table(
         postgresql_where=text("status IN ('DEFERRED', 'WAITING') AND latest_start IS NOT NULL"),
     ),
     Index("jobs_purge", "hidden_at", postgresql_where=text("hidden_at IS NOT NULL")),
+    Index("jobs_changed", "changed_xid", "job_id"),
+    Index("jobs_ended", "completed_at", postgresql_where=text("completed_at IS NOT NULL AND hidden_at IS NULL")),
+    Index("jobs_rare", "type", "job_id", postgresql_where=text("type <> 'PACKAGE' AND hidden_at IS NULL")),
     Index(
         "jobs_text",
         text(r"(display_name || E'\n' || operation || E'\n' || target) public.gin_trgm_ops"),
@@ -184,6 +217,8 @@ log = Table(
     Column("at", Time, nullable=False),
     # The serialised sis.queue.v1.Frame, byte for byte as the site cut it.
     Column("body", LargeBinary, nullable=False),
+    # How many bytes of output the attempt had before it; NULL in frames from before this was noted.
+    Column("output_offset", BigInteger),
 )
 
 # An outbox: attempts whose leases are to end. Written with what ends them, deleted once a hub has delivered it. No
@@ -226,6 +261,10 @@ agent_sessions = Table(
     Column("hostname", Text, nullable=False),
     Column("open", Boolean, nullable=False),
     Column("last_heard_at", Time, nullable=False),
+    # What the agent said of itself in its last hello; 0 and "" until it says it.
+    Column("slots", Integer, nullable=False, server_default="0"),
+    Column("draining", Boolean, nullable=False, server_default="false"),
+    Column("platform", Text, nullable=False, server_default=""),
 )
 
 packages = Table(

@@ -1,8 +1,9 @@
 """Wake-ups across replicas: NOTIFY says that something may be new, the tables say what.
 
 A payload is words separated by blanks: `work` (something may be claimed), `stop` (a stop is wished), `leases` (some are
-to end), `job:42`. It is sent with the transaction that made the news, one NOTIFY each. Every process has one LISTEN
-connection and fans out inside; whoever waits also looks by himself now and then, as a wake-up may be lost.
+to end), `job:42` (with which `jobs`, any of them, is heard). It is sent with the transaction that made the news, one
+NOTIFY each. Every process has one LISTEN connection and fans out inside; whoever waits also looks by himself now and
+then, as a wake-up may be lost.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ CHANNEL = "sis_queue"
 WORK = "work"
 STOP = "stop"
 LEASES = "leases"
+JOBS = "jobs"
+"""Heard with the topic of every job."""
+_JOB = "job:"
 _PAYLOAD_BYTES = 7_900  # PostgreSQL takes fewer than 8,000
 
 _NOTIFY = text("SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload")
@@ -28,7 +32,7 @@ _NOTIFY = text("SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads A
 
 def job(job_id: int) -> str:
     """The topic of one job."""
-    return f"job:{job_id}"
+    return f"{_JOB}{job_id}"
 
 
 def payloads(topics: Iterable[str]) -> list[str]:
@@ -94,7 +98,10 @@ class Wakes:
 
     def heard(self, payload: str) -> None:
         """Tell the subscriptions of the topics in a payload."""
-        for topic in payload.split(" "):
+        topics = payload.split(" ")
+        if any(topic.startswith(_JOB) for topic in topics):
+            topics.append(JOBS)
+        for topic in topics:
             for subscription in self._waiting.get(topic, ()):
                 subscription.hear(topic)
 
@@ -112,9 +119,17 @@ class Wakes:
             Unavailable: the server drains; whoever waits is to go on with another replica.
         """
         heard = set() if self._draining else await subscription.wait(seconds)
+        self.check()
+        return heard
+
+    def check(self) -> None:
+        """For whoever does long work without waiting.
+
+        Raises:
+            Unavailable: as `wait`.
+        """
         if self._draining:
             raise Unavailable("the server shuts down; call again", retry_after=0.2)
-        return heard
 
     async def drain(self) -> None:
         """End whatever waits, now and from now on."""

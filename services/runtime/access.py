@@ -46,10 +46,17 @@ ACCESS: Mapping[str, Audience] = {
     "/sis.queue.v1.JobService/CancelJob": Audience.OPERATOR,
     "/sis.queue.v1.JobService/AbortJob": Audience.OPERATOR,
     "/sis.queue.v1.JobService/DeleteJob": Audience.OPERATOR,
+    "/sis.queue.v1.JobService/WatchJobs": Audience.VIEWER,
+    "/sis.queue.v1.JobService/ExportJobs": Audience.VIEWER,
+    "/sis.queue.v1.JobService/ApplyVerb": Audience.OPERATOR,
+    "/sis.queue.v1.JobService/ExplainJob": Audience.VIEWER,
+    "/sis.queue.v1.JobService/RerunJob": Audience.OPERATOR,
+    "/sis.queue.v1.JobService/CopyJob": Audience.VIEWER,
     # A package is code that agents run.
     "/sis.queue.v1.PackageService/PushPackage": Audience.ADMIN,
     "/sis.queue.v1.PackageService/ListPackages": Audience.VIEWER,
     "/sis.queue.v1.PackageService/GetPackage": Audience.VIEWER,
+    "/sis.queue.v1.PackageService/DownloadPackage": Audience.VIEWER,
     "/sis.queue.v1.DispatchService/OpenSession": Audience.HUB,
     "/sis.queue.v1.DispatchService/CloseSession": Audience.HUB,
     "/sis.queue.v1.DispatchService/Claim": Audience.HUB,
@@ -126,6 +133,8 @@ def acting_as(caller: Caller) -> Iterator[None]:
         _caller.reset(token)
 
 
+GATEWAY_ID = "spiffe://sis/service/gateway"
+
 # A name in an identity; it is shown to people and part of paths, so nothing exotic.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _IDENTITY = re.compile(rf"spiffe://sis/(?:service/(?P<service>{_NAME})|agent/(?P<group>{_NAME})/(?P<agent>{_NAME}))")
@@ -140,17 +149,22 @@ def authenticate(
     admin_token_sha256: str | None,
     join_tokens: Mapping[str, str] = MappingProxyType({}),
     certificate: bytes = b"",
+    forwarded_origin: str = "",
 ) -> Caller:
     """Who calls, from the values of the `authorization` metadata and the client certificate with its SPIFFE id.
 
-    A token goes before a certificate. Where anyone may call, proofs are not looked at. `join_tokens` are the services
-    by the SHA-256 of their tokens; these are good for methods of Audience.SERVICE alone.
+    A token goes before a certificate. The gateway forwards the tokens of people and says where they call from: its
+    `forwarded_origin` counts, nobody else's. The gateway itself is nobody: without a token it calls as anyone. Where
+    anyone may call, proofs are not looked at. `join_tokens` are the services by the SHA-256 of their tokens; these are
+    good for methods of Audience.SERVICE alone.
 
     Raises:
         Unauthenticated: a token or identity was shown that is not known here.
     """
     if ACCESS.get(method) is Audience.ANYONE:
         return Caller("anyone", "", origin=origin)
+    if spiffe_id == GATEWAY_ID:
+        origin, spiffe_id = forwarded_origin or origin, None
     if authorization:
         digest = hashlib.sha256(_token(authorization).encode()).hexdigest()
         if ACCESS.get(method) is Audience.SERVICE and digest in join_tokens:

@@ -73,7 +73,7 @@ class SisError(Exception):
             found.append(error_details_pb2.BadRequest(field_violations=_bounded(self.violations)))
         if self.retry_after is not None:
             delay = duration_pb2.Duration()
-            delay.FromMilliseconds(int(self.retry_after * 1000))
+            delay.FromMilliseconds(round(self.retry_after * 1000))
             found.append(error_details_pb2.RetryInfo(retry_delay=delay))
         return found
 

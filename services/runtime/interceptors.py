@@ -13,9 +13,10 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, NoReturn, TypeAlias
 from urllib.parse import unquote
 
@@ -250,11 +251,23 @@ def authentication(admin_token_sha256: str | None, join_tokens: Mapping[str, str
             admin_token_sha256=admin_token_sha256,
             join_tokens=join_tokens,
             certificate=next(iter(peer.get("x509_pem_cert", ())), b""),
+            forwarded_origin=_forwarded_origin(metadata),
         )
         with access.acting_as(call.caller):
             yield
 
     return layer
+
+
+def _forwarded_origin(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """What `x-sis-origin` says, if it is an address."""
+    for key, value in metadata:
+        if key == "x-sis-origin" and isinstance(value, str):
+            try:
+                return str(ip_address(value))
+            except ValueError:
+                return ""
+    return ""
 
 
 def _origin(peer: str) -> str:

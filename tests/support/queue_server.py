@@ -37,6 +37,7 @@ class QueueServer:
         self._log = directory / "queue.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.ports = (0, 0)
+        self._terminated = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -49,6 +50,7 @@ class QueueServer:
 
     def start(self) -> None:
         """Start it and wait until it listens."""
+        self._terminated = False
         tls = self._authority.service("queue")
         settings = {
             "DATABASE_URL": self._url,
@@ -84,9 +86,11 @@ class QueueServer:
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
     def terminate(self) -> None:
-        """Ask it to end, without waiting."""
+        """Ask it to end, without waiting. Only once: in its last moments a second signal would kill it."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
+        if not self._terminated:
+            self._terminated = True
+            self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> int:
         """Ask it to end and wait; its exit status."""

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from services.queue import platforms
+from services.queue.convert import parameters
 from services.queue.convert.packages import CREDENTIAL_KIND_NUMBERS
-from services.queue.credentials import parameters
 from services.queue.dispatch import LOG_CAP_BYTES, Assignment, Capacity
 from services.queue.errors import MalformedFrame
 from services.queue.frames import (
@@ -82,6 +83,7 @@ def open_session(request: dispatch_service_pb2.OpenSessionRequest) -> OpenSessio
     wrong.line("hub", request.hub, 63, required=True)
     wrong.line("hello.journal_id", hello.journal_id, 100, required=True)
     wrong.line("hello.hostname", hello.hostname, 255)
+    wrong.line("hello.platform", hello.platform, 100)
     if not 1 <= hello.slots <= 1_000:
         wrong.add("hello.slots", "must be between 1 and 1,000")
     if hello.record_number < 0:
@@ -98,6 +100,7 @@ def open_session(request: dispatch_service_pb2.OpenSessionRequest) -> OpenSessio
         hostname=hello.hostname,
         slots=hello.slots,
         draining=hello.draining,
+        platform=platforms.name(hello.platform),
         in_hand=frozenset(_key(a.attempt) for a in hello.attempts),
     )
 
@@ -152,7 +155,7 @@ def lease_ends(request: dispatch_service_pb2.AcknowledgeLeaseEndsRequest) -> lis
 
 
 def to_assignment(assignment: Assignment) -> dispatch_service_pb2.Assignment:
-    message = dispatch_service_pb2.Assignment(
+    return dispatch_service_pb2.Assignment(
         attempt=dispatch_service_pb2.Attempt(job_id=assignment.job_id, number=assignment.attempt),
         display_name=assignment.display_name,
         package=job_pb2.PackageReference(
@@ -172,15 +175,8 @@ def to_assignment(assignment: Assignment) -> dispatch_service_pb2.Assignment:
             for use in assignment.credentials
         ],
         requester=assignment.requester,
+        parameters=parameters.whole(assignment.parameters, assignment.credentials),
     )
-    for name, value in assignment.parameters.items():
-        if isinstance(value, str):
-            message.parameters[name].plain = value
-        else:
-            message.parameters[name].list.items.extend(value)
-    for name, credential in parameters(assignment.credentials).items():
-        message.parameters[name].credential_ref = credential
-    return message
 
 
 def to_agent_assignments(
@@ -216,7 +212,9 @@ def heartbeats(request: dispatch_service_pb2.HeartbeatRequest) -> list[Heartbeat
     """Raises InvalidArgument."""
     if len(request.heartbeats) > 10_000:
         raise InvalidArgument.field("heartbeats", "has more than 10,000 sessions; send them in parts")
-    return [Heartbeat(session(h.session), frozenset(_key(a) for a in h.attempts)) for h in request.heartbeats]
+    return [
+        Heartbeat(session(h.session), frozenset(_key(a) for a in h.attempts), h.draining) for h in request.heartbeats
+    ]
 
 
 def to_heartbeat_response(

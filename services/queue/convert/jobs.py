@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import json_format
 
 from services.queue import credentials, logs
-from services.queue.jobs import CreateJob, JobView, Priority
-from services.queue.listing import ORDERS, JobFilter, JobPage, ListJobs
+from services.queue.convert import parameters
+from services.queue.convert.selection import JOB_TYPES, STATUSES, job_filter
+from services.queue.creation import CreateJob, Priority
+from services.queue.jobs import JobView
+from services.queue.listing import ORDERS, JobPage, ListJobs
 from services.queue.logs import DebugLogView, LogRow, News
 from services.queue.model import HistoryEntry, LogVerdict, WaitReason
-from services.queue.states import TERMINAL, RunState, Status, StopState
+from services.queue.states import TERMINAL, Status, StopState
 from services.queue.tables import JobType
 from services.runtime.errors import InvalidArgument
 from services.runtime.fields import Violations, members, numbers, to_duration, to_timestamp
@@ -25,9 +28,6 @@ from sis.queue.v1 import frame_pb2, job_pb2, job_service_pb2
 if TYPE_CHECKING:
     from sqlalchemy import Row
 
-JOB_TYPES = members(job_pb2.JobType, "JOB_TYPE_", JobType)
-STATUSES = members(job_pb2.JobStatus, "JOB_STATUS_", Status)
-RUN_STATES = members(job_pb2.RunState, "RUN_STATE_", RunState)
 PRIORITIES = members(job_pb2.Priority, "PRIORITY_", Priority)
 STOP_STATES = members(job_pb2.StopState, "STOP_STATE_", StopState)
 VERDICTS = members(job_pb2.LogVerdict, "LOG_VERDICT_", LogVerdict)
@@ -42,9 +42,8 @@ _VERDICT_NUMBERS = numbers(VERDICTS)
 _WAIT_NUMBERS = numbers(WAIT_REASONS)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_CREDENTIAL = re.compile(r"[A-Za-z0-9._-]{1,63}")
-PARAMETER_BYTES = 64 * 1024
 _HEARTBEAT = timedelta(seconds=120)
+LONGEST_RUN = timedelta(days=30)
 
 
 def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
@@ -57,12 +56,12 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
     wrong.line("package.name", request.package.name, 100, required=True)
     wrong.line("package.version", request.package.version, 100)
     wrong.line("operation", request.operation, 100, required=True)
-    parameters, parameter_credentials = _parameters(wrong, request)
+    values, parameter_credentials = parameters.given(wrong, request.parameters)
     for field, name in (("admin", request.admin), ("run_as", request.run_as)):
         if name:
-            _credential(wrong, field, name)
+            parameters.credential_name(wrong, field, name)
     for ref, name in sorted(request.credentials.items()):
-        _credential(wrong, f"credentials.{ref[:100]}", name)
+        parameters.credential_name(wrong, f"credentials.{ref[:100]}", name)
     site_kind, site_name = _site(wrong, request.site_target)
     priority = wrong.member("priority", request.priority, PRIORITIES, Priority.NORMAL)
     not_before = wrong.time("not_before", request.not_before) if request.HasField("not_before") else None
@@ -71,7 +70,7 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
         wrong.add("not_before", "does not go together with deferred; give one of the two")
     run_timeout = None
     if request.HasField("run_timeout"):
-        run_timeout = wrong.duration("run_timeout", request.run_timeout, timedelta(seconds=1), timedelta(days=30))
+        run_timeout = wrong.duration("run_timeout", request.run_timeout, timedelta(seconds=1), LONGEST_RUN)
     heartbeat: timedelta | None = _HEARTBEAT
     if request.HasField("heartbeat_timeout"):
         heartbeat = wrong.duration(
@@ -86,7 +85,7 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
         package_name=request.package.name,
         package_version=request.package.version,
         operation=request.operation,
-        parameters=parameters,
+        parameters=values,
         site_kind=site_kind,
         site_name=site_name,
         priority=priority,
@@ -103,37 +102,6 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
         credentials=dict(request.credentials),
         parameter_credentials=parameter_credentials,
     )
-
-
-def _credential(wrong: Violations, field: str, name: str) -> None:
-    if not _CREDENTIAL.fullmatch(name):
-        wrong.add(field, "must name a credential: 1 to 63 letters, digits, '.', '_' or '-'")
-
-
-def _parameters(
-    wrong: Violations, request: job_service_pb2.CreateJobRequest
-) -> tuple[dict[str, str | list[str]], dict[str, str]]:
-    """The values, and the names of credentials where they are given instead."""
-    found: dict[str, str | list[str]] = {}
-    named: dict[str, str] = {}
-    for name, value in sorted(request.parameters.items()):
-        field = f"parameters.{name[:100]}"
-        which = value.WhichOneof("value")
-        if which is None:
-            wrong.add(field, "has no value: give plain, list or credential_ref")
-            continue
-        if which == "credential_ref":
-            _credential(wrong, field, value.credential_ref)
-            named[name] = value.credential_ref
-            continue
-        items = [value.plain] if which == "plain" else list(value.list.items)
-        size = sum(len(item.encode()) for item in items)
-        if size > PARAMETER_BYTES:
-            wrong.add(field, f"has {size:,} bytes; at most {PARAMETER_BYTES:,} are taken")
-        if any("\0" in item for item in items):
-            wrong.add(field, "has a NUL character, which no process can be given; remove it")
-        found[name] = items[0] if which == "plain" else items
-    return found, named
 
 
 def _site(wrong: Violations, target: job_pb2.SiteTarget) -> tuple[str, str]:
@@ -168,13 +136,7 @@ def reason(value: str) -> str:
 def list_jobs(request: job_service_pb2.ListJobsRequest) -> ListJobs:
     """Raises InvalidArgument, naming every wrong field."""
     wrong = Violations()
-    kinds = [wrong.member(f"filter.types[{i}]", n, JOB_TYPES) for i, n in enumerate(request.filter.types)]
-    groups = [wrong.member(f"filter.run_states[{i}]", n, RUN_STATES) for i, n in enumerate(request.filter.run_states)]
-    statuses = [wrong.member(f"filter.statuses[{i}]", n, STATUSES) for i, n in enumerate(request.filter.statuses)]
-    for name, values in (("types", kinds), ("run_states", groups), ("statuses", statuses)):
-        if len(values) > 100:
-            wrong.add(f"filter.{name}", "has more than 100 values")
-    wrong.line("filter.text", request.filter.text, 200)
+    wanted = job_filter(wrong, request.filter)
     size = wrong.page_size(request.page_size)
     words = request.order_by.split()
     column, direction = (*words, "", "")[:2]
@@ -187,7 +149,7 @@ def list_jobs(request: job_service_pb2.ListJobsRequest) -> ListJobs:
     bound.ClearField("page_token")
     bound.ClearField("page_size")
     return ListJobs(
-        JobFilter([k for k in kinds if k], [g for g in groups if g], [s for s in statuses if s], request.filter.text),
+        wanted,
         size,
         request.page_token,
         column or "job_id",
@@ -196,13 +158,16 @@ def list_jobs(request: job_service_pb2.ListJobsRequest) -> ListJobs:
     )
 
 
-def to_page(page: JobPage) -> job_service_pb2.ListJobsResponse:
+def to_page(page: JobPage, watch_token: str) -> job_service_pb2.ListJobsResponse:
     return job_service_pb2.ListJobsResponse(
-        jobs=[_listed(row) for row in page.jobs], next_page_token=page.next_page_token, total_size=page.total
+        jobs=[to_listed(row) for row in page.jobs],
+        next_page_token=page.next_page_token,
+        total_size=page.total,
+        watch_token=watch_token,
     )
 
 
-def _listed(row: Row[Any]) -> job_pb2.Job:
+def to_listed(row: Row[Any]) -> job_pb2.Job:
     uses = credentials.from_rows(row.credentials)
     accounts = {use.ref: use.credential for use in uses if use.ref in (ADMIN, RUN_AS)}
     return job_pb2.Job(
@@ -237,6 +202,7 @@ def _listed(row: Row[Any]) -> job_pb2.Job:
         run_as=accounts.get(RUN_AS, ""),
         credentials=credentials.references(uses),
         wait=_wait(row),
+        rerun_of_job_id=row.rerun_of,
     )
 
 
@@ -252,14 +218,9 @@ def _wait(row: Row[Any]) -> job_pb2.JobWait | None:
 
 def to_job(view: JobView) -> job_pb2.Job:
     """A job, whole."""
-    job = _listed(view.job)
-    for name, value in sorted(view.job.parameters.items()):
-        if isinstance(value, str):
-            job.parameters[name].plain = value
-        else:
-            job.parameters[name].list.items.extend(value)
-    for name, credential in credentials.parameters(credentials.from_rows(view.job.credentials)).items():
-        job.parameters[name].credential_ref = credential
+    job = to_listed(view.job)
+    for name, value in parameters.shown(view.job.parameters, credentials.from_rows(view.job.credentials)).items():
+        job.parameters[name].CopyFrom(value)
     job.outputs.extend(
         job_pb2.OutputParameter(name=name, value=value) for name, value in sorted(view.job.outputs.items())
     )
@@ -311,14 +272,22 @@ def to_frames(rows: Sequence[LogRow]) -> job_service_pb2.AttemptFrames:
 
 def to_news(number: int, news: News) -> job_service_pb2.MonitorJobResponse:
     response = job_service_pb2.MonitorJobResponse(resume_token=logs.to_token(number, news.position))
-    match news.content:
+    put(response, news.content)
+    return response
+
+
+def put(
+    response: job_service_pb2.MonitorJobResponse | job_service_pb2.ExportJobsResponse,
+    content: JobView | HistoryEntry | Sequence[LogRow],
+) -> None:
+    """Fill the content of a response."""
+    match content:
         case JobView():
-            response.job.CopyFrom(to_job(news.content))
+            response.job.CopyFrom(to_job(content))
         case HistoryEntry():
-            response.history.CopyFrom(to_history_entry(news.content))
+            response.history.CopyFrom(to_history_entry(content))
         case rows:
             response.frames.CopyFrom(to_frames(rows))
-    return response
 
 
 def debug_log_view(number: int) -> DebugLogView:

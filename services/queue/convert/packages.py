@@ -6,7 +6,7 @@ import re
 
 from google.protobuf import duration_pb2
 
-from services.queue.packages import Package, Upload
+from services.queue.packages import ListPackages, Package, Upload
 from services.runtime.errors import InvalidArgument
 from services.runtime.fields import Violations, members, numbers, to_timestamp
 from sis.credentials.v1 import credential_pb2
@@ -32,11 +32,11 @@ def digest(field: str, value: str) -> str:
 def upload(request: package_service_pb2.PushPackageRequest) -> Upload:
     """The first message of a push. Raises InvalidArgument."""
     if request.WhichOneof("content") != "upload":
-        raise InvalidArgument.field("upload", "is required: the first message says digest and size_bytes")
-    size = request.upload.size_bytes
-    if not 0 < size <= MAX_PACKED_BYTES:
-        raise InvalidArgument.field("upload.size_bytes", f"must be between 1 and {MAX_PACKED_BYTES:,}")
-    return Upload(digest("upload.digest", request.upload.digest), size)
+        raise InvalidArgument.field("upload", "is required: the first message announces what comes")
+    size, announced = request.upload.size_bytes, request.upload.digest
+    if not 0 <= size <= MAX_PACKED_BYTES:
+        raise InvalidArgument.field("upload.size_bytes", f"must be between 1 and {MAX_PACKED_BYTES:,}, or absent")
+    return Upload(announced and digest("upload.digest", announced), size)
 
 
 def chunk(request: package_service_pb2.PushPackageRequest) -> bytes:
@@ -48,15 +48,18 @@ def chunk(request: package_service_pb2.PushPackageRequest) -> bytes:
     return request.chunk
 
 
-def page_size(size: int) -> int:
-    """Raises InvalidArgument."""
+def list_packages(request: package_service_pb2.ListPackagesRequest) -> ListPackages:
+    """Raises InvalidArgument, naming every wrong field."""
     wrong = Violations()
-    found = wrong.page_size(size)
+    size = wrong.page_size(request.page_size)
+    wrong.line("name", request.name, 100)
     wrong.refuse()
-    return found
+    return ListPackages(request.name, size, request.page_token)
 
 
-def package_name(request: package_service_pb2.GetPackageRequest) -> tuple[str, str]:
+def package_name(
+    request: package_service_pb2.GetPackageRequest | package_service_pb2.DownloadPackageRequest,
+) -> tuple[str, str]:
     """Name and version. Raises InvalidArgument."""
     wrong = Violations()
     wrong.line("name", request.name, 100, required=True)
@@ -78,6 +81,12 @@ def to_package(package: Package, *, operations: bool = True) -> package_service_
         size_bytes=package.size_bytes,
         push_time=to_timestamp(package.pushed_at),
         pusher=package.pusher,
+    )
+
+
+def to_archive(package: Package) -> package_service_pb2.PackageArchive:
+    return package_service_pb2.PackageArchive(
+        name=package.name, version=package.version, digest=package.digest, size_bytes=package.size_bytes
     )
 
 

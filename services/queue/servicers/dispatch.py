@@ -118,6 +118,7 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
             raise InvalidArgument.field("offset", "must not be negative")
         async with self._database.begin() as connection:
             size = await packages.archive_size(connection, digest)
-        async with aclosing(packages.archive_chunks(self._database, digest, request.offset)) as chunks:
+        count = max(0, size - request.offset)
+        async with aclosing(packages.archive_chunks(self._database, digest, request.offset, count)) as chunks:
             async for chunk in chunks:
                 yield dispatch_service_pb2.GetPackageArchiveResponse(chunk=chunk, size_bytes=size)

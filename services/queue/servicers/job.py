@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from services.queue import jobs, listing, logs
+from services.queue import bulk, creation, explanations, exports, jobs, listing, logs, ranges, watching
+from services.queue.convert import bulk as convert_bulk
+from services.queue.convert import explanations as convert_explanations
+from services.queue.convert import exports as convert_exports
 from services.queue.convert import jobs as convert
+from services.queue.convert import repeats as convert_repeats
+from services.queue.convert import watching as convert_watching
+from services.queue.convert.output import to_chunks
 from services.queue.model import Actor, HistoryEntry
+from services.queue.ranges import Window
 from services.queue.wakes import Wakes
 from services.runtime import paging
 from services.runtime.access import current_caller
 from services.runtime.database import Database
 from services.runtime.interceptors import Context
-from sis.queue.v1 import frame_pb2, job_service_pb2, job_service_pb2_grpc
+from sis.queue.v1 import job_service_pb2, job_service_pb2_grpc
 
 
 class JobServicer(job_service_pb2_grpc.JobServiceServicer):
-    """Adapts JobService to `jobs` and `logs`."""
+    """Adapts JobService to the operations on jobs."""
 
     def __init__(self, database: Database, wakes: Wakes) -> None:
         self._database = database
@@ -28,7 +35,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     ) -> job_service_pb2.CreateJobResponse:
         command = convert.create_job(request)
         async with self._database.begin() as connection:
-            view = await jobs.create(connection, command, _actor())
+            view = await creation.create(connection, command, _actor())
         return job_service_pb2.CreateJobResponse(job=convert.to_job(view))
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: Context) -> job_service_pb2.GetJobResponse:
@@ -42,8 +49,26 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     ) -> job_service_pb2.ListJobsResponse:
         query = convert.list_jobs(request)
         async with self._database.begin() as connection:
+            # Before the page, so that nothing falls between the two.
+            position = await watching.here(connection)
             page = await listing.list_page(connection, query)
-        return convert.to_page(page)
+        return convert.to_page(page, convert_watching.to_token(request.filter, position))
+
+    async def WatchJobs(
+        self, request: job_service_pb2.WatchJobsRequest, context: Context
+    ) -> AsyncIterator[job_service_pb2.WatchJobsResponse]:
+        wanted, start = convert_watching.watch_jobs(request)
+        async with aclosing(watching.watch(self._database, self._wakes, wanted, start)) as changes:
+            async for item in changes:
+                yield convert_watching.to_changes(request.filter, item)
+
+    async def ExportJobs(
+        self, request: job_service_pb2.ExportJobsRequest, context: Context
+    ) -> AsyncIterator[job_service_pb2.ExportJobsResponse]:
+        wanted = convert_exports.export_jobs(request)
+        async with aclosing(exports.export(self._database, self._wakes, wanted)) as parts:
+            async for part in parts:
+                yield convert_exports.to_part(request, part)
 
     async def MonitorJob(
         self, request: job_service_pb2.MonitorJobRequest, context: Context
@@ -58,14 +83,17 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.GetConsoleOutputRequest, context: Context
     ) -> AsyncIterator[job_service_pb2.GetConsoleOutputResponse]:
         job_id = convert.job_id(request.job_id)
+        wanted = ranges.requested(request.offset, request.length)
         async with self._database.begin() as connection:
             view = await jobs.get(connection, job_id)
-        yield job_service_pb2.GetConsoleOutputResponse(log=convert.to_log_summary(view))
-        async with aclosing(logs.console_output(self._database, job_id)) as parts:
-            async for rows in parts:
-                for row in rows:
-                    chunk = frame_pb2.Frame.FromString(row.body).chunk
-                    yield job_service_pb2.GetConsoleOutputResponse(chunk=chunk)
+            log = convert.to_log_summary(view)
+            count = wanted.count(log.output_bytes)
+            first, before = await logs.output_start(connection, view, wanted.offset)
+        yield job_service_pb2.GetConsoleOutputResponse(log=log)
+        window = Window(wanted.offset - before, count)
+        async with aclosing(logs.console_output(self._database, view, first)) as parts:
+            async for chunk in to_chunks(parts, window):
+                yield job_service_pb2.GetConsoleOutputResponse(chunk=chunk)
 
     async def GetDebugLog(
         self, request: job_service_pb2.GetDebugLogRequest, context: Context
@@ -125,6 +153,38 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         async with self._database.begin() as connection:
             await jobs.delete(connection, job_id, _actor())
         return job_service_pb2.DeleteJobResponse()
+
+    async def RerunJob(
+        self, request: job_service_pb2.RerunJobRequest, context: Context
+    ) -> job_service_pb2.RerunJobResponse:
+        job_id, request_id = convert_repeats.rerun(request)
+        async with self._database.begin() as connection:
+            view = await creation.rerun(connection, job_id, request_id, _actor())
+        return job_service_pb2.RerunJobResponse(job=convert.to_job(view))
+
+    async def CopyJob(
+        self, request: job_service_pb2.CopyJobRequest, context: Context
+    ) -> job_service_pb2.CopyJobResponse:
+        job_id = convert.job_id(request.job_id)
+        async with self._database.begin() as connection:
+            view = await jobs.get(connection, job_id, contents=True)
+        return job_service_pb2.CopyJobResponse(request=convert_repeats.to_request(view))
+
+    async def ExplainJob(
+        self, request: job_service_pb2.ExplainJobRequest, context: Context
+    ) -> job_service_pb2.ExplainJobResponse:
+        job_id = convert.job_id(request.job_id)
+        async with self._database.begin() as connection:
+            found = await explanations.explain(connection, job_id)
+        return convert_explanations.to_explanation(found)
+
+    async def ApplyVerb(
+        self, request: job_service_pb2.ApplyVerbRequest, context: Context
+    ) -> AsyncIterator[job_service_pb2.ApplyVerbResponse]:
+        command = convert_bulk.apply_verb(request)
+        async with aclosing(bulk.apply(self._database, self._wakes, command, _actor())) as items:
+            async for item in items:
+                yield convert_bulk.to_response(item)
 
 
 def _actor() -> Actor:

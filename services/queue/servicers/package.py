@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
-from services.queue import packages
+from services.queue import packages, ranges
 from services.queue.convert import packages as convert
 from services.queue.model import Actor
 from services.runtime.access import current_caller
@@ -32,7 +33,7 @@ class PackageServicer(package_service_pb2_grpc.PackageServiceServicer):
             else:
                 upload.add(convert.chunk(request))
         if upload is None:
-            raise InvalidArgument.field("upload", "is required: the first message says digest and size_bytes")
+            raise InvalidArgument.field("upload", "is required: the first message announces what comes")
         caller = current_caller()
         package, existed = await packages.push(self._database, upload, Actor(caller.name, caller.origin))
         return package_service_pb2.PushPackageResponse(package=convert.to_package(package), existed=existed)
@@ -40,9 +41,9 @@ class PackageServicer(package_service_pb2_grpc.PackageServiceServicer):
     async def ListPackages(
         self, request: package_service_pb2.ListPackagesRequest, context: Context
     ) -> package_service_pb2.ListPackagesResponse:
-        size = convert.page_size(request.page_size)
+        query = convert.list_packages(request)
         async with self._database.begin() as connection:
-            found, token = await packages.list_page(connection, size, request.page_token)
+            found, token = await packages.list_page(connection, query)
         return package_service_pb2.ListPackagesResponse(
             packages=[convert.to_package(package, operations=False) for package in found],
             next_page_token=token,
@@ -55,3 +56,16 @@ class PackageServicer(package_service_pb2_grpc.PackageServiceServicer):
         async with self._database.begin() as connection:
             package = await packages.find(connection, name, version)
         return package_service_pb2.GetPackageResponse(package=convert.to_package(package))
+
+    async def DownloadPackage(
+        self, request: package_service_pb2.DownloadPackageRequest, context: Context
+    ) -> AsyncIterator[package_service_pb2.DownloadPackageResponse]:
+        name, version = convert.package_name(request)
+        wanted = ranges.requested(request.offset, request.length)
+        async with self._database.begin() as connection:
+            package = await packages.find(connection, name, version)
+        count = wanted.count(package.size_bytes)
+        yield package_service_pb2.DownloadPackageResponse(info=convert.to_archive(package))
+        async with aclosing(packages.archive_chunks(self._database, package.digest, wanted.offset, count)) as chunks:
+            async for chunk in chunks:
+                yield package_service_pb2.DownloadPackageResponse(chunk=chunk)

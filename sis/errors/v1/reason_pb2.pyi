@@ -95,6 +95,24 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The agent's certificates were revoked: it has to enrol again."""
     REASON_AGENT_QUARANTINED: _Reason.ValueType  # 47
     """Two programs have shown this agent's identity: one of them has to enrol again."""
+    REASON_JOB_COUNT_CHANGED: _Reason.ValueType  # 48
+    """Not as many jobs match as the caller expects; the message says how many do."""
+    REASON_RESUME_EXPIRED: _Reason.ValueType  # 49
+    """What came after the resume token is not known any more: begin again without it."""
+    REASON_JOB_CHANGED: _Reason.ValueType  # 50
+    """The job changed while it was decided what to do with it: it is not what the filter selects any more."""
+    REASON_ROUTE_NOT_FOUND: _Reason.ValueType  # 60
+    """Of the gateway, which speaks HTTP. There is nothing at this path."""
+    REASON_METHOD_NOT_ALLOWED: _Reason.ValueType  # 61
+    """There is, but not for this HTTP method; the Allow header names those that there are."""
+    REASON_BODY_TOO_LARGE: _Reason.ValueType  # 62
+    """The body is larger than is taken here."""
+    REASON_UNSUPPORTED_MEDIA_TYPE: _Reason.ValueType  # 63
+    """The body is of a Content-Type that is not taken here."""
+    REASON_NOT_ACCEPTABLE: _Reason.ValueType  # 64
+    """Nothing that the Accept header takes can be given here."""
+    REASON_RANGE_NOT_SATISFIABLE: _Reason.ValueType  # 65
+    """The Range header asks for bytes that there are not."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of the google.rpc.ErrorInfo that every error of this suite carries, with
@@ -174,4 +192,22 @@ REASON_AGENT_REVOKED: Reason.ValueType  # 46
 """The agent's certificates were revoked: it has to enrol again."""
 REASON_AGENT_QUARANTINED: Reason.ValueType  # 47
 """Two programs have shown this agent's identity: one of them has to enrol again."""
+REASON_JOB_COUNT_CHANGED: Reason.ValueType  # 48
+"""Not as many jobs match as the caller expects; the message says how many do."""
+REASON_RESUME_EXPIRED: Reason.ValueType  # 49
+"""What came after the resume token is not known any more: begin again without it."""
+REASON_JOB_CHANGED: Reason.ValueType  # 50
+"""The job changed while it was decided what to do with it: it is not what the filter selects any more."""
+REASON_ROUTE_NOT_FOUND: Reason.ValueType  # 60
+"""Of the gateway, which speaks HTTP. There is nothing at this path."""
+REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 61
+"""There is, but not for this HTTP method; the Allow header names those that there are."""
+REASON_BODY_TOO_LARGE: Reason.ValueType  # 62
+"""The body is larger than is taken here."""
+REASON_UNSUPPORTED_MEDIA_TYPE: Reason.ValueType  # 63
+"""The body is of a Content-Type that is not taken here."""
+REASON_NOT_ACCEPTABLE: Reason.ValueType  # 64
+"""Nothing that the Accept header takes can be given here."""
+REASON_RANGE_NOT_SATISFIABLE: Reason.ValueType  # 65
+"""The Range header asks for bytes that there are not."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sis/queue/v1/job.proto\x12\x0csis.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd0\x0b\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12#\n\x04type\x18\x03 \x01(\x0e\x32\x15.sis.queue.v1.JobType\x12\'\n\x06status\x18\x04 \x01(\x0e\x32\x17.sis.queue.v1.JobStatus\x12\x11\n\toperation\x18\x05 \x01(\t\x12/\n\x07package\x18\x06 \x01(\x0b\x32\x1e.sis.queue.v1.PackageReference\x12\x35\n\nparameters\x18\x07 \x03(\x0b\x32!.sis.queue.v1.Job.ParametersEntry\x12-\n\x0bsite_target\x18\x08 \x01(\x0b\x32\x18.sis.queue.v1.SiteTarget\x12\x0e\n\x06target\x18\t \x01(\t\x12(\n\x08priority\x18\n \x01(\x0e\x32\x16.sis.queue.v1.Priority\x12.\n\nnot_before\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clatest_start\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0brun_timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06labels\x18\x0f \x03(\x0b\x32\x1d.sis.queue.v1.Job.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x17 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x18 \x01(\x05\x12\r\n\x05\x61gent\x18\x19 \x01(\t\x12\x18\n\x0bresult_code\x18\x1a \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0e\x66\x61ilure_reason\x18\x1b \x01(\t\x12\x16\n\x0estatus_message\x18\x1c \x01(\t\x12.\n\x07outputs\x18\x1d \x03(\x0b\x32\x1d.sis.queue.v1.OutputParameter\x12\x18\n\x10progress_percent\x18\x1e \x01(\x05\x12\x15\n\rprogress_text\x18\x1f \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18  \x01(\x08\x12+\n\nstop_state\x18! \x01(\x0e\x32\x17.sis.queue.v1.StopState\x12\x31\n\rstop_evidence\x18\" \x01(\x0b\x32\x1a.sis.queue.v1.StopEvidence\x12(\n\tprocesses\x18# \x03(\x0b\x32\x15.sis.queue.v1.Process\x12%\n\x03log\x18$ \x01(\x0b\x32\x18.sis.queue.v1.LogSummary\x12\r\n\x05\x61\x64min\x18% \x01(\t\x12\x0e\n\x06run_as\x18& \x01(\t\x12\x37\n\x0b\x63redentials\x18\' \x03(\x0b\x32\".sis.queue.v1.Job.CredentialsEntry\x12#\n\x04wait\x18( \x01(\x0b\x32\x15.sis.queue.v1.JobWait\x1aO\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.sis.queue.v1.ParameterValue:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x43redentialsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_result_code\"t\n\x07JobWait\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.sis.queue.v1.WaitReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\nretry_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\nSiteTarget\x12\x0f\n\x05group\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x61gent\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"A\n\x10PackageReference\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"n\n\x0eParameterValue\x12\x0f\n\x05plain\x18\x01 \x01(\tH\x00\x12(\n\x04list\x18\x02 \x01(\x0b\x32\x18.sis.queue.v1.StringListH\x00\x12\x18\n\x0e\x63redential_ref\x18\x03 \x01(\tH\x00\x42\x07\n\x05value\"\x1b\n\nStringList\x12\r\n\x05items\x18\x01 \x03(\t\".\n\x0fOutputParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xfd\x01\n\x07Process\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\'\n\x04role\x18\x04 \x01(\x0e\x32\x19.sis.queue.v1.ProcessRole\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nparent_pid\x18\x06 \x01(\x03\x12\x0f\n\x07signals\x18\x07 \x03(\t\x12\r\n\x05\x65nded\x18\x08 \x01(\x08\x12\x16\n\texit_code\x18\t \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nend_signal\x18\n \x01(\tB\x0c\n\n_exit_code\"\xb7\x01\n\x0cStopEvidence\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x12\n\ntree_empty\x18\x02 \x01(\x08\x12/\n\x0bverify_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\tprocesses\x18\x04 \x03(\x0b\x32\x15.sis.queue.v1.Process\x12(\n\tsurvivors\x18\x05 \x03(\x0b\x32\x15.sis.queue.v1.Process\"\x86\x01\n\nLogSummary\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.sis.queue.v1.LogVerdict\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x17\n\x0f\x64iscarded_bytes\x18\x05 \x01(\x03\"\xf4\x01\n\x0cHistoryEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0b\x66rom_status\x18\x03 \x01(\x0e\x32\x17.sis.queue.v1.JobStatus\x12*\n\tto_status\x18\x04 \x01(\x0e\x32\x17.sis.queue.v1.JobStatus\x12\r\n\x05\x65vent\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0e\n\x06origin\x18\x07 \x01(\t\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05*\xcb\x02\n\nWaitReason\x12\x1b\n\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18WAIT_REASON_VAULT_SEALED\x10\x01\x12!\n\x1dWAIT_REASON_VAULT_UNREACHABLE\x10\x02\x12\x1a\n\x16WAIT_REASON_VAULT_SLOW\x10\x03\x12\x1f\n\x1bWAIT_REASON_VAULT_FORBIDDEN\x10\x04\x12\"\n\x1eWAIT_REASON_VAULT_RATE_LIMITED\x10\x05\x12\'\n#WAIT_REASON_CREDENTIALS_UNREACHABLE\x10\x06\x12\x1d\n\x19WAIT_REASON_AGENT_UNKNOWN\x10\x07\x12\x18\n\x14WAIT_REASON_DECLINED\x10\x08\x12\x1c\n\x18WAIT_REASON_VAULT_FAILED\x10\t*l\n\x07JobType\x12\x18\n\x14JOB_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_TYPE_DISCOVERY\x10\x01\x12\x14\n\x10JOB_TYPE_PACKAGE\x10\x02\x12\x19\n\x15JOB_TYPE_ASSET_IMPORT\x10\x03*\xf5\x02\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13JOB_STATUS_DEFERRED\x10\x01\x12\x16\n\x12JOB_STATUS_WAITING\x10\x02\x12\x17\n\x13JOB_STATUS_STARTING\x10\x03\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x04\x12 \n\x1cJOB_STATUS_PROCESSING_OUTPUT\x10\x05\x12\x1f\n\x1bJOB_STATUS_CANCEL_REQUESTED\x10\x06\x12\x17\n\x13JOB_STATUS_CANCELED\x10\x07\x12\x18\n\x14JOB_STATUS_SUCCEEDED\x10\x08\x12\x15\n\x11JOB_STATUS_FAILED\x10\t\x12\x16\n\x12JOB_STATUS_ABORTED\x10\n\x12\x18\n\x14JOB_STATUS_TIMED_OUT\x10\x0b\x12\x16\n\x12JOB_STATUS_EXPIRED\x10\x0c\x12\x13\n\x0fJOB_STATUS_AWOL\x10\r*\xc7\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fRUN_STATE_READY\x10\x01\x12\x14\n\x10RUN_STATE_ACTIVE\x10\x02\x12\x17\n\x13RUN_STATE_CANCELING\x10\x03\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_TIMED_OUT\x10\x06\x12\x14\n\x10RUN_STATE_HALTED\x10\x07*q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_IDLE\x10\x01\x12\x10\n\x0cPRIORITY_LOW\x10\x02\x12\x13\n\x0fPRIORITY_NORMAL\x10\x03\x12\x11\n\rPRIORITY_HIGH\x10\x04*q\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANNEL_SYSTEM\x10\x01\x12\x12\n\x0e\x43HANNEL_STDOUT\x10\x02\x12\x12\n\x0e\x43HANNEL_STDERR\x10\x03\x12\x11\n\rCHANNEL_DEBUG\x10\x04*\xa7\x01\n\x0bProcessRole\x12\x1c\n\x18PROCESS_ROLE_UNSPECIFIED\x10\x00\x12!\n\x1dPROCESS_ROLE_PACKAGE_EXECUTOR\x10\x01\x12 \n\x1cPROCESS_ROLE_RUN_AS_EXECUTOR\x10\x04\x12\x18\n\x14PROCESS_ROLE_PAYLOAD\x10\x02\x12\x1b\n\x17PROCESS_ROLE_DESCENDANT\x10\x03*\x8a\x01\n\tStopState\x12\x1a\n\x16STOP_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTOP_STATE_NONE\x10\x01\x12\x16\n\x12STOP_STATE_PENDING\x10\x02\x12\x18\n\x14STOP_STATE_CONFIRMED\x10\x03\x12\x1a\n\x16STOP_STATE_UNCONFIRMED\x10\x04*\x8c\x01\n\nLogVerdict\x12\x1b\n\x17LOG_VERDICT_UNSPECIFIED\x10\x00\x12\x14\n\x10LOG_VERDICT_OPEN\x10\x01\x12\x18\n\x14LOG_VERDICT_COMPLETE\x10\x02\x12\x19\n\x15LOG_VERDICT_TRUNCATED\x10\x03\x12\x16\n\x12LOG_VERDICT_GAPPED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sis/queue/v1/job.proto\x12\x0csis.queue.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe9\x0b\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12#\n\x04type\x18\x03 \x01(\x0e\x32\x15.sis.queue.v1.JobType\x12\'\n\x06status\x18\x04 \x01(\x0e\x32\x17.sis.queue.v1.JobStatus\x12\x11\n\toperation\x18\x05 \x01(\t\x12/\n\x07package\x18\x06 \x01(\x0b\x32\x1e.sis.queue.v1.PackageReference\x12\x35\n\nparameters\x18\x07 \x03(\x0b\x32!.sis.queue.v1.Job.ParametersEntry\x12-\n\x0bsite_target\x18\x08 \x01(\x0b\x32\x18.sis.queue.v1.SiteTarget\x12\x0e\n\x06target\x18\t \x01(\t\x12(\n\x08priority\x18\n \x01(\x0e\x32\x16.sis.queue.v1.Priority\x12.\n\nnot_before\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clatest_start\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0brun_timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06labels\x18\x0f \x03(\x0b\x32\x1d.sis.queue.v1.Job.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x17 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x18 \x01(\x05\x12\r\n\x05\x61gent\x18\x19 \x01(\t\x12\x18\n\x0bresult_code\x18\x1a \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0e\x66\x61ilure_reason\x18\x1b \x01(\t\x12\x16\n\x0estatus_message\x18\x1c \x01(\t\x12.\n\x07outputs\x18\x1d \x03(\x0b\x32\x1d.sis.queue.v1.OutputParameter\x12\x18\n\x10progress_percent\x18\x1e \x01(\x05\x12\x15\n\rprogress_text\x18\x1f \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18  \x01(\x08\x12+\n\nstop_state\x18! \x01(\x0e\x32\x17.sis.queue.v1.StopState\x12\x31\n\rstop_evidence\x18\" \x01(\x0b\x32\x1a.sis.queue.v1.StopEvidence\x12(\n\tprocesses\x18# \x03(\x0b\x32\x15.sis.queue.v1.Process\x12%\n\x03log\x18$ \x01(\x0b\x32\x18.sis.queue.v1.LogSummary\x12\r\n\x05\x61\x64min\x18% \x01(\t\x12\x0e\n\x06run_as\x18& \x01(\t\x12\x37\n\x0b\x63redentials\x18\' \x03(\x0b\x32\".sis.queue.v1.Job.CredentialsEntry\x12#\n\x04wait\x18( \x01(\x0b\x32\x15.sis.queue.v1.JobWait\x12\x17\n\x0frerun_of_job_id\x18) \x01(\x03\x1aO\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.sis.queue.v1.ParameterValue:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x43redentialsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_result_code\"t\n\x07JobWait\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.sis.queue.v1.WaitReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\nretry_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\nSiteTarget\x12\x0f\n\x05group\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x61gent\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"G\n\x10PackageReference\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"\x97\x01\n\x0eParameterValue\x12\x0f\n\x05plain\x18\x01 \x01(\tH\x00\x12(\n\x04list\x18\x02 \x01(\x0b\x32\x18.sis.queue.v1.StringListH\x00\x12\x18\n\x0e\x63redential_ref\x18\x03 \x01(\tH\x00\x12\'\n\x04\x66ile\x18\x04 \x01(\x0b\x32\x17.sis.queue.v1.FileValueH\x00\x42\x07\n\x05value\"Z\n\tFileValue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06sha256\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\"\x1b\n\nStringList\x12\r\n\x05items\x18\x01 \x03(\t\".\n\x0fOutputParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xfd\x01\n\x07Process\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\'\n\x04role\x18\x04 \x01(\x0e\x32\x19.sis.queue.v1.ProcessRole\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nparent_pid\x18\x06 \x01(\x03\x12\x0f\n\x07signals\x18\x07 \x03(\t\x12\r\n\x05\x65nded\x18\x08 \x01(\x08\x12\x16\n\texit_code\x18\t \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nend_signal\x18\n \x01(\tB\x0c\n\n_exit_code\"\xb7\x01\n\x0cStopEvidence\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x12\n\ntree_empty\x18\x02 \x01(\x08\x12/\n\x0bverify_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\tprocesses\x18\x04 \x03(\x0b\x32\x15.sis.queue.v1.Process\x12(\n\tsurvivors\x18\x05 \x03(\x0b\x32\x15.sis.queue.v1.Process\"\x86\x01\n\nLogSummary\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.sis.queue.v1.LogVerdict\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x17\n\x0f\x64iscarded_bytes\x18\x05 \x01(\x03\"\xf4\x01\n\x0cHistoryEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0b\x66rom_status\x18\x03 \x01(\x0e\x32\x17.sis.queue.v1.JobStatus\x12*\n\tto_status\x18\x04 \x01(\x0e\x32\x17.sis.queue.v1.JobStatus\x12\r\n\x05\x65vent\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0e\n\x06origin\x18\x07 \x01(\t\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05*\xd0\x04\n\nWaitReason\x12\x1b\n\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18WAIT_REASON_VAULT_SEALED\x10\x01\x12!\n\x1dWAIT_REASON_VAULT_UNREACHABLE\x10\x02\x12\x1a\n\x16WAIT_REASON_VAULT_SLOW\x10\x03\x12\x1f\n\x1bWAIT_REASON_VAULT_FORBIDDEN\x10\x04\x12\"\n\x1eWAIT_REASON_VAULT_RATE_LIMITED\x10\x05\x12\'\n#WAIT_REASON_CREDENTIALS_UNREACHABLE\x10\x06\x12\x1d\n\x19WAIT_REASON_AGENT_UNKNOWN\x10\x07\x12\x18\n\x14WAIT_REASON_DECLINED\x10\x08\x12\x1c\n\x18WAIT_REASON_VAULT_FAILED\x10\t\x12\x14\n\x10WAIT_REASON_HELD\x10\n\x12\x1a\n\x16WAIT_REASON_NOT_BEFORE\x10\x0b\x12\x1e\n\x1aWAIT_REASON_NO_AGENT_KNOWN\x10\x0c\x12\x1f\n\x1bWAIT_REASON_NO_AGENT_ONLINE\x10\r\x12\x1f\n\x1bWAIT_REASON_AGENTS_DRAINING\x10\x0e\x12\x1b\n\x17WAIT_REASON_AT_CAPACITY\x10\x0f\x12\x1a\n\x16WAIT_REASON_JOBS_AHEAD\x10\x10\x12\x17\n\x13WAIT_REASON_NOTHING\x10\x11\x12\x1d\n\x19WAIT_REASON_NO_AGENT_FITS\x10\x12*l\n\x07JobType\x12\x18\n\x14JOB_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_TYPE_DISCOVERY\x10\x01\x12\x14\n\x10JOB_TYPE_PACKAGE\x10\x02\x12\x19\n\x15JOB_TYPE_ASSET_IMPORT\x10\x03*\xf5\x02\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13JOB_STATUS_DEFERRED\x10\x01\x12\x16\n\x12JOB_STATUS_WAITING\x10\x02\x12\x17\n\x13JOB_STATUS_STARTING\x10\x03\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x04\x12 \n\x1cJOB_STATUS_PROCESSING_OUTPUT\x10\x05\x12\x1f\n\x1bJOB_STATUS_CANCEL_REQUESTED\x10\x06\x12\x17\n\x13JOB_STATUS_CANCELED\x10\x07\x12\x18\n\x14JOB_STATUS_SUCCEEDED\x10\x08\x12\x15\n\x11JOB_STATUS_FAILED\x10\t\x12\x16\n\x12JOB_STATUS_ABORTED\x10\n\x12\x18\n\x14JOB_STATUS_TIMED_OUT\x10\x0b\x12\x16\n\x12JOB_STATUS_EXPIRED\x10\x0c\x12\x13\n\x0fJOB_STATUS_AWOL\x10\r*\xc7\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fRUN_STATE_READY\x10\x01\x12\x14\n\x10RUN_STATE_ACTIVE\x10\x02\x12\x17\n\x13RUN_STATE_CANCELING\x10\x03\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_TIMED_OUT\x10\x06\x12\x14\n\x10RUN_STATE_HALTED\x10\x07*q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_IDLE\x10\x01\x12\x10\n\x0cPRIORITY_LOW\x10\x02\x12\x13\n\x0fPRIORITY_NORMAL\x10\x03\x12\x11\n\rPRIORITY_HIGH\x10\x04*q\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANNEL_SYSTEM\x10\x01\x12\x12\n\x0e\x43HANNEL_STDOUT\x10\x02\x12\x12\n\x0e\x43HANNEL_STDERR\x10\x03\x12\x11\n\rCHANNEL_DEBUG\x10\x04*\xa7\x01\n\x0bProcessRole\x12\x1c\n\x18PROCESS_ROLE_UNSPECIFIED\x10\x00\x12!\n\x1dPROCESS_ROLE_PACKAGE_EXECUTOR\x10\x01\x12 \n\x1cPROCESS_ROLE_RUN_AS_EXECUTOR\x10\x04\x12\x18\n\x14PROCESS_ROLE_PAYLOAD\x10\x02\x12\x1b\n\x17PROCESS_ROLE_DESCENDANT\x10\x03*\x8a\x01\n\tStopState\x12\x1a\n\x16STOP_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTOP_STATE_NONE\x10\x01\x12\x16\n\x12STOP_STATE_PENDING\x10\x02\x12\x18\n\x14STOP_STATE_CONFIRMED\x10\x03\x12\x1a\n\x16STOP_STATE_UNCONFIRMED\x10\x04*\x8c\x01\n\nLogVerdict\x12\x1b\n\x17LOG_VERDICT_UNSPECIFIED\x10\x00\x12\x14\n\x10LOG_VERDICT_OPEN\x10\x01\x12\x18\n\x14LOG_VERDICT_COMPLETE\x10\x02\x12\x19\n\x15LOG_VERDICT_TRUNCATED\x10\x03\x12\x16\n\x12LOG_VERDICT_GAPPED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,50 +40,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOB_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_JOB_CREDENTIALSENTRY']._loaded_options = None
   _globals['_JOB_CREDENTIALSENTRY']._serialized_options = b'8\001'
-  _globals['_WAITREASON']._serialized_start=2855
-  _globals['_WAITREASON']._serialized_end=3186
-  _globals['_JOBTYPE']._serialized_start=3188
-  _globals['_JOBTYPE']._serialized_end=3296
-  _globals['_JOBSTATUS']._serialized_start=3299
-  _globals['_JOBSTATUS']._serialized_end=3672
-  _globals['_RUNSTATE']._serialized_start=3675
-  _globals['_RUNSTATE']._serialized_end=3874
-  _globals['_PRIORITY']._serialized_start=3876
-  _globals['_PRIORITY']._serialized_end=3989
-  _globals['_CHANNEL']._serialized_start=3991
-  _globals['_CHANNEL']._serialized_end=4104
-  _globals['_PROCESSROLE']._serialized_start=4107
-  _globals['_PROCESSROLE']._serialized_end=4274
-  _globals['_STOPSTATE']._serialized_start=4277
-  _globals['_STOPSTATE']._serialized_end=4415
-  _globals['_LOGVERDICT']._serialized_start=4418
-  _globals['_LOGVERDICT']._serialized_end=4558
-  _globals['_JOB']._serialized_start=106
-  _globals['_JOB']._serialized_end=1594
-  _globals['_JOB_PARAMETERSENTRY']._serialized_start=1400
-  _globals['_JOB_PARAMETERSENTRY']._serialized_end=1479
-  _globals['_JOB_LABELSENTRY']._serialized_start=1481
-  _globals['_JOB_LABELSENTRY']._serialized_end=1526
-  _globals['_JOB_CREDENTIALSENTRY']._serialized_start=1528
-  _globals['_JOB_CREDENTIALSENTRY']._serialized_end=1578
-  _globals['_JOBWAIT']._serialized_start=1596
-  _globals['_JOBWAIT']._serialized_end=1712
-  _globals['_SITETARGET']._serialized_start=1714
-  _globals['_SITETARGET']._serialized_end=1770
-  _globals['_PACKAGEREFERENCE']._serialized_start=1772
-  _globals['_PACKAGEREFERENCE']._serialized_end=1837
-  _globals['_PARAMETERVALUE']._serialized_start=1839
-  _globals['_PARAMETERVALUE']._serialized_end=1949
-  _globals['_STRINGLIST']._serialized_start=1951
-  _globals['_STRINGLIST']._serialized_end=1978
-  _globals['_OUTPUTPARAMETER']._serialized_start=1980
-  _globals['_OUTPUTPARAMETER']._serialized_end=2026
-  _globals['_PROCESS']._serialized_start=2029
-  _globals['_PROCESS']._serialized_end=2282
-  _globals['_STOPEVIDENCE']._serialized_start=2285
-  _globals['_STOPEVIDENCE']._serialized_end=2468
-  _globals['_LOGSUMMARY']._serialized_start=2471
-  _globals['_LOGSUMMARY']._serialized_end=2605
-  _globals['_HISTORYENTRY']._serialized_start=2608
-  _globals['_HISTORYENTRY']._serialized_end=2852
+  _globals['_PACKAGEREFERENCE'].fields_by_name['digest']._loaded_options = None
+  _globals['_PACKAGEREFERENCE'].fields_by_name['digest']._serialized_options = b'\342A\001\003'
+  _globals['_FILEVALUE'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_FILEVALUE'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_FILEVALUE'].fields_by_name['sha256']._loaded_options = None
+  _globals['_FILEVALUE'].fields_by_name['sha256']._serialized_options = b'\342A\001\003'
+  _globals['_WAITREASON']._serialized_start=3053
+  _globals['_WAITREASON']._serialized_end=3645
+  _globals['_JOBTYPE']._serialized_start=3647
+  _globals['_JOBTYPE']._serialized_end=3755
+  _globals['_JOBSTATUS']._serialized_start=3758
+  _globals['_JOBSTATUS']._serialized_end=4131
+  _globals['_RUNSTATE']._serialized_start=4134
+  _globals['_RUNSTATE']._serialized_end=4333
+  _globals['_PRIORITY']._serialized_start=4335
+  _globals['_PRIORITY']._serialized_end=4448
+  _globals['_CHANNEL']._serialized_start=4450
+  _globals['_CHANNEL']._serialized_end=4563
+  _globals['_PROCESSROLE']._serialized_start=4566
+  _globals['_PROCESSROLE']._serialized_end=4733
+  _globals['_STOPSTATE']._serialized_start=4736
+  _globals['_STOPSTATE']._serialized_end=4874
+  _globals['_LOGVERDICT']._serialized_start=4877
+  _globals['_LOGVERDICT']._serialized_end=5017
+  _globals['_JOB']._serialized_start=139
+  _globals['_JOB']._serialized_end=1652
+  _globals['_JOB_PARAMETERSENTRY']._serialized_start=1458
+  _globals['_JOB_PARAMETERSENTRY']._serialized_end=1537
+  _globals['_JOB_LABELSENTRY']._serialized_start=1539
+  _globals['_JOB_LABELSENTRY']._serialized_end=1584
+  _globals['_JOB_CREDENTIALSENTRY']._serialized_start=1586
+  _globals['_JOB_CREDENTIALSENTRY']._serialized_end=1636
+  _globals['_JOBWAIT']._serialized_start=1654
+  _globals['_JOBWAIT']._serialized_end=1770
+  _globals['_SITETARGET']._serialized_start=1772
+  _globals['_SITETARGET']._serialized_end=1828
+  _globals['_PACKAGEREFERENCE']._serialized_start=1830
+  _globals['_PACKAGEREFERENCE']._serialized_end=1901
+  _globals['_PARAMETERVALUE']._serialized_start=1904
+  _globals['_PARAMETERVALUE']._serialized_end=2055
+  _globals['_FILEVALUE']._serialized_start=2057
+  _globals['_FILEVALUE']._serialized_end=2147
+  _globals['_STRINGLIST']._serialized_start=2149
+  _globals['_STRINGLIST']._serialized_end=2176
+  _globals['_OUTPUTPARAMETER']._serialized_start=2178
+  _globals['_OUTPUTPARAMETER']._serialized_end=2224
+  _globals['_PROCESS']._serialized_start=2227
+  _globals['_PROCESS']._serialized_end=2480
+  _globals['_STOPEVIDENCE']._serialized_start=2483
+  _globals['_STOPEVIDENCE']._serialized_end=2666
+  _globals['_LOGSUMMARY']._serialized_start=2669
+  _globals['_LOGSUMMARY']._serialized_end=2803
+  _globals['_HISTORYENTRY']._serialized_start=2806
+  _globals['_HISTORYENTRY']._serialized_end=3050
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,27 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     """The agent that claimed it has declined it."""
     WAIT_REASON_VAULT_FAILED: _WaitReason.ValueType  # 9
     """Vault has failed in another way; the log of the credential service explains it."""
+    WAIT_REASON_HELD: _WaitReason.ValueType  # 10
+    """Those from here on are found when somebody asks (ExplainJob); a job itself never says them.
+
+    It is held until somebody activates it.
+    """
+    WAIT_REASON_NOT_BEFORE: _WaitReason.ValueType  # 11
+    """Its earliest start has not come."""
+    WAIT_REASON_NO_AGENT_KNOWN: _WaitReason.ValueType  # 12
+    """No agent of its group has ever been connected."""
+    WAIT_REASON_NO_AGENT_ONLINE: _WaitReason.ValueType  # 13
+    """No agent that may take it is connected."""
+    WAIT_REASON_AGENTS_DRAINING: _WaitReason.ValueType  # 14
+    """The agents that are connected take no new work."""
+    WAIT_REASON_AT_CAPACITY: _WaitReason.ValueType  # 15
+    """All slots are taken; the holders say by which jobs."""
+    WAIT_REASON_JOBS_AHEAD: _WaitReason.ValueType  # 16
+    """Other jobs for the same agents come first."""
+    WAIT_REASON_NOTHING: _WaitReason.ValueType  # 17
+    """Nothing keeps it: an agent has a free slot and claims it in a moment."""
+    WAIT_REASON_NO_AGENT_FITS: _WaitReason.ValueType  # 18
+    """The agents that are connected run on another platform than its package is for."""
 
 class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
     """What keeps a job, for a machine."""
@@ -59,6 +80,27 @@ WAIT_REASON_DECLINED: WaitReason.ValueType  # 8
 """The agent that claimed it has declined it."""
 WAIT_REASON_VAULT_FAILED: WaitReason.ValueType  # 9
 """Vault has failed in another way; the log of the credential service explains it."""
+WAIT_REASON_HELD: WaitReason.ValueType  # 10
+"""Those from here on are found when somebody asks (ExplainJob); a job itself never says them.
+
+It is held until somebody activates it.
+"""
+WAIT_REASON_NOT_BEFORE: WaitReason.ValueType  # 11
+"""Its earliest start has not come."""
+WAIT_REASON_NO_AGENT_KNOWN: WaitReason.ValueType  # 12
+"""No agent of its group has ever been connected."""
+WAIT_REASON_NO_AGENT_ONLINE: WaitReason.ValueType  # 13
+"""No agent that may take it is connected."""
+WAIT_REASON_AGENTS_DRAINING: WaitReason.ValueType  # 14
+"""The agents that are connected take no new work."""
+WAIT_REASON_AT_CAPACITY: WaitReason.ValueType  # 15
+"""All slots are taken; the holders say by which jobs."""
+WAIT_REASON_JOBS_AHEAD: WaitReason.ValueType  # 16
+"""Other jobs for the same agents come first."""
+WAIT_REASON_NOTHING: WaitReason.ValueType  # 17
+"""Nothing keeps it: an agent has a free slot and claims it in a moment."""
+WAIT_REASON_NO_AGENT_FITS: WaitReason.ValueType  # 18
+"""The agents that are connected run on another platform than its package is for."""
 Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
 
 class _JobType:
@@ -426,6 +468,7 @@ class Job(_message.Message):
     RUN_AS_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    RERUN_OF_JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
     """The number by which people know the job. (In JSON a string, "42".)"""
     display_name: _builtins.str
@@ -459,6 +502,8 @@ class Job(_message.Message):
     admin: _builtins.str
     """The credentials that the job names. Without any, it runs as the agent's own account."""
     run_as: _builtins.str
+    rerun_of_job_id: _builtins.int
+    """The job that this one repeats; 0 for none."""
     @_builtins.property
     def package(self) -> Global___PackageReference:
         """The package, pinned by its digest when the job was created."""
@@ -548,10 +593,11 @@ class Job(_message.Message):
         run_as: _builtins.str = ...,
         credentials: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         wait: Global___JobWait | None = ...,
+        rerun_of_job_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "complete_time", b"complete_time", "create_time", b"create_time", "heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "package", b"package", "result_code", b"result_code", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "stop_evidence", b"stop_evidence", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "admin", b"admin", "agent", b"agent", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "complete_time", b"complete_time", "create_time", b"create_time", "creator", b"creator", "credentials", b"credentials", "display_name", b"display_name", "failure_reason", b"failure_reason", "heartbeat_timeout", b"heartbeat_timeout", "job_id", b"job_id", "labels", b"labels", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "operation", b"operation", "outputs", b"outputs", "package", b"package", "parameters", b"parameters", "priority", b"priority", "processes", b"processes", "progress_percent", b"progress_percent", "progress_text", b"progress_text", "result_code", b"result_code", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "status", b"status", "status_message", b"status_message", "stop_evidence", b"stop_evidence", "stop_state", b"stop_state", "target", b"target", "type", b"type", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "admin", b"admin", "agent", b"agent", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "complete_time", b"complete_time", "create_time", b"create_time", "creator", b"creator", "credentials", b"credentials", "display_name", b"display_name", "failure_reason", b"failure_reason", "heartbeat_timeout", b"heartbeat_timeout", "job_id", b"job_id", "labels", b"labels", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "operation", b"operation", "outputs", b"outputs", "package", b"package", "parameters", b"parameters", "priority", b"priority", "processes", b"processes", "progress_percent", b"progress_percent", "progress_text", b"progress_text", "rerun_of_job_id", b"rerun_of_job_id", "result_code", b"result_code", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "status", b"status", "status_message", b"status_message", "stop_evidence", b"stop_evidence", "stop_state", b"stop_state", "target", b"target", "type", b"type", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__result_code: _TypeAlias = _typing.Literal["result_code"]  # noqa: Y015
     _WhichOneofArgType__result_code: _TypeAlias = _typing.Literal["_result_code", b"_result_code"]  # noqa: Y015
@@ -631,7 +677,7 @@ class PackageReference(_message.Message):
     version: _builtins.str
     """Empty in a create request: the highest version."""
     digest: _builtins.str
-    """SHA-256 of the archive, in lower-case hexadecimal. Output only."""
+    """SHA-256 of the archive, in lower-case hexadecimal."""
     def __init__(
         self,
         *,
@@ -656,6 +702,7 @@ class ParameterValue(_message.Message):
     PLAIN_FIELD_NUMBER: _builtins.int
     LIST_FIELD_NUMBER: _builtins.int
     CREDENTIAL_REF_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
     plain: _builtins.str
     """The text of the value; an integer in decimal, a boolean as "true" or "false". At most 64 KiB."""
     credential_ref: _builtins.str
@@ -664,22 +711,61 @@ class ParameterValue(_message.Message):
     def list(self) -> Global___StringList:
         """The values of an input of type list. At most 64 KiB together."""
 
+    @_builtins.property
+    def file(self) -> Global___FileValue:
+        """What an input of type file takes, and nothing else does."""
+
     def __init__(
         self,
         *,
         plain: _builtins.str = ...,
         list: Global___StringList | None = ...,
         credential_ref: _builtins.str = ...,
+        file: Global___FileValue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credential_ref", b"credential_ref", "list", b"list", "plain", b"plain", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential_ref", b"credential_ref", "file", b"file", "list", b"list", "plain", b"plain", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_ref", b"credential_ref", "list", b"list", "plain", b"plain", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_ref", b"credential_ref", "file", b"file", "list", b"list", "plain", b"plain", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["plain", "list", "credential_ref"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["plain", "list", "credential_ref", "file"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
 Global___ParameterValue: _TypeAlias = ParameterValue  # noqa: Y015
+
+@_typing.final
+class FileValue(_message.Message):
+    """A file as the value of an input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name for people, without directories: 1 to 255 characters."""
+    content: _builtins.bytes
+    """At most 1 MiB. A job that is shown comes without it."""
+    size_bytes: _builtins.int
+    """Of the content."""
+    sha256: _builtins.str
+    """Of the content, in lower-case hexadecimal."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileValue: _TypeAlias = FileValue  # noqa: Y015
 
 @_typing.final
 class StringList(_message.Message):

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from sis.queue.v1 import frame_pb2 as _frame_pb2
 from sis.queue.v1 import job_pb2 as _job_pb2
 import builtins as _builtins
@@ -22,6 +23,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _JobVerb:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobVerbEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobVerb.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_VERB_UNSPECIFIED: _JobVerb.ValueType  # 0
+    JOB_VERB_ACTIVATE: _JobVerb.ValueType  # 1
+    JOB_VERB_CANCEL: _JobVerb.ValueType  # 2
+    JOB_VERB_ABORT: _JobVerb.ValueType  # 3
+    JOB_VERB_DELETE: _JobVerb.ValueType  # 4
+    JOB_VERB_RERUN: _JobVerb.ValueType  # 5
+
+class JobVerb(_JobVerb, metaclass=_JobVerbEnumTypeWrapper):
+    """What can be done to many jobs at once."""
+
+JOB_VERB_UNSPECIFIED: JobVerb.ValueType  # 0
+JOB_VERB_ACTIVATE: JobVerb.ValueType  # 1
+JOB_VERB_CANCEL: JobVerb.ValueType  # 2
+JOB_VERB_ABORT: JobVerb.ValueType  # 3
+JOB_VERB_DELETE: JobVerb.ValueType  # 4
+JOB_VERB_RERUN: JobVerb.ValueType  # 5
+Global___JobVerb: _TypeAlias = JobVerb  # noqa: Y015
 
 class _DebugLogView:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -275,6 +300,7 @@ class JobFilter(_message.Message):
     RUN_STATES_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    COMPLETE_TIME_BEFORE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Free text, at most 200 characters: a substring of name, operation or target, in any case."""
     @_builtins.property
@@ -283,6 +309,10 @@ class JobFilter(_message.Message):
     def run_states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.RunState.ValueType]: ...
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobStatus.ValueType]: ...
+    @_builtins.property
+    def complete_time_before(self) -> _timestamp_pb2.Timestamp:
+        """Only jobs that ended before this time."""
+
     def __init__(
         self,
         *,
@@ -290,10 +320,11 @@ class JobFilter(_message.Message):
         run_states: _abc.Iterable[_job_pb2.RunState.ValueType] | None = ...,
         statuses: _abc.Iterable[_job_pb2.JobStatus.ValueType] | None = ...,
         text: _builtins.str = ...,
+        complete_time_before: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["complete_time_before", b"complete_time_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_states", b"run_states", "statuses", b"statuses", "text", b"text", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete_time_before", b"complete_time_before", "run_states", b"run_states", "statuses", b"statuses", "text", b"text", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,10 +371,13 @@ class ListJobsResponse(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    WATCH_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
     total_size: _builtins.int
     """How many jobs match, on all pages."""
+    watch_token: _builtins.str
+    """For WatchJobs with the same filter: what changes from here on."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Job]: ...
     def __init__(
@@ -352,14 +386,482 @@ class ListJobsResponse(_message.Message):
         jobs: _abc.Iterable[_job_pb2.Job] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
+        watch_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token", "total_size", b"total_size", "watch_token", b"watch_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
+
+@_typing.final
+class WatchJobsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    @_builtins.property
+    def filter(self) -> Global___JobFilter: ...
+    def __init__(
+        self,
+        *,
+        filter: Global___JobFilter | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobsRequest: _TypeAlias = WatchJobsRequest  # noqa: Y015
+
+@_typing.final
+class WatchJobsResponse(_message.Message):
+    """What has changed. With a resume token alone nothing has: it is newer, and so good for longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    GONE_JOB_IDS_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Where to go on after this response."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Job]:
+        """Jobs that are new or changed and match, as in a list."""
+
+    @_builtins.property
+    def gone_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Jobs that changed and do not match, or were deleted. Whether they matched before, only the watcher knows."""
+
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+        jobs: _abc.Iterable[_job_pb2.Job] | None = ...,
+        gone_job_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gone_job_ids", b"gone_job_ids", "jobs", b"jobs", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobsResponse: _TypeAlias = WatchJobsResponse  # noqa: Y015
+
+@_typing.final
+class ExportJobsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
+    INCLUDE_LOGS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    include_logs: _builtins.bool
+    resume_token: _builtins.str
+    """From the last response that had one."""
+    @_builtins.property
+    def filter(self) -> Global___JobFilter:
+        """Which jobs; all without a condition. Not together with `job_ids`."""
+
+    @_builtins.property
+    def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___JobFilter | None = ...,
+        job_ids: _abc.Iterable[_builtins.int] | None = ...,
+        include_logs: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "include_logs", b"include_logs", "job_ids", b"job_ids", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportJobsRequest: _TypeAlias = ExportJobsRequest  # noqa: Y015
+
+@_typing.final
+class ExportJobsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """With the last response of each job: where to go on after it."""
+    job_id: _builtins.int
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """First, the job whole."""
+
+    @_builtins.property
+    def history(self) -> _job_pb2.HistoryEntry:
+        """Then its history …"""
+
+    @_builtins.property
+    def frames(self) -> Global___AttemptFrames:
+        """… and its log."""
+
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+        job_id: _builtins.int = ...,
+        job: _job_pb2.Job | None = ...,
+        history: _job_pb2.HistoryEntry | None = ...,
+        frames: Global___AttemptFrames | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "frames", b"frames", "history", b"history", "job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "frames", b"frames", "history", b"history", "job", b"job", "job_id", b"job_id", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["job", "history", "frames"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___ExportJobsResponse: _TypeAlias = ExportJobsResponse  # noqa: Y015
+
+@_typing.final
+class ApplyVerbRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERB_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    EXPECTED_COUNT_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    verb: Global___JobVerb.ValueType
+    expected_count: _builtins.int
+    """With a filter: how many jobs the caller believes to match. Nothing is done when they are not as many."""
+    validate_only: _builtins.bool
+    """Do nothing; tell what would be."""
+    reason: _builtins.str
+    """Why, for the history of a cancel or an abort: at most 500 characters."""
+    request_id: _builtins.str
+    """With RERUN: 1 to 36 characters, unique for the caller. A random UUID does."""
+    @_builtins.property
+    def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The jobs, at most 1,000, each once; or …"""
+
+    @_builtins.property
+    def filter(self) -> Global___JobFilter:
+        """… those that match when the call begins, none newer, at most 1,000,000. It must have a condition."""
+
+    def __init__(
+        self,
+        *,
+        verb: Global___JobVerb.ValueType = ...,
+        job_ids: _abc.Iterable[_builtins.int] | None = ...,
+        filter: Global___JobFilter | None = ...,
+        expected_count: _builtins.int | None = ...,
+        validate_only: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count", "expected_count", b"expected_count", "filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count", "expected_count", b"expected_count", "filter", b"filter", "job_ids", b"job_ids", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "verb", b"verb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_count: _TypeAlias = _typing.Literal["expected_count"]  # noqa: Y015
+    _WhichOneofArgType__expected_count: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_count) -> _WhichOneofReturnType__expected_count | None: ...
+
+Global___ApplyVerbRequest: _TypeAlias = ApplyVerbRequest  # noqa: Y015
+
+@_typing.final
+class ApplyVerbResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """First: how many jobs there are results to come for."""
+    @_builtins.property
+    def result(self) -> Global___JobResult: ...
+    def __init__(
+        self,
+        *,
+        total: _builtins.int = ...,
+        result: Global___JobResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "result", b"result", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "result", b"result", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["total", "result"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___ApplyVerbResponse: _TypeAlias = ApplyVerbResponse  # noqa: Y015
+
+@_typing.final
+class JobResult(_message.Message):
+    """What became of one of many jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.int
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why it was refused; absent when it was done (or would be)."""
+
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """The job after it, as in a list; the new one after a RERUN. Absent when refused, deleted, or validated only."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.int = ...,
+        error: _status_pb2.Status | None = ...,
+        job: _job_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "job", b"job", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobResult: _TypeAlias = JobResult  # noqa: Y015
+
+@_typing.final
+class ExplainJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainJobRequest: _TypeAlias = ExplainJobRequest  # noqa: Y015
+
+@_typing.final
+class ExplainJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    CAUSES_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    ESTIMATED_START_TIME_FIELD_NUMBER: _builtins.int
+    status: _job_pb2.JobStatus.ValueType
+    summary: _builtins.str
+    """All of it in one or two sentences, for a person."""
+    @_builtins.property
+    def causes(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitCause]:
+        """What keeps the job; empty when it does not wait."""
+
+    @_builtins.property
+    def estimated_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it can start, where that can be known: a time that was set, or the end of a limit. Never a promise."""
+
+    def __init__(
+        self,
+        *,
+        status: _job_pb2.JobStatus.ValueType = ...,
+        causes: _abc.Iterable[Global___WaitCause] | None = ...,
+        summary: _builtins.str = ...,
+        estimated_start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_start_time", b"estimated_start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causes", b"causes", "estimated_start_time", b"estimated_start_time", "status", b"status", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainJobResponse: _TypeAlias = ExplainJobResponse  # noqa: Y015
+
+@_typing.final
+class WaitCause(_message.Message):
+    """One thing that keeps a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_TIME_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    JOBS_AHEAD_FIELD_NUMBER: _builtins.int
+    reason: _job_pb2.WaitReason.ValueType
+    message: _builtins.str
+    """For a person."""
+    jobs_ahead: _builtins.int
+    """With JOBS_AHEAD: how many; at most 1,000 are counted."""
+    @_builtins.property
+    def retry_time(self) -> _timestamp_pb2.Timestamp:
+        """When it passes or is tried again, where that is known."""
+
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The agents that it is about; at most 20."""
+
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotHolder]:
+        """With AT_CAPACITY: the jobs in the slots, the oldest first; at most 50."""
+
+    def __init__(
+        self,
+        *,
+        reason: _job_pb2.WaitReason.ValueType = ...,
+        message: _builtins.str = ...,
+        retry_time: _timestamp_pb2.Timestamp | None = ...,
+        agents: _abc.Iterable[_builtins.str] | None = ...,
+        holders: _abc.Iterable[Global___SlotHolder] | None = ...,
+        jobs_ahead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_time", b"retry_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "holders", b"holders", "jobs_ahead", b"jobs_ahead", "message", b"message", "reason", b"reason", "retry_time", b"retry_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitCause: _TypeAlias = WaitCause  # noqa: Y015
+
+@_typing.final
+class SlotHolder(_message.Message):
+    """A job in a slot of an agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CLAIM_TIME_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    job_id: _builtins.int
+    status: _job_pb2.JobStatus.ValueType
+    @_builtins.property
+    def claim_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it has the slot."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When its run timeout strikes, if it runs and has one."""
+
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        job_id: _builtins.int = ...,
+        status: _job_pb2.JobStatus.ValueType = ...,
+        claim_time: _timestamp_pb2.Timestamp | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim_time", b"claim_time", "deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "claim_time", b"claim_time", "deadline", b"deadline", "job_id", b"job_id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotHolder: _TypeAlias = SlotHolder  # noqa: Y015
+
+@_typing.final
+class RerunJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.int
+    request_id: _builtins.str
+    """Makes a retry safe: 1 to 64 characters, unique for the caller. A random UUID does."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerunJobRequest: _TypeAlias = RerunJobRequest  # noqa: Y015
+
+@_typing.final
+class RerunJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """The new job."""
+
+    def __init__(
+        self,
+        *,
+        job: _job_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerunJobResponse: _TypeAlias = RerunJobResponse  # noqa: Y015
+
+@_typing.final
+class CopyJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyJobRequest: _TypeAlias = CopyJobRequest  # noqa: Y015
+
+@_typing.final
+class CopyJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___CreateJobRequest: ...
+    def __init__(
+        self,
+        *,
+        request: Global___CreateJobRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyJobResponse: _TypeAlias = CopyJobResponse  # noqa: Y015
 
 @_typing.final
 class MonitorJobRequest(_message.Message):
@@ -454,15 +956,23 @@ class GetConsoleOutputRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
+    offset: _builtins.int
+    """Of the output's bytes, where to begin …"""
+    length: _builtins.int
+    """… and how many to give; 0 for all."""
     def __init__(
         self,
         *,
         job_id: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "length", b"length", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

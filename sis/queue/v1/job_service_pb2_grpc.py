@@ -52,6 +52,36 @@ class JobServiceStub:
                 request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
+        self.WatchJobs = channel.unary_stream(
+                '/sis.queue.v1.JobService/WatchJobs',
+                request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
+                _registered_method=True)
+        self.ExportJobs = channel.unary_stream(
+                '/sis.queue.v1.JobService/ExportJobs',
+                request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ExportJobsRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ExportJobsResponse.FromString,
+                _registered_method=True)
+        self.ApplyVerb = channel.unary_stream(
+                '/sis.queue.v1.JobService/ApplyVerb',
+                request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ApplyVerbRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ApplyVerbResponse.FromString,
+                _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/sis.queue.v1.JobService/ExplainJob',
+                request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ExplainJobResponse.FromString,
+                _registered_method=True)
+        self.RerunJob = channel.unary_unary(
+                '/sis.queue.v1.JobService/RerunJob',
+                request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.RerunJobRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.RerunJobResponse.FromString,
+                _registered_method=True)
+        self.CopyJob = channel.unary_unary(
+                '/sis.queue.v1.JobService/CopyJob',
+                request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.CopyJobRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.CopyJobResponse.FromString,
+                _registered_method=True)
         self.MonitorJob = channel.unary_stream(
                 '/sis.queue.v1.JobService/MonitorJob',
                 request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.MonitorJobRequest.SerializeToString,
@@ -119,6 +149,62 @@ class JobServiceServicer:
     def ListJobs(self, request, context):
         """A page of jobs, newest first unless ordered otherwise. In a list, jobs come without parameters, outputs,
         processes and evidence. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJobs(self, request, context):
+        """Follows a list: which jobs change, from the resume token on (a `watch_token` of ListJobs, or of a response before;
+        from now on without one), until the caller ends it. The first response comes at once. Changes that follow each
+        other closely come as one, each job as it is then. INVALID_ARGUMENT INVALID_TOKEN, ABORTED RESUME_EXPIRED (the token
+        is older than ten minutes: list again).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportJobs(self, request, context):
+        """Jobs with their histories and, if asked for, their logs, by ascending id, as they are when they are read: for
+        reports, and to keep what is to be deleted. Jobs that are created meanwhile are not among them. A broken export goes
+        on from its last resume token. NOT_FOUND JOB_NOT_FOUND (for an id), INVALID_ARGUMENT INVALID_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyVerb(self, request, context):
+        """Does the same to many jobs, one after the other, each on its own: what one is refused does not keep the rest. The
+        first response says how many they are, then comes one for each. With `validate_only` nothing is done and each
+        result tells what would be. Repeating it is as safe as the verb itself; for RERUN with the same request_id.
+        By filter: FAILED_PRECONDITION JOB_COUNT_CHANGED (not as many as expected match); a job that does not match any more
+        when its turn comes has the result FAILED_PRECONDITION JOB_CHANGED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainJob(self, request, context):
+        """Why a job waits, with whoever holds what it waits for, as far as the queue knows. Safe to retry.
+        NOT_FOUND JOB_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RerunJob(self, request, context):
+        """Puts a job on the queue that repeats one that has ended: the same package by its digest, operation, parameters,
+        credentials, site, priority and limits; neither deferred nor with its times. Safe to retry with the same request_id.
+        NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (it has not ended), ALREADY_EXISTS REQUEST_ID_REUSED,
+        INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent: the agent is of another platform by now).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyJob(self, request, context):
+        """The request that would create the job again, with the files that it was given: to be changed and sent with
+        CreateJob. Nothing is made. Safe to retry. NOT_FOUND JOB_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,6 +297,36 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListJobs,
                     request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ListJobsRequest.FromString,
                     response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'WatchJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJobs,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.WatchJobsRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.WatchJobsResponse.SerializeToString,
+            ),
+            'ExportJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportJobs,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ExportJobsRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ExportJobsResponse.SerializeToString,
+            ),
+            'ApplyVerb': grpc.unary_stream_rpc_method_handler(
+                    servicer.ApplyVerb,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ApplyVerbRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ApplyVerbResponse.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ExplainJobRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ExplainJobResponse.SerializeToString,
+            ),
+            'RerunJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RerunJob,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.RerunJobRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.RerunJobResponse.SerializeToString,
+            ),
+            'CopyJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyJob,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.CopyJobRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.CopyJobResponse.SerializeToString,
             ),
             'MonitorJob': grpc.unary_stream_rpc_method_handler(
                     servicer.MonitorJob,
@@ -337,6 +453,168 @@ class JobService:
             '/sis.queue.v1.JobService/ListJobs',
             sis_dot_queue_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
             sis_dot_queue_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sis.queue.v1.JobService/WatchJobs',
+            sis_dot_queue_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sis.queue.v1.JobService/ExportJobs',
+            sis_dot_queue_dot_v1_dot_job__service__pb2.ExportJobsRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_job__service__pb2.ExportJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyVerb(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sis.queue.v1.JobService/ApplyVerb',
+            sis_dot_queue_dot_v1_dot_job__service__pb2.ApplyVerbRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_job__service__pb2.ApplyVerbResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sis.queue.v1.JobService/ExplainJob',
+            sis_dot_queue_dot_v1_dot_job__service__pb2.ExplainJobRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_job__service__pb2.ExplainJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RerunJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sis.queue.v1.JobService/RerunJob',
+            sis_dot_queue_dot_v1_dot_job__service__pb2.RerunJobRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_job__service__pb2.RerunJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sis.queue.v1.JobService/CopyJob',
+            sis_dot_queue_dot_v1_dot_job__service__pb2.CopyJobRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_job__service__pb2.CopyJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,38 @@ class JobServiceStub:
     """A page of jobs, newest first unless ordered otherwise. In a list, jobs come without parameters, outputs,
     processes and evidence. Safe to retry.
     """
+    WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
+    """Follows a list: which jobs change, from the resume token on (a `watch_token` of ListJobs, or of a response before;
+    from now on without one), until the caller ends it. The first response comes at once. Changes that follow each
+    other closely come as one, each job as it is then. INVALID_ARGUMENT INVALID_TOKEN, ABORTED RESUME_EXPIRED (the token
+    is older than ten minutes: list again).
+    """
+    ExportJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.ExportJobsRequest, _job_service_pb2.ExportJobsResponse]
+    """Jobs with their histories and, if asked for, their logs, by ascending id, as they are when they are read: for
+    reports, and to keep what is to be deleted. Jobs that are created meanwhile are not among them. A broken export goes
+    on from its last resume token. NOT_FOUND JOB_NOT_FOUND (for an id), INVALID_ARGUMENT INVALID_TOKEN.
+    """
+    ApplyVerb: _grpc.UnaryStreamMultiCallable[_job_service_pb2.ApplyVerbRequest, _job_service_pb2.ApplyVerbResponse]
+    """Does the same to many jobs, one after the other, each on its own: what one is refused does not keep the rest. The
+    first response says how many they are, then comes one for each. With `validate_only` nothing is done and each
+    result tells what would be. Repeating it is as safe as the verb itself; for RERUN with the same request_id.
+    By filter: FAILED_PRECONDITION JOB_COUNT_CHANGED (not as many as expected match); a job that does not match any more
+    when its turn comes has the result FAILED_PRECONDITION JOB_CHANGED.
+    """
+    ExplainJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ExplainJobRequest, _job_service_pb2.ExplainJobResponse]
+    """Why a job waits, with whoever holds what it waits for, as far as the queue knows. Safe to retry.
+    NOT_FOUND JOB_NOT_FOUND.
+    """
+    RerunJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RerunJobRequest, _job_service_pb2.RerunJobResponse]
+    """Puts a job on the queue that repeats one that has ended: the same package by its digest, operation, parameters,
+    credentials, site, priority and limits; neither deferred nor with its times. Safe to retry with the same request_id.
+    NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (it has not ended), ALREADY_EXISTS REQUEST_ID_REUSED,
+    INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent: the agent is of another platform by now).
+    """
+    CopyJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CopyJobRequest, _job_service_pb2.CopyJobResponse]
+    """The request that would create the job again, with the files that it was given: to be changed and sent with
+    CreateJob. Nothing is made. Safe to retry. NOT_FOUND JOB_NOT_FOUND.
+    """
     MonitorJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.MonitorJobRequest, _job_service_pb2.MonitorJobResponse]
     """Follows a job: its history and log from the resume token on (from the start without one), then what happens,
     live, and the job itself at the start and whenever it changes. Ends when the job has ended and its log is
@@ -103,6 +135,38 @@ class JobServiceAsyncStub(JobServiceStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
     """A page of jobs, newest first unless ordered otherwise. In a list, jobs come without parameters, outputs,
     processes and evidence. Safe to retry.
+    """
+    WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
+    """Follows a list: which jobs change, from the resume token on (a `watch_token` of ListJobs, or of a response before;
+    from now on without one), until the caller ends it. The first response comes at once. Changes that follow each
+    other closely come as one, each job as it is then. INVALID_ARGUMENT INVALID_TOKEN, ABORTED RESUME_EXPIRED (the token
+    is older than ten minutes: list again).
+    """
+    ExportJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.ExportJobsRequest, _job_service_pb2.ExportJobsResponse]  # type: ignore[assignment]
+    """Jobs with their histories and, if asked for, their logs, by ascending id, as they are when they are read: for
+    reports, and to keep what is to be deleted. Jobs that are created meanwhile are not among them. A broken export goes
+    on from its last resume token. NOT_FOUND JOB_NOT_FOUND (for an id), INVALID_ARGUMENT INVALID_TOKEN.
+    """
+    ApplyVerb: _aio.UnaryStreamMultiCallable[_job_service_pb2.ApplyVerbRequest, _job_service_pb2.ApplyVerbResponse]  # type: ignore[assignment]
+    """Does the same to many jobs, one after the other, each on its own: what one is refused does not keep the rest. The
+    first response says how many they are, then comes one for each. With `validate_only` nothing is done and each
+    result tells what would be. Repeating it is as safe as the verb itself; for RERUN with the same request_id.
+    By filter: FAILED_PRECONDITION JOB_COUNT_CHANGED (not as many as expected match); a job that does not match any more
+    when its turn comes has the result FAILED_PRECONDITION JOB_CHANGED.
+    """
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ExplainJobRequest, _job_service_pb2.ExplainJobResponse]  # type: ignore[assignment]
+    """Why a job waits, with whoever holds what it waits for, as far as the queue knows. Safe to retry.
+    NOT_FOUND JOB_NOT_FOUND.
+    """
+    RerunJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RerunJobRequest, _job_service_pb2.RerunJobResponse]  # type: ignore[assignment]
+    """Puts a job on the queue that repeats one that has ended: the same package by its digest, operation, parameters,
+    credentials, site, priority and limits; neither deferred nor with its times. Safe to retry with the same request_id.
+    NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (it has not ended), ALREADY_EXISTS REQUEST_ID_REUSED,
+    INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent: the agent is of another platform by now).
+    """
+    CopyJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CopyJobRequest, _job_service_pb2.CopyJobResponse]  # type: ignore[assignment]
+    """The request that would create the job again, with the files that it was given: to be changed and sent with
+    CreateJob. Nothing is made. Safe to retry. NOT_FOUND JOB_NOT_FOUND.
     """
     MonitorJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.MonitorJobRequest, _job_service_pb2.MonitorJobResponse]  # type: ignore[assignment]
     """Follows a job: its history and log from the resume token on (from the start without one), then what happens,
@@ -175,6 +239,74 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
         """A page of jobs, newest first unless ordered otherwise. In a list, jobs come without parameters, outputs,
         processes and evidence. Safe to retry.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchJobs(
+        self,
+        request: _job_service_pb2.WatchJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobsResponse]]:
+        """Follows a list: which jobs change, from the resume token on (a `watch_token` of ListJobs, or of a response before;
+        from now on without one), until the caller ends it. The first response comes at once. Changes that follow each
+        other closely come as one, each job as it is then. INVALID_ARGUMENT INVALID_TOKEN, ABORTED RESUME_EXPIRED (the token
+        is older than ten minutes: list again).
+        """
+
+    @_abc_1.abstractmethod
+    def ExportJobs(
+        self,
+        request: _job_service_pb2.ExportJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.ExportJobsResponse], _abc.AsyncIterator[_job_service_pb2.ExportJobsResponse]]:
+        """Jobs with their histories and, if asked for, their logs, by ascending id, as they are when they are read: for
+        reports, and to keep what is to be deleted. Jobs that are created meanwhile are not among them. A broken export goes
+        on from its last resume token. NOT_FOUND JOB_NOT_FOUND (for an id), INVALID_ARGUMENT INVALID_TOKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def ApplyVerb(
+        self,
+        request: _job_service_pb2.ApplyVerbRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.ApplyVerbResponse], _abc.AsyncIterator[_job_service_pb2.ApplyVerbResponse]]:
+        """Does the same to many jobs, one after the other, each on its own: what one is refused does not keep the rest. The
+        first response says how many they are, then comes one for each. With `validate_only` nothing is done and each
+        result tells what would be. Repeating it is as safe as the verb itself; for RERUN with the same request_id.
+        By filter: FAILED_PRECONDITION JOB_COUNT_CHANGED (not as many as expected match); a job that does not match any more
+        when its turn comes has the result FAILED_PRECONDITION JOB_CHANGED.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainJob(
+        self,
+        request: _job_service_pb2.ExplainJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ExplainJobResponse, _abc.Awaitable[_job_service_pb2.ExplainJobResponse]]:
+        """Why a job waits, with whoever holds what it waits for, as far as the queue knows. Safe to retry.
+        NOT_FOUND JOB_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RerunJob(
+        self,
+        request: _job_service_pb2.RerunJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.RerunJobResponse, _abc.Awaitable[_job_service_pb2.RerunJobResponse]]:
+        """Puts a job on the queue that repeats one that has ended: the same package by its digest, operation, parameters,
+        credentials, site, priority and limits; neither deferred nor with its times. Safe to retry with the same request_id.
+        NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (it has not ended), ALREADY_EXISTS REQUEST_ID_REUSED,
+        INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent: the agent is of another platform by now).
+        """
+
+    @_abc_1.abstractmethod
+    def CopyJob(
+        self,
+        request: _job_service_pb2.CopyJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.CopyJobResponse, _abc.Awaitable[_job_service_pb2.CopyJobResponse]]:
+        """The request that would create the job again, with the files that it was given: to be changed and sent with
+        CreateJob. Nothing is made. Safe to retry. NOT_FOUND JOB_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

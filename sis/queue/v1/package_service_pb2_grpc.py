@@ -50,6 +50,11 @@ class PackageServiceStub:
                 request_serializer=sis_dot_queue_dot_v1_dot_package__service__pb2.GetPackageRequest.SerializeToString,
                 response_deserializer=sis_dot_queue_dot_v1_dot_package__service__pb2.GetPackageResponse.FromString,
                 _registered_method=True)
+        self.DownloadPackage = channel.unary_stream(
+                '/sis.queue.v1.PackageService/DownloadPackage',
+                request_serializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageResponse.FromString,
+                _registered_method=True)
 
 
 class PackageServiceServicer:
@@ -57,9 +62,9 @@ class PackageServiceServicer:
     """
 
     def PushPackage(self, request_iterator, context):
-        """Stores a package. The first message holds its digest and size, the others the archive in order: a gzip-compressed
-        tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is there, so a
-        retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
+        """Stores a package. The first message announces its digest and size, the others hold the archive in order: a
+        gzip-compressed tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is
+        there, so a retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
         ALREADY_EXISTS PACKAGE_VERSION_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -76,6 +81,13 @@ class PackageServiceServicer:
     def GetPackage(self, request, context):
         """One version of a package, the highest without a version, with its operations.
         NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadPackage(self, request, context):
+        """The archive of one version of a package, the highest without a version. NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +110,11 @@ def add_PackageServiceServicer_to_server(servicer, server):
                     servicer.GetPackage,
                     request_deserializer=sis_dot_queue_dot_v1_dot_package__service__pb2.GetPackageRequest.FromString,
                     response_serializer=sis_dot_queue_dot_v1_dot_package__service__pb2.GetPackageResponse.SerializeToString,
+            ),
+            'DownloadPackage': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadPackage,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +199,33 @@ class PackageService:
             '/sis.queue.v1.PackageService/GetPackage',
             sis_dot_queue_dot_v1_dot_package__service__pb2.GetPackageRequest.SerializeToString,
             sis_dot_queue_dot_v1_dot_package__service__pb2.GetPackageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadPackage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sis.queue.v1.PackageService/DownloadPackage',
+            sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,9 +34,9 @@ class PackageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PackageServiceAsyncStub: ...
     PushPackage: _grpc.StreamUnaryMultiCallable[_package_service_pb2.PushPackageRequest, _package_service_pb2.PushPackageResponse]
-    """Stores a package. The first message holds its digest and size, the others the archive in order: a gzip-compressed
-    tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is there, so a
-    retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
+    """Stores a package. The first message announces its digest and size, the others hold the archive in order: a
+    gzip-compressed tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is
+    there, so a retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
     ALREADY_EXISTS PACKAGE_VERSION_EXISTS.
     """
     ListPackages: _grpc.UnaryUnaryMultiCallable[_package_service_pb2.ListPackagesRequest, _package_service_pb2.ListPackagesResponse]
@@ -45,6 +45,8 @@ class PackageServiceStub:
     """One version of a package, the highest without a version, with its operations.
     NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry.
     """
+    DownloadPackage: _grpc.UnaryStreamMultiCallable[_package_service_pb2.DownloadPackageRequest, _package_service_pb2.DownloadPackageResponse]
+    """The archive of one version of a package, the highest without a version. NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry."""
 
 @_typing.type_check_only
 class PackageServiceAsyncStub(PackageServiceStub):
@@ -52,9 +54,9 @@ class PackageServiceAsyncStub(PackageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PushPackage: _aio.StreamUnaryMultiCallable[_package_service_pb2.PushPackageRequest, _package_service_pb2.PushPackageResponse]  # type: ignore[assignment]
-    """Stores a package. The first message holds its digest and size, the others the archive in order: a gzip-compressed
-    tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is there, so a
-    retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
+    """Stores a package. The first message announces its digest and size, the others hold the archive in order: a
+    gzip-compressed tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is
+    there, so a retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
     ALREADY_EXISTS PACKAGE_VERSION_EXISTS.
     """
     ListPackages: _aio.UnaryUnaryMultiCallable[_package_service_pb2.ListPackagesRequest, _package_service_pb2.ListPackagesResponse]  # type: ignore[assignment]
@@ -63,6 +65,8 @@ class PackageServiceAsyncStub(PackageServiceStub):
     """One version of a package, the highest without a version, with its operations.
     NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry.
     """
+    DownloadPackage: _aio.UnaryStreamMultiCallable[_package_service_pb2.DownloadPackageRequest, _package_service_pb2.DownloadPackageResponse]  # type: ignore[assignment]
+    """The archive of one version of a package, the highest without a version. NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry."""
 
 class PackageServiceServicer(metaclass=_abc_1.ABCMeta):
     """The library of automation packages. The general errors are those of JobService."""
@@ -73,9 +77,9 @@ class PackageServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_package_service_pb2.PushPackageRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_package_service_pb2.PushPackageResponse, _abc.Awaitable[_package_service_pb2.PushPackageResponse]]:
-        """Stores a package. The first message holds its digest and size, the others the archive in order: a gzip-compressed
-        tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is there, so a
-        retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
+        """Stores a package. The first message announces its digest and size, the others hold the archive in order: a
+        gzip-compressed tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is
+        there, so a retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
         ALREADY_EXISTS PACKAGE_VERSION_EXISTS.
         """
 
@@ -96,5 +100,13 @@ class PackageServiceServicer(metaclass=_abc_1.ABCMeta):
         """One version of a package, the highest without a version, with its operations.
         NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry.
         """
+
+    @_abc_1.abstractmethod
+    def DownloadPackage(
+        self,
+        request: _package_service_pb2.DownloadPackageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_package_service_pb2.DownloadPackageResponse], _abc.AsyncIterator[_package_service_pb2.DownloadPackageResponse]]:
+        """The archive of one version of a package, the highest without a version. NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry."""
 
 def add_PackageServiceServicer_to_server(servicer: PackageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,14 +7,17 @@ import contextlib
 import itertools
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, select, text
 
-from services.queue import dispatch, jobs, lease_ends, reports, sessions
+from services.queue import creation, dispatch, explanations, jobs, lease_ends, packages, reports, sessions
+from services.queue.creation import CreateJob, Priority
 from services.queue.errors import IllegalTransition
+from services.queue.explanations import Explanation
 from services.queue.frames import Frame, extend_digest
-from services.queue.jobs import CreateJob, JobView, Priority
+from services.queue.jobs import JobView
 from services.queue.model import Actor, HistoryEntry, LeaseEnd, LeaseRefusal, RefusalReason
 from services.queue.reports import Accepted, Declined, Report, Result
 from services.queue.sessions import AttemptKey, Heartbeat, OpenSession, Session, Welcome
@@ -23,6 +26,7 @@ from services.queue.tables import attempts, log
 from services.queue.tables import jobs as job_table
 from services.queue.tables import lease_ends as outbox
 from services.runtime.database import Database
+from sis.packages import archive
 from tests.support.frames import Spool
 
 ALICE = Actor("alice", "10.0.0.1")
@@ -63,14 +67,14 @@ class Rig:
     async def create_many(self, count: int, **changes: Any) -> list[int]:
         command = self.command(**changes)
         async with self.database.begin() as connection:
-            return [(await jobs.create(connection, command, ALICE)).job.job_id for _ in range(count)]
+            return [(await creation.create(connection, command, ALICE)).job.job_id for _ in range(count)]
 
     async def hello(self, name: str = "a", **changes: Any) -> Welcome:
         """Open a session, by default with the journal that the agent has always had, one record longer each time."""
         values: dict[str, Any] = {
             "agent": self.agent(name), "group": self.group, "hub": "hub-1", "journal_id": f"journal of {name}",
             "record_number": self.epochs.get(name, 0) + 1, "hostname": f"host of {name}", "slots": 8,
-            "draining": False, "in_hand": frozenset(),
+            "draining": False, "platform": "linux", "in_hand": frozenset(),
         }  # fmt: skip
         changes["in_hand"] = frozenset(changes.get("in_hand", ()))
         async with self.database.begin() as connection:
@@ -125,10 +129,13 @@ class Rig:
             rows = await connection.execute(query.order_by(outbox.c.job_id, outbox.c.attempt))
             return [(row.attempt, row.job_over) for row in rows]
 
-    async def beat(self, name: str = "a", *keys: AttemptKey) -> tuple[list[Session], list[AttemptKey]]:
+    async def beat(
+        self, name: str = "a", *keys: AttemptKey, draining: bool = False
+    ) -> tuple[list[Session], list[AttemptKey]]:
         """A heartbeat: the stale sessions, and what is delivered again."""
+        beat = Heartbeat(self.session(name), frozenset(keys), draining)
         async with self.database.begin() as connection:
-            stale, again = await sessions.heartbeat(connection, [Heartbeat(self.session(name), frozenset(keys))])
+            stale, again = await sessions.heartbeat(connection, [beat])
         return stale, [AttemptKey(assignment.job_id, assignment.attempt) for _, assignment in again]
 
     async def stops(self, hub: str = "hub-1") -> dict[AttemptKey, str]:
@@ -163,6 +170,26 @@ class Rig:
         async with self.database.begin() as connection:
             return await jobs.activate(connection, job_id, ALICE)
 
+    async def rerun(self, job_id: int, request_id: str = "") -> JobView:
+        async with self.database.begin() as connection:
+            return await creation.rerun(connection, job_id, request_id, ALICE)
+
+    async def whole(self, job_id: int) -> JobView:
+        async with self.database.begin() as connection:
+            return await jobs.get(connection, job_id, contents=True)
+
+    async def explain(self, job_id: int) -> Explanation:
+        async with self.database.begin() as connection:
+            return await explanations.explain(connection, job_id)
+
+    async def push(self, directory: Path, manifest: str) -> None:
+        """Put a package that is no more than its manifest into the library."""
+        (directory / "package.yaml").write_text(manifest)
+        content = archive.pack(directory)
+        upload = packages.Upload(archive.digest(content), len(content))
+        upload.add(content)
+        await packages.push(self.database, upload, ALICE)
+
     async def job(self, job_id: int) -> Row[Any]:
         """The row of a job, deleted or not."""
         async with self.database.begin() as connection:
@@ -188,6 +215,15 @@ class Rig:
 
     async def events(self, job_id: int) -> list[str]:
         return [entry.event for entry in await self.history(job_id)]
+
+    async def blocked(self) -> bool:
+        """Whether a transaction waits for another one."""
+        query = (
+            "SELECT count(*) > 0 FROM pg_stat_activity"
+            " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+        )
+        async with self.database.begin() as connection:
+            return bool((await connection.exec_driver_sql(query)).scalar_one())
 
     async def execute(self, statement: str, **values: Any) -> None:
         async with self.database.begin() as connection:

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from services.queue import dispatch, jobs
+from services.queue import creation, dispatch, jobs
+from services.queue.creation import Priority
 from services.queue.dispatch import Capacity
 from services.queue.errors import (
     AgentNotFound,
@@ -16,7 +17,6 @@ from services.queue.errors import (
     PackageNotFound,
     RequestIdReused,
 )
-from services.queue.jobs import Priority
 from services.queue.model import Actor
 from services.runtime.errors import InvalidArgument, SisError
 from tests.integration.queue.clock import Clock
@@ -169,7 +169,7 @@ async def test_request_ids_are_each_callers_own(rig: Rig) -> None:
     made = set()
     for by in (ALICE, Actor("bob"), ALICE):
         async with rig.database.begin() as connection:
-            made.add((await jobs.create(connection, command, by)).job.job_id)
+            made.add((await creation.create(connection, command, by)).job.job_id)
     assert len(made) == 2
 
 

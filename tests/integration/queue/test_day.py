@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import select
 
 from services.queue import dispatch, sessions
+from services.queue.creation import Priority
 from services.queue.dispatch import Capacity
-from services.queue.jobs import Priority
 from services.queue.model import LeaseRefusal, RefusalReason
 from services.queue.reports import Accepted, Declined, Report, commit
 from services.queue.sessions import AttemptKey, Heartbeat, Verdict
@@ -23,7 +23,6 @@ from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, check_lease_ends, of
 from tests.support.frames import Spool
 
-HOURS = 24
 FINE_STEPS = 8
 """Steps of half a minute at the beginning of each hour, in which something happens; the rest of it nobody watches,
 as if the database had been away, and the sweeper must not take that for silence."""
@@ -160,11 +159,12 @@ class Day:
 
 
 @pytest.mark.timeout(180)
-async def test_a_day_goes_by_and_every_job_ends_as_it_should(rig: Rig, clock: Clock) -> None:
+@pytest.mark.parametrize("hours", [10, pytest.param(24, marks=pytest.mark.long)])
+async def test_hours_go_by_and_every_job_ends_as_it_should(rig: Rig, clock: Clock, hours: int) -> None:
     day = Day(rig, clock)
     for site in day.sites.values():
         await day.hello(site)
-    for hour in range(HOURS):
+    for hour in range(hours):
         await day.hour(hour)
         statuses = Counter((await rig.statuses(day.job_ids)).values())
         if hour not in SILENT:

@@ -10,13 +10,15 @@ import pytest
 from services.queue.model import LeaseEnd, RefusalReason
 from services.queue.reports import Accepted
 from services.queue.sessions import AttemptKey, Verdict
-from services.queue.sweeper import Sweeper
+from services.queue.sweeper import PURGE_AFTER, Sweeper
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, check_lease_ends, of
 from tests.support.frames import Spool
 
 HOLDER = {"admin": "root"}
 """What makes a job name a credential."""
+KEPT = PURGE_AFTER.total_seconds() + 1
+"""So long after its deletion a job is purged."""
 
 
 async def claimed(rig: Rig, **changes: object) -> AttemptKey:
@@ -175,21 +177,23 @@ async def test_the_leases_of_a_lost_attempt_last_until_a_person_ends_it(rig: Rig
         await clock.advance(86_400)
     else:
         await rig.delete(key.job_id)
+        await clock.advance(KEPT)
     await sweeper.sweep()
     assert await rig.lease_ends(key.job_id) == [(1, True)]
 
 
-async def test_they_outlive_the_purge_of_their_job(rig: Rig) -> None:
+async def test_they_outlive_the_purge_of_their_job(rig: Rig, clock: Clock) -> None:
     key, spool = await rig.started(**HOLDER)
     await rig.report(key, of(spool.payload_ended(0), spool.finished("SUCCEEDED")))
     await rig.delete(key.job_id)
+    await clock.advance(KEPT)
     await Sweeper(rig.database).sweep()
     assert await rig.statuses([key.job_id]) == {}
     assert await rig.lease_ends(key.job_id) == [(1, True)]
 
 
 async def test_a_purge_ends_what_nobody_could_confirm(rig: Rig, clock: Clock) -> None:
-    """Deleted while its agent is away: the row goes at once, and with it the last that knew of the leases."""
+    """Deleted while its agent is away: the row goes, and with it the last that knew of the leases."""
     keys = [(await rig.started(**changes))[0] for changes in (HOLDER, {})]
     sweeper = Sweeper(rig.database)
     await clock.elapse(300, sweeper.sweep)
@@ -197,6 +201,7 @@ async def test_a_purge_ends_what_nobody_could_confirm(rig: Rig, clock: Clock) ->
         assert await rig.status(key.job_id) == "AWOL"
         await rig.delete(key.job_id)
     assert await rig.lease_ends(*(key.job_id for key in keys)) == []
+    await clock.advance(KEPT)
     await sweeper.sweep()
     assert await rig.statuses([key.job_id for key in keys]) == {}
     assert await rig.lease_ends(keys[0].job_id) == [(1, True)]
@@ -214,6 +219,7 @@ async def test_a_purge_makes_the_end_of_an_attempt_the_end_of_its_job(rig: Rig, 
         "INSERT INTO queue.lease_ends VALUES (:job_id, 1, false, queue.now(), queue.now())", job_id=key.job_id
     )
     await rig.delete(key.job_id)
+    await clock.advance(KEPT)
     await sweeper.sweep()
     assert await rig.lease_ends(key.job_id) == [(1, True)]
     assert LeaseEnd(key.job_id, 1, True) in await rig.hand_out()

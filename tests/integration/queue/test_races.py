@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from services.queue import jobs, reports, sessions
+from services.queue import creation, reports, sessions
+from services.queue.creation import CreateJob
 from services.queue.errors import IllegalTransition, StaleAttempt, StaleEpoch
-from services.queue.jobs import CreateJob
 from services.queue.reports import Accepted, Declined, Report
 from services.queue.sessions import AttemptKey, Heartbeat, Session
 from services.queue.sweeper import Sweeper
@@ -215,7 +215,7 @@ async def test_delete_against_claim_what_is_gone_is_not_claimed(rig: Rig) -> Non
 async def test_one_request_id_makes_one_job_however_often_it_is_sent_at_once(rig: Rig) -> None:
     async def create(command: CreateJob) -> int:
         async with rig.database.begin() as connection:
-            return (await jobs.create(connection, command, ALICE)).job.job_id
+            return (await creation.create(connection, command, ALICE)).job.job_id
 
     commands = [rig.command(request_id=f"{rig.group}-{n}", fingerprint=b"same") for n in range(ROUNDS // 3)]
     rounds = await race(*[[lambda c=command: create(c)] * 5 for command in commands])

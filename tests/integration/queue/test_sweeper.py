@@ -8,13 +8,15 @@ from datetime import timedelta
 import pytest
 
 from services.queue import sweeper as rules
-from services.queue.jobs import Priority
+from services.queue import watching
+from services.queue.creation import Priority
 from services.queue.sessions import AttemptKey
 from services.queue.sweeper import Sweeper
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, of
 
 SECOND = timedelta(seconds=1)
+KEPT = rules.PURGE_AFTER.total_seconds()
 
 
 @pytest.fixture
@@ -253,6 +255,18 @@ async def gone(rig: Rig, job_id: int) -> bool:
     return not jobs
 
 
+async def test_a_deleted_job_is_kept_until_no_watch_needs_it(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    assert rules.PURGE_AFTER > watching.TOKEN_LIFE
+    job_id = await rig.create()
+    await rig.delete(job_id)
+    await clock.advance(KEPT - 1)
+    await sweeper.sweep()
+    assert not await gone(rig, job_id)
+    await clock.advance(2)
+    await sweeper.sweep()
+    assert await gone(rig, job_id)
+
+
 async def test_a_deleted_job_is_purged_once_its_stop_is_settled(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
     waiting = await rig.create()
     await rig.delete(waiting)
@@ -263,6 +277,7 @@ async def test_a_deleted_job_is_purged_once_its_stop_is_settled(rig: Rig, clock:
     aborted, aborted_spool = await rig.started("b")
     await rig.abort(aborted.job_id)
     await rig.delete(aborted.job_id)
+    await clock.advance(KEPT + 1)
     await sweeper.sweep()
     assert [await gone(rig, j) for j in (waiting, key.job_id, aborted.job_id)] == [True, False, False]
     await rig.report(key, of(spool.stop_begun("CANCEL"), spool.finished("STOPPED")))
@@ -278,7 +293,7 @@ async def test_a_deleted_job_is_purged_too_when_nobody_can_settle_its_stop(
     key, _ = await rig.started(heartbeat_timeout=timedelta(seconds=15))
     await rig.cancel(key.job_id)
     await rig.delete(key.job_id)
-    await clock.elapse(17, sweeper.sweep)
+    await clock.elapse(KEPT + 1, sweeper.sweep)
     await sweeper.sweep()
     assert await gone(rig, key.job_id)
     # Should its agent return: there is no such job.
@@ -298,6 +313,7 @@ async def test_a_long_log_is_purged_in_parts(rig: Rig, clock: Clock, sweeper: Sw
     other = await rig.create()
     await rig.delete(key.job_id)
     await rig.delete(other)
+    await clock.advance(KEPT + 1)
     assert await sweeper.sweep()  # there is more to do at once
     assert not await gone(rig, key.job_id)
     for _ in range(3):

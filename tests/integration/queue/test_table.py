@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
-from services.queue import jobs, lifecycle, store
+from services.queue import creation, jobs, lifecycle, store
 from services.queue.errors import IllegalTransition
 from services.queue.frames import DIGEST_START
 from services.queue.model import Actor
@@ -97,6 +97,7 @@ VERBS = {
     Event.CANCEL: lambda connection, job_id, by: jobs.cancel(connection, job_id, by, "why"),
     Event.ABORT: lambda connection, job_id, by: jobs.abort(connection, job_id, by, "why"),
     Event.DELETE: jobs.delete,
+    Event.RERUN: lambda connection, job_id, by: creation.rerun(connection, job_id, "", by),
 }
 
 

@@ -71,11 +71,20 @@ async def test_every_row_is_kept_and_names_no_credentials(upgraded: Rig) -> None
         assert (await connection.execute(text("SELECT count(*) FROM queue.history"))).scalar_one() == 5
         assert (await connection.execute(text("SELECT count(*) FROM queue.lease_ends"))).scalar_one() == 0
         version = (await connection.execute(text("SELECT version_num FROM queue.alembic_version"))).scalar_one()
-    assert version == "0002"
+    assert version == "0003"
     assert [row.status for row in rows] == ["WAITING", "RUNNING", "FAILED", "DEFERRED", "AWOL"]
     for row in rows:
         assert (row.credentials, row.wait_reason, row.wait_message) == ([], None, "")
+        assert (row.platforms, row.rerun_of) == (["linux", "darwin", "windows"], 0)
         assert (row.labels, row.heartbeat_timeout, row.creator) == ({"team": "a"}, timedelta(seconds=120), "alice")
+
+
+async def test_what_was_there_is_explained_and_repeated(upgraded: Rig) -> None:
+    (cause,) = (await upgraded.explain(1)).causes
+    assert cause.reason == "NOTHING" and list(cause.agents) == ["g-a"]
+    assert (await upgraded.rerun(3)).job.target == "host of a"
+    upgraded.epochs["a"] = 1
+    assert [key.job_id for key in await upgraded.claim()] == [1, 6]
 
 
 async def test_what_was_under_way_goes_on_to_its_end(upgraded: Rig) -> None:

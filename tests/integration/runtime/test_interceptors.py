@@ -98,6 +98,37 @@ async def test_a_stranger_with_a_certificate_of_the_authority_is_nobody(site: Si
     assert isinstance(await refused(call), errors.Unauthenticated)
 
 
+@pytest.mark.parametrize(
+    ("service", "said", "origin"),
+    [
+        ("gateway", "192.0.2.7", "192.0.2.7"),
+        ("gateway", "2001:DB8:0::1", "2001:db8::1"),
+        ("gateway", "nowhere", "127.0.0.1"),
+        ("gateway", "", "127.0.0.1"),
+        ("hub", "192.0.2.7", "127.0.0.1"),
+    ],
+)
+async def test_the_gateway_alone_says_where_a_person_is(site: Site, service: str, said: str, origin: str) -> None:
+    stub = JobServiceStub(site.internal(site.authority.service(service)))
+    await stub.GetJob(job_pb.GetJobRequest(job_id=1), metadata=(*BEARER, ("x-sis-origin", said)))
+    (caller,) = site.jobs.callers
+    assert (caller.kind, caller.name, caller.origin) == ("person", "administrator", origin)
+
+
+async def test_without_a_certificate_nobody_says_where_a_person_is(site: Site) -> None:
+    metadata = (*BEARER, ("x-sis-origin", "192.0.2.7"))
+    await JobServiceStub(site.public()).GetJob(job_pb.GetJobRequest(job_id=1), metadata=metadata)
+    assert site.jobs.callers[0].origin == "127.0.0.1"
+
+
+async def test_the_gateway_without_a_token_is_nobody(site: Site) -> None:
+    channel = site.internal(site.authority.service("gateway"))
+    error = await refused(JobServiceStub(channel).GetJob(job_pb.GetJobRequest(job_id=1)))
+    assert isinstance(error, errors.Unauthenticated)
+    close = DispatchServiceStub(channel).CloseSession(dispatch_pb.CloseSessionRequest())
+    assert isinstance(await refused(close), errors.Unauthenticated)
+
+
 async def test_the_internal_listener_wants_a_certificate(site: Site) -> None:
     credentials = grpc.ssl_channel_credentials(root_certificates=site.authority.ca.read_bytes())
     async with grpc.aio.secure_channel(f"127.0.0.1:{site.server.ports[1]}", credentials) as channel:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.queue.convert import jobs as convert
 from services.queue.convert import packages as convert_packages
-from services.queue.jobs import CreateJob, Priority
+from services.queue.creation import CreateJob, Priority
 from services.queue.listing import ORDERS
 from services.queue.logs import DebugLogView
 from services.queue.packages import Package
@@ -288,13 +288,14 @@ def test_the_other_requests_name_their_fields() -> None:
     ("field", "call"),
     [
         ("upload", lambda: convert_packages.upload(package_service_pb2.PushPackageRequest(chunk=b"x"))),
-        ("upload.size_bytes", lambda: _upload(digest="0" * 64, size_bytes=0)),
+        ("upload.size_bytes", lambda: _upload(digest="0" * 64, size_bytes=-1)),
         ("upload.size_bytes", lambda: _upload(digest="0" * 64, size_bytes=2**40)),
         ("upload.digest", lambda: _upload(digest="0" * 63, size_bytes=1)),
         ("upload.digest", lambda: _upload(digest="A" * 64, size_bytes=1)),
         ("chunk", lambda: convert_packages.chunk(package_service_pb2.PushPackageRequest())),
         ("chunk", lambda: convert_packages.chunk(package_service_pb2.PushPackageRequest(chunk=bytes(2**20 + 1)))),
-        ("page_size", lambda: convert_packages.page_size(-1)),
+        ("page_size", lambda: _list_packages(page_size=-1)),
+        ("name", lambda: _list_packages(name="a\0")),
         ("name", lambda: convert_packages.package_name(package_service_pb2.GetPackageRequest())),
         (
             "version",
@@ -304,6 +305,10 @@ def test_the_other_requests_name_their_fields() -> None:
 )
 def test_a_wrong_field_of_the_library_is_named(field: str, call: Callable[[], object]) -> None:
     assert set(refused(call)) == {field}
+
+
+def _list_packages(**fields: Any) -> object:
+    return convert_packages.list_packages(package_service_pb2.ListPackagesRequest(**fields))
 
 
 def _upload(**fields: Any) -> object:

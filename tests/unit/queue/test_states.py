@@ -9,9 +9,10 @@ import itertools
 import pytest
 
 from services.queue import states
+from services.queue.bulk import Verb
+from services.queue.creation import Priority
 from services.queue.errors import IllegalTransition
 from services.queue.frames import Channel, Outcome, Severity, StopKind
-from services.queue.jobs import Priority
 from services.queue.logs import DebugLogView
 from services.queue.model import LogVerdict, RefusalReason, WaitReason
 from services.queue.sessions import Verdict
@@ -71,7 +72,7 @@ WAITING                                   | ACTIVATE
 AWOL                                      | CANCEL,SILENCE,JOURNAL_LOST
 CANCELED                                  | CANCEL
 ABORTED                                   | ABORT
-CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT,EXPIRED | DELETE
+CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT,EXPIRED | DELETE,RERUN
 CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FIRST_PROCESS,PAYLOAD_ENDED,RUN_TIMEOUT
 CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FINISH_SUCCEEDED,FINISH_FAILED,FINISH_STOPPED
 """
@@ -167,6 +168,7 @@ def test_the_run_states_are_the_user_guides() -> None:
         (frame_pb2.Outcome, "OUTCOME_", Outcome),
         (dispatch_service_pb2.Verdict, "VERDICT_", Verdict),
         (job_service_pb2.DebugLogView, "DEBUG_LOG_VIEW_", DebugLogView),
+        (job_service_pb2.JobVerb, "JOB_VERB_", Verb),
     ],
 )
 def test_contract_and_domain_have_the_same_words(wrapper, prefix, kind) -> None:  # type: ignore[no-untyped-def]

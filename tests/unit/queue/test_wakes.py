@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.queue.wakes import Wakes, job, payloads
+from services.queue.wakes import JOBS, Wakes, job, payloads
 from services.runtime.errors import Unavailable
 
 
@@ -17,6 +17,16 @@ async def test_who_waits_for_a_topic_hears_of_it_and_nobody_else() -> None:
         assert await wakes.wait(both, 30) == {"stop"}
         assert await wakes.wait(four, 30) == {"job:4"}
         assert await wakes.wait(other, 0.01) == set()
+
+
+async def test_who_waits_for_any_job_hears_of_each() -> None:
+    wakes = Wakes()
+    with wakes.subscribe(JOBS) as any_job, wakes.subscribe("job:4", "work") as four:
+        wakes.heard("work stop")
+        assert await wakes.wait(any_job, 0.01) == set()
+        wakes.heard("stop job:7 job:4 job:8")
+        assert await wakes.wait(any_job, 30) == {JOBS}
+        assert await wakes.wait(four, 30) == {"work", "job:4"}
 
 
 async def test_a_wake_up_between_two_waits_is_not_lost() -> None:
@@ -61,6 +71,7 @@ async def test_nobody_is_kept_who_no_longer_waits() -> None:
 
 async def test_draining_ends_every_wait_now_and_later() -> None:
     wakes = Wakes()
+    wakes.check()
     with wakes.subscribe("work") as event:
         waiting = asyncio.create_task(wakes.wait(event, 30))
         await asyncio.sleep(0)
@@ -69,3 +80,5 @@ async def test_draining_ends_every_wait_now_and_later() -> None:
             await waiting
         with pytest.raises(Unavailable):
             await wakes.wait(event, 30)
+    with pytest.raises(Unavailable):
+        wakes.check()

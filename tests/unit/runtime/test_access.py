@@ -128,7 +128,11 @@ JOIN_TOKENS = {hashlib.sha256(JOIN_TOKEN.encode()).hexdigest(): "queue"}
 
 
 def prove(
-    *authorization: str, spiffe_id: str | None = None, method: str = GET_JOB, digest: str | None = DIGEST
+    *authorization: str,
+    spiffe_id: str | None = None,
+    method: str = GET_JOB,
+    digest: str | None = DIGEST,
+    forwarded_origin: str = "",
 ) -> Caller:
     return authenticate(
         method,
@@ -138,6 +142,7 @@ def prove(
         admin_token_sha256=digest,
         join_tokens=JOIN_TOKENS,
         certificate=b"" if spiffe_id is None else b"PEM",
+        forwarded_origin=forwarded_origin,
     )
 
 
@@ -178,6 +183,43 @@ def test_certificates_make_services_and_agents() -> None:
         "agent", "web-1", group="paris", origin="10.0.0.1", certificate=b"PEM"
     )
     assert prove().kind == "anyone"
+
+
+GATEWAY = "spiffe://sis/service/gateway"
+
+
+def test_the_gateway_says_where_a_person_calls_from() -> None:
+    found = prove(f"Bearer {TOKEN}", spiffe_id=GATEWAY, forwarded_origin="192.0.2.7")
+    assert found == Caller("person", "administrator", role=Audience.ADMIN, origin="192.0.2.7")
+    assert prove(f"Bearer {TOKEN}", spiffe_id=GATEWAY).origin == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "spiffe_id",
+    [
+        None,
+        "spiffe://sis/service/hub",
+        "spiffe://sis/service/gateway2",
+        "spiffe://sis/agent/local/gateway",
+        GATEWAY + "/",
+    ],
+)
+def test_nobody_else_says_it(spiffe_id: str | None) -> None:
+    assert prove(f"Bearer {TOKEN}", spiffe_id=spiffe_id, forwarded_origin="192.0.2.7").origin == "10.0.0.1"
+
+
+@pytest.mark.parametrize("method", sorted(ACCESS))
+def test_the_gateway_itself_is_nobody(method: str) -> None:
+    caller = prove(spiffe_id=GATEWAY, method=method, forwarded_origin="192.0.2.7")
+    assert (caller.kind, caller.name, caller.certificate) == ("anyone", "", b"")
+    if ACCESS[method] is not Audience.ANYONE:
+        with pytest.raises(Unauthenticated):
+            authorise(method, caller)
+
+
+def test_a_wrong_token_through_the_gateway_is_refused() -> None:
+    with pytest.raises(Unauthenticated):
+        prove("Bearer wrong", spiffe_id=GATEWAY, forwarded_origin="192.0.2.7")
 
 
 def test_a_join_token_makes_a_service_for_joining_alone() -> None:

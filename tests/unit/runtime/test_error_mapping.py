@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from google.rpc import code_pb2, status_pb2
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.runtime import errors
@@ -35,6 +35,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
     st.lists(st.builds(FieldViolation, words, words), max_size=3),
     st.none() | st.integers(0, 100_000).map(lambda milliseconds: milliseconds / 1000),
 )
+@example(errors.Unavailable, "", {}, [], 4.007)  # a thousand times it is a little less than 4,007
 def test_errors_survive_the_wire(
     kind: type[SisError],
     message: str,

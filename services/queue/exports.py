@@ -1,0 +1,162 @@
+"""Exports: jobs with their histories and logs, one after the other, each as it is when it is read.
+
+Nothing is held while the reader takes its time. What an export has of one job fits together: its history and its log go
+as far as the job says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from sqlalchemy import ColumnElement, func, select
+
+from services.queue import jobs, listing, logs
+from services.queue.errors import JobNotFound
+from services.queue.jobs import JobView
+from services.queue.listing import JobFilter
+from services.queue.logs import LogRow
+from services.queue.model import HistoryEntry
+from services.queue.tables import jobs as job_table
+from services.queue.wakes import Wakes
+from services.runtime import paging
+from services.runtime.database import Database
+
+JOBS = 500
+"""Jobs that are looked for at once."""
+HISTORY_ROWS = 1_000
+"""Rows of a history that are read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far an export has come: up to this job, of those up to the highest that it has."""
+
+    job_id: int
+    highest: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportJobs:
+    """Which jobs: those with these ids, or, without any, those that match. `start` is where a broken one goes on."""
+
+    job_ids: Sequence[int]
+    filter: JobFilter
+    include_logs: bool
+    start: Position | None
+
+
+Content = JobView | HistoryEntry | list[LogRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of what an export has of a job; with the last one comes where to go on."""
+
+    job_id: int
+    content: Content
+    position: Position | None
+
+
+def to_token(request: bytes, position: Position) -> str:
+    """The resume token of a position, bound to the bytes of the request."""
+    return paging.encode([position.job_id, position.highest], _bound(request))
+
+
+def from_token(request: bytes, token: str) -> Position | None:
+    """The position of a resume token; None, which is the start, for "".
+
+    Raises:
+        InvalidToken
+    """
+    if not token:
+        return None
+    job_id, highest = paging.decode(token, _bound(request), "resume_token", (int, int))
+    assert isinstance(job_id, int) and isinstance(highest, int)
+    if not 0 <= job_id <= highest < 2**63:
+        raise paging.InvalidToken("resume_token")
+    return Position(job_id, highest)
+
+
+def _bound(request: bytes) -> bytes:
+    return b"export " + request
+
+
+async def export(database: Database, waker: Wakes, wanted: ExportJobs) -> AsyncGenerator[Part, None]:
+    """The jobs by ascending id, none that was created after the beginning. One that is deleted meanwhile is left out.
+
+    Raises:
+        JobNotFound: before the first part; there is none with one of the ids.
+        Unavailable: the server drains; go on from the last position.
+    """
+    conditions = [job_table.c.job_id.in_(wanted.job_ids)] if wanted.job_ids else listing.matching(wanted.filter)
+    position = wanted.start or await _start(database, wanted.job_ids)
+    while job_ids := await _next(database, conditions, position):
+        for job_id in job_ids:
+            waker.check()
+            position = Position(job_id, position.highest)
+            held: Content | None = None
+            async for content in _job(database, job_id, include_logs=wanted.include_logs):
+                if held is not None:
+                    yield Part(job_id, held, None)
+                held = content
+            if held is not None:
+                yield Part(job_id, held, position)
+
+
+async def _start(database: Database, job_ids: Sequence[int]) -> Position:
+    there = select(job_table.c.job_id).where(job_table.c.job_id.in_(job_ids), job_table.c.hidden_at.is_(None))
+    async with database.begin() as connection:
+        if not job_ids:
+            return Position(0, (await connection.execute(select(func.max(job_table.c.job_id)))).scalar_one() or 0)
+        missing = set(job_ids) - set((await connection.execute(there)).scalars())
+    if missing:
+        raise JobNotFound(min(missing))
+    return Position(0, max(job_ids))
+
+
+async def _next(database: Database, conditions: Sequence[ColumnElement[bool]], position: Position) -> Sequence[int]:
+    query = select(job_table.c.job_id).where(
+        *conditions, job_table.c.job_id > position.job_id, job_table.c.job_id <= position.highest
+    )
+    async with database.begin() as connection:
+        return (await connection.execute(query.order_by(job_table.c.job_id).limit(JOBS))).scalars().all()
+
+
+async def _job(database: Database, job_id: int, *, include_logs: bool) -> AsyncGenerator[Content, None]:
+    """The job, its history, its log; nothing of one that was deleted."""
+    async with database.begin() as connection:
+        try:
+            view = await jobs.get(connection, job_id)
+        except JobNotFound:
+            return
+        entries = await jobs.history_after(connection, job_id, 0, HISTORY_ROWS)
+    yield view
+    while entries:
+        for entry in entries:
+            if entry.sequence > view.job.history_sequence:
+                break
+            yield entry
+        last = entries[-1].sequence
+        if last >= view.job.history_sequence:
+            break
+        async with database.begin() as connection:
+            entries = await jobs.history_after(connection, job_id, last, HISTORY_ROWS)
+    if include_logs and view.attempt is not None:
+        async for rows in _log(database, job_id, (view.attempt.number, view.attempt.sequence)):
+            yield rows
+
+
+async def _log(database: Database, job_id: int, end: tuple[int, int]) -> AsyncGenerator[list[LogRow], None]:
+    """The log up to a frame, those of one attempt together."""
+    at = 0, 0
+    while at < end:
+        async with database.begin() as connection:
+            rows = await logs.read(connection, job_id, *at)
+        rows = [row for row in rows if (row.attempt, row.sequence) <= end]
+        if not rows:
+            return
+        for _, frames in groupby(rows, key=lambda row: row.attempt):
+            yield list(frames)
+        at = rows[-1].attempt, rows[-1].sequence
