@@ -33,6 +33,7 @@ __all__ = [
     "extract",
     "pack",
     "read_manifest",
+    "walk",
 ]
 
 _COPY_BYTES = 64 * 1024
@@ -49,7 +50,7 @@ def pack(directory: Path) -> bytes:
             gzip.GzipFile(filename="", fileobj=packed, mode="wb", mtime=0) as compressed,
             tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
-            for count, path in enumerate(_walk(directory), 1):
+            for count, path in enumerate(walk(directory), 1):
                 if count > MAX_ENTRIES:
                     raise InvalidArchive(f"{directory} has more than {MAX_ENTRIES:,} files and directories")
                 size += _add(tar, path, path.relative_to(directory).as_posix())
@@ -137,11 +138,12 @@ def _finish(descriptor: int, mode: int) -> None:
         os.close(descriptor)
 
 
-def _walk(directory: Path) -> Iterator[Path]:
+def walk(directory: Path) -> Iterator[Path]:
+    """What a directory holds, directories before what is in them; no link is followed. Raises OSError."""
     for path in sorted(directory.iterdir()):
         yield path
         if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
+            yield from walk(path)
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> int:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from sis.packages import document, templates
-from sis.packages.fields import LOWER, Line, Name, Part, Text, shaped
+from sis.packages.fields import LOWER, Line, Name, Part, Published, Text, shaped
 from sis.packages.operation import CredentialReference, Input, Operation, Output
 from sis.packages.templates import Reference
 
@@ -79,11 +79,17 @@ class Manifest(Part):
     """A valid `package.yaml`."""
 
     name: PackageName
+    """What the package is called."""
     version: Annotated[Name, shaped(VERSION.pattern, "a semantic version, such as 1.0.0 or 2.1.0-beta.1")]
+    """Of the package. What was pushed as a version never changes."""
     publisher: Line = ""
+    """Who wrote it."""
     description: Text = ""
-    platforms: list[Platform] = Field(["linux"], min_length=1)
+    """What it is for."""
+    platforms: Annotated[list[Platform], Published({"uniqueItems": True})] = Field(["linux"], min_length=1)
+    """Where it runs."""
     operations: Annotated[dict[OperationName, Operation], Field(min_length=1, max_length=100)]
+    """What it can do, by name."""
 
     @field_validator("platforms")
     @classmethod

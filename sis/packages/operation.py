@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 from sis.packages import templates, values
-from sis.packages.fields import LOWER, Line, Name, Part, Text, as_text, shaped
+from sis.packages.fields import LOWER, SCALARS, Line, Name, Part, Published, Rule, Text, as_text, shaped
 from sis.packages.templates import Reference
-from sis.packages.values import InputType, Value
+from sis.packages.values import Given, InputType, Plain, Value
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -52,6 +60,10 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _is(field: str, value: JsonValue) -> JsonValue:
+    return {"required": [field], "properties": {field: {"const": value}}}
+
+
 def _unchecked_value(value: object) -> object:
     if value is None:
         return None
@@ -64,19 +76,47 @@ def _unchecked_value(value: object) -> object:
     raise ValueError("must be text, or a list of texts for an input of type list")
 
 
+# The rules between the fields of an input, for editors; its validators have them for everybody.
+_NO_DEFAULT: Final[dict[str, JsonValue]] = {"default": {"type": "null"}}
+_INPUT_RULES: Final[list[JsonValue]] = [
+    {
+        "if": _is("type", "enum"),
+        "then": {"required": ["choices"], "properties": {"choices": {"minItems": 1}}},
+        "else": {"properties": {"choices": {"maxItems": 0}}},
+    },
+    {"if": _is("type", "file"), "then": {"properties": {"pattern": {"const": ""}, **_NO_DEFAULT}}},
+    {"if": _is("sensitive", True), "then": {"properties": {"type": {"const": "string"}, **_NO_DEFAULT}}},
+    {"if": _is("required", True), "then": {"properties": _NO_DEFAULT}},
+]
+_VALUES: Final = [{"type": [*SCALARS, "null"]}, {"type": "array", "items": {"type": list(SCALARS)}}]
+
+
 class Input(Part):
     """A typed input of an operation. A sensitive one takes no plain value and is no part of a command."""
 
-    type: Annotated[InputType, Field(strict=False)]
-    description: Text = ""
-    hint: Text = ""
-    required: bool = False
-    sensitive: bool = False
-    choices: list[Line] = Field([], max_length=200, validate_default=True)
-    pattern: Annotated[Line, AfterValidator(_pattern)] = ""
-    default: Annotated[Value | None, BeforeValidator(_unchecked_value)] = None
+    model_config = ConfigDict(json_schema_extra={"allOf": _INPUT_RULES})
 
-    def check(self, value: str | Sequence[str]) -> Value:
+    type: Annotated[InputType, Field(strict=False)]
+    """What it takes."""
+    description: Text = ""
+    """What it is for."""
+    hint: Text = ""
+    """What to type."""
+    required: bool = False
+    """Whether a job must give it, not empty."""
+    sensitive: bool = False
+    """Whether it is a secret: it takes a credential, no plain value, and stands in no command."""
+    choices: Annotated[
+        list[Annotated[Line, Published({"minLength": 1})]], Field(max_length=200), Published({"uniqueItems": True})
+    ] = Field([], validate_default=True)
+    """What an enum may be."""
+    pattern: Annotated[Line, AfterValidator(_pattern)] = ""
+    """A regular expression that the whole value, or each item of a list, must match; without look-around and
+    back-references."""
+    default: Annotated[Plain | None, BeforeValidator(_unchecked_value), Published({"anyOf": _VALUES})] = None
+    """The value without one."""
+
+    def check(self, value: Given) -> Value:
         """The value in its canonical form. Raises `values.InvalidValue`."""
         return values.check(self.type, value, choices=self.choices, pattern=self.pattern)
 
@@ -99,11 +139,20 @@ class Input(Part):
             raise ValueError("must be different texts, none of them empty")
         return choices
 
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_of_text(cls, pattern: str, info: ValidationInfo) -> str:
+        if pattern and info.data.get("type") is InputType.FILE:
+            raise ValueError("does not go with the type file: remove it")
+        return pattern
+
     @field_validator("default")
     @classmethod
-    def _default_fits(cls, default: Value | None, info: ValidationInfo) -> Value | None:
+    def _default_fits(cls, default: Plain | None, info: ValidationInfo) -> Value | None:
         if default is None:
             return None
+        if info.data.get("type") is InputType.FILE:
+            raise ValueError("does not go with the type file: remove it")
         if info.data.get("sensitive"):
             raise ValueError("cannot be given for a sensitive input: remove it")
         if info.data.get("required"):
@@ -117,15 +166,21 @@ class Output(Part):
     """An output that the payload gives back through the file named by SIS_OUTPUT."""
 
     description: Text = ""
+    """What it tells."""
     required: bool = False
+    """Whether a job that succeeds without it fails."""
 
 
 class CredentialReference(Part):
     """A credential that an operation wants, and how it reaches the payload."""
 
     description: Text = ""
+    """What it is for."""
     required: bool = False
-    kinds: list[Annotated[CredentialKind, Field(strict=False)]] = Field([], max_length=4)
+    """Whether a job must name one."""
+    kinds: Annotated[list[Annotated[CredentialKind, Field(strict=False)]], Published({"uniqueItems": True})] = Field(
+        [], max_length=4
+    )
     """What it may be; empty for anything."""
     delivery: Delivery = "environment"
     """How its secret reaches the payload; a private key is a file, unless it comes on standard input."""
@@ -136,6 +191,12 @@ class CredentialReference(Part):
         if len(set(kinds)) != len(kinds):
             raise ValueError("names one of them twice")
         return kinds
+
+
+# The literals and the directories of a template, and its inputs, for editors.
+_ARGUMENT: Final = r"[^{}\u0000]|\{\{|\}\}|\{(?:package|work)\}"
+_PARAMETER: Final = r"\{param\.[a-z][a-z0-9_]*\}"
+_RUN_TIMEOUT: Final = {"type": ["integer", "string"], "minimum": 0, "pattern": f"^(?:{_DURATION.pattern})$"}
 
 
 def _template(value: str) -> str:
@@ -156,14 +217,26 @@ class Operation(Part):
     """Something that the package can do."""
 
     description: Text = ""
+    """What it does."""
     inputs: dict[InputName, Input] = Field({}, max_length=100)
+    """What a job gives, by name."""
     credentials: dict[ReferenceName, CredentialReference] = Field({}, max_length=20)
+    """The credentials that a job names, by reference."""
     outputs: dict[OutputName, Output] = Field({}, max_length=200)
+    """What the job gives back, by name."""
     interpreter: Line = ""
     """The program that runs the command, where its first argument is a script; "" for none."""
-    command: Annotated[list[Annotated[Text, AfterValidator(_template)]], Field(min_length=1, max_length=200)]
-    run_timeout: Annotated[int, BeforeValidator(_seconds), Field(le=_MAX_RUN_TIMEOUT)] = 0
-    """In seconds; 0 means no limit."""
+    command: Annotated[
+        list[Annotated[Text, Rule({"pattern": f"^(?:{_ARGUMENT}|{_PARAMETER})*$"}, _template)]],
+        Field(min_length=1, max_length=200),
+        Published({"allOf": [{"prefixItems": [{"pattern": f"^(?:{_ARGUMENT})+$"}]}]}),
+    ]
+    """The program and its arguments, which no shell reads. {param.NAME} is the value of an input, {package} and {work}
+    are directories, {{ and }} braces; an argument that names an absent or empty value vanishes."""
+    run_timeout: Annotated[int, Field(le=_MAX_RUN_TIMEOUT), BeforeValidator(_seconds), Published(_RUN_TIMEOUT)] = 0
+    """In seconds, or a number with s, m, h or d; 0 means no limit."""
+    output_markers: bool = False
+    """Whether outputs are also read from standard output, marked as packages written for Hornbill do it."""
 
     @field_validator("credentials")
     @classmethod

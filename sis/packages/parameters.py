@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from sis.packages import values
 from sis.packages.manifest import MAX_PROBLEMS, Operation, Problem
 from sis.packages.operation import ADMIN, RUN_AS
-from sis.packages.values import InvalidValue, Value
+from sis.packages.values import MAX_FILES_BYTES, File, Given, InvalidValue, Value
 
 MAX_TOTAL_BYTES = 512 * 1024
-"""Of all values together: even as arguments and environment both, a process can be given them."""
+"""Of all values but files together: even as arguments and environment both, a process can be given them."""
 
 
 def check(
-    operation: Operation, given: Mapping[str, str | Sequence[str]], credential_refs: Collection[str] = ()
+    operation: Operation, given: Mapping[str, Given], credential_refs: Collection[str] = ()
 ) -> tuple[dict[str, Value], list[Problem]]:
     """The values with which the operation would run, and every mistake in those given.
 
@@ -52,9 +52,13 @@ def check(
         if declared.required and not value:
             problems.append(Problem(name, "is required: give a value that is not empty"))
         resolved[name] = value
-    sizes = {name: len(values.text(value).encode()) for name, value in resolved.items()}
+    sizes = {n: len(values.text(value).encode()) for n, value in resolved.items() if not isinstance(value, File)}
     if sum(sizes.values()) > MAX_TOTAL_BYTES:
         message = f"all values together are longer than {MAX_TOTAL_BYTES // 1024} KiB: shorten this one or others"
+        problems.append(Problem(max(sizes, key=sizes.__getitem__), message))
+    sizes = {name: len(value.content) for name, value in resolved.items() if isinstance(value, File)}
+    if sum(sizes.values()) > MAX_FILES_BYTES:
+        message = f"all files together are longer than {MAX_FILES_BYTES >> 20} MiB: shorten this one or others"
         problems.append(Problem(max(sizes, key=sizes.__getitem__), message))
     return resolved, problems[:MAX_PROBLEMS]
 

@@ -2,14 +2,15 @@
 
 It may hold plain files and directories beneath its root, each once, and nothing else. Whatever its headers
 claim, reading it costs no more than the limits here. (Of `tarfile` only the parser of one header is used: its
-reader takes a damaged header for the end, and reads extension headers of any size into memory.)
+reader takes a damaged header for the end, and reads extension headers of any size into memory. `gzip` is not used: it
+skips padding and reads the fields of a member's header byte by byte, and takes as many members as there are.)
 """
 
 from __future__ import annotations
 
-import gzip
 import stat
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ _MAX_EXTENSION_BYTES = 8 * 1024
 _MAX_EXTENSIONS = 3
 _MAX_TRAILING_BYTES = 1024 * 1024
 _GLOBAL_HEADER = b"g"
+_GZIP = 31
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
@@ -68,15 +70,16 @@ def entries(packed: BinaryIO, packed_size: int) -> Iterator[Entry]:
         directory = header.type == tarfile.DIRTYPE
         if not directory and header.type not in _FILES:
             raise InvalidArchive(f"{path!r} is neither a plain file nor a directory: remove it")
+        if not directory and header.mode & (stat.S_ISUID | stat.S_ISGID):
+            raise InvalidArchive(f"{path!r} has the setuid or the setgid bit: remove it")
         if header.size < 0 or (directory and header.size):
             raise InvalidArchive(f"{path!r} has an impossible size")
         unpacked += header.size
         if unpacked > MAX_UNPACKED_BYTES:
             raise InvalidArchive(f"it has more than {MAX_UNPACKED_BYTES >> 20} MiB when unpacked")
-        if path:
-            names.add(path, directory)
-        elif not directory:
+        if not path and not directory:
             raise InvalidArchive("it holds a file without a name")
+        names.add(path, directory)
         entry = Entry(path, directory, bool(header.mode & stat.S_IXUSR), header.size, inflated, header.size)
         if path:
             yield entry
@@ -90,36 +93,52 @@ def clean_path(name: str) -> str:
 
     Raises InvalidArchive when it would lead elsewhere, or is one that people could not read or type.
     """
+    shown = repr(name) if len(name) <= MAX_NAME_BYTES else f"{name[:100]!r}…"
     if not name or name.startswith("/"):
-        raise InvalidArchive(f"the path {name!r} is not beneath the root of the package")
+        raise InvalidArchive(f"the path {shown} is not beneath the root of the package")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     for part in parts:
         if part == ".." or "\\" in part:
-            raise InvalidArchive(f"the path {name!r} is not beneath the root of the package")
+            raise InvalidArchive(f"the path {shown} is not beneath the root of the package")
         if not part.isprintable():
-            raise InvalidArchive(f"the path {name!r} has characters that cannot be printed")
+            raise InvalidArchive(f"the path {shown} has characters that cannot be printed")
         if len(part.encode()) > MAX_NAME_BYTES:
-            raise InvalidArchive(f"the path {name[:100]!r}… has a name of more than {MAX_NAME_BYTES} bytes")
+            raise InvalidArchive(f"the path {shown} has a name of more than {MAX_NAME_BYTES} bytes")
     path = "/".join(parts)
     if len(path.encode()) > MAX_PATH_BYTES:
-        raise InvalidArchive(f"the path {name[:100]!r}… is longer than {MAX_PATH_BYTES:,} bytes")
+        raise InvalidArchive(f"the path {shown} is longer than {MAX_PATH_BYTES:,} bytes")
     return path
 
 
 class _Inflated:
-    """The decompressed bytes of an archive."""
+    """The decompressed bytes of an archive, which is one gzip member and nothing else."""
 
     def __init__(self, packed: BinaryIO) -> None:
-        self._file = gzip.GzipFile(fileobj=packed, mode="rb")
+        self._packed = packed
+        self._inflater = zlib.decompressobj(wbits=_GZIP)
+        self._buffer = memoryview(b"")
 
     def read(self, size: int) -> bytes:
         """At most so many bytes; none at the end of a sound archive."""
-        try:
-            return self._file.read(size)
-        except EOFError:
-            raise InvalidArchive("it ends in the middle: send it again") from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise InvalidArchive(f"it is not gzip-compressed, or damaged: {error}") from None
+        if not self._buffer:
+            self._buffer = memoryview(self._inflate())
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return bytes(data)
+
+    def _inflate(self) -> bytes:
+        while not self._inflater.eof:
+            piece = self._inflater.unconsumed_tail or self._packed.read(_COPY_BYTES)
+            try:
+                data = self._inflater.decompress(piece, _COPY_BYTES)
+            except zlib.error as error:
+                raise InvalidArchive(f"it is not gzip-compressed, or damaged: {error}") from None
+            if data:
+                return data
+            if not piece and not self._inflater.eof:
+                raise InvalidArchive("it ends in the middle: send it again")
+        if self._inflater.unused_data or self._packed.read(1):
+            raise InvalidArchive("it has data behind its end")
+        return b""
 
     def read_exactly(self, size: int) -> bytes:
         data = b""
@@ -138,14 +157,18 @@ class _Names:
     files: set[str] = field(default_factory=set)
     directories: set[str] = field(default_factory=set)
     stated: set[str] = field(default_factory=set)
+    folded: dict[str, str] = field(default_factory=dict)
+    """Each path by what a file system makes of it that knows neither case nor Unicode's several ways to write it."""
 
     def add(self, path: str, directory: bool) -> None:
         if path in self.files or path in self.stated or (path in self.directories and not directory):
-            raise InvalidArchive(f"it holds {path!r} twice")
+            raise InvalidArchive(f"it holds {path or '.'!r} twice")
+        self._tell_apart(path)
         parent = path
         while "/" in parent and (parent := parent.rpartition("/")[0]) not in self.directories:
             if parent in self.files:
                 raise InvalidArchive(f"it holds {parent!r} both as a file and as a directory")
+            self._tell_apart(parent)
             self.directories.add(parent)
         if directory:
             self.stated.add(path)
@@ -154,6 +177,11 @@ class _Names:
             self.files.add(path)
         if len(self.files) + len(self.directories) > MAX_ENTRIES:
             raise InvalidArchive(f"it has more than {MAX_ENTRIES:,} files and directories")
+
+    def _tell_apart(self, path: str) -> None:
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
+        if (other := self.folded.setdefault(folded, path)) != path:
+            raise InvalidArchive(f"it holds {other!r} and {path!r}, which not every file system tells apart")
 
 
 def _next_header(inflated: _Inflated) -> tarfile.TarInfo | None:
@@ -171,12 +199,14 @@ def _next_header(inflated: _Inflated) -> tarfile.TarInfo | None:
             raise InvalidArchive(f"it is not a tar, or damaged: {error}") from None
         if header.type == tarfile.XHDTYPE:
             records = _extended_records(_extension(inflated, header))
-            name = records.get("path", name)
+            name = _sole_name(name, records.get("path"))
             size = _extended_size(records, size)
         elif header.type == tarfile.GNUTYPE_LONGNAME:
-            name = _utf8(_extension(inflated, header).rstrip(b"\0"))
+            name = _sole_name(name, _utf8(_extension(inflated, header).rstrip(b"\0")))
         elif header.type == _GLOBAL_HEADER:
-            _extension(inflated, header)
+            # What other programs would take to be said of each entry; a comment is all that there is use for.
+            if _extended_records(_extension(inflated, header)).keys() & {"path", "linkpath", "size"}:
+                raise InvalidArchive("it has a global header that names or measures its entries")
         else:
             header.name = header.name if name is None else name
             header.size = header.size if size is None else size
@@ -205,6 +235,13 @@ def _extended_records(content: bytes) -> dict[str, str]:
             raise InvalidArchive("it has a malformed extension header")
         records[_utf8(key)] = _utf8(value[:-1])
     return records
+
+
+def _sole_name(name: str | None, other: str | None) -> str | None:
+    """The name of an entry, which is given once: of several, each program takes another one."""
+    if name is not None and other is not None:
+        raise InvalidArchive("it names an entry more than once")
+    return name if other is None else other
 
 
 def _extended_size(records: dict[str, str], size: int | None) -> int | None:

@@ -8,15 +8,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
+from typing import Final
 
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
 
 MAX_VALUE_BYTES = 64 * 1024
 MAX_LIST_ITEMS = 1_000
+MAX_FILE_BYTES: Final = 1024 * 1024
+MAX_FILES_BYTES: Final = 2 * 1024 * 1024
+"""Of all files of one job."""
+MAX_FILE_NAME: Final = 255
+"""In characters."""
 
-Value = str | list[str]
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as a value: its content, and the name by which people know it."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+
+Plain = str | list[str]
+"""A value that has a text form."""
+Value = Plain | File
+Given = str | Sequence[str] | File
+"""A value as somebody gives it, not checked."""
 
 
 class InputType(StrEnum):
@@ -27,13 +47,14 @@ class InputType(StrEnum):
     BOOLEAN = "boolean"
     ENUM = "enum"
     LIST = "list"
+    FILE = "file"
 
 
 class InvalidValue(ValueError):
     """The value does not fit its input; the message says what to give."""
 
 
-def text(value: Value) -> str:
+def text(value: Plain) -> str:
     """The text form of a value: itself, or the items of a list, a line each."""
     return value if isinstance(value, str) else "\n".join(value)
 
@@ -43,12 +64,18 @@ def lines(value: str) -> list[str]:
     return value.split("\n") if value else []
 
 
-def check(type_: InputType, value: str | Sequence[str], *, choices: Sequence[str] = (), pattern: str = "") -> Value:
+def check(type_: InputType, value: Given, *, choices: Sequence[str] = (), pattern: str = "") -> Value:
     """The value in its canonical form. A text given for a list stands for the list of its lines.
 
     Raises:
         InvalidValue: it is of another type, too long, or not what the choices or the pattern permit.
     """
+    if type_ is InputType.FILE:
+        if not isinstance(value, File):
+            raise InvalidValue("must be a file: give its name and its content")
+        return _check_file(value)
+    if isinstance(value, File):
+        raise InvalidValue(f"must be a {type_} value, not a file")
     if type_ is not InputType.LIST:
         if not isinstance(value, str):
             raise InvalidValue(f"must be one {type_} value, not a list")
@@ -73,6 +100,16 @@ def shortened(names: Iterable[str]) -> str:
 def compile_pattern(pattern: str) -> None:
     """Raises InvalidValue when the pattern is not a regular expression of the linear kind."""
     _validator(pattern)
+
+
+def _check_file(value: File) -> File:
+    if not 1 <= len(value.name) <= MAX_FILE_NAME:
+        raise InvalidValue(f"has a file name that is not of 1 to {MAX_FILE_NAME} characters")
+    if value.name in (".", "..") or "/" in value.name or "\\" in value.name or not value.name.isprintable():
+        raise InvalidValue("has a file name that is no plain name: give it without directories and control characters")
+    if len(value.content) > MAX_FILE_BYTES:
+        raise InvalidValue(f"is a file of more than {MAX_FILE_BYTES >> 20} MiB")
+    return value
 
 
 def _check_scalar(type_: InputType, value: str, choices: Sequence[str], pattern: str) -> str:

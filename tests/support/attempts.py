@@ -18,6 +18,7 @@ from services.sis_agent.agent.attempts import ASSIGNMENT
 from services.sis_agent.agent.handle import SupervisorHandle, Zygote
 from services.sis_agent.agent.spool import SpoolReader
 from services.sis_agent.agent.supervisor_identity import SPOOL
+from sis.packages.values import File
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
@@ -111,25 +112,33 @@ class Attempts:
         *,
         command: Sequence[str] = SHELL,
         outputs: Mapping[str, bool] | None = None,
+        output_markers: bool = False,
         run_timeout: float = 0.0,
         grace: float = 0.3,
         log_cap_bytes: int = 0,
         inputs: Mapping[str, object] | None = None,
+        files: Mapping[str, File] | None = None,
         credentials: Mapping[str, object] | None = None,
         leases: Callable[[dispatch.Assignment], object] | None = None,
     ) -> Attempt:
         """A package with one operation, and an attempt of it that nobody supervises yet.
 
-        `inputs` and `credentials` are declared by the operation as well; `leases` puts leases into the assignment.
+        `inputs` and `credentials` are declared by the operation as well, and so are the inputs that `files` are given
+        for; `leases` puts leases into the assignment.
         """
         number = next(_numbers)
         package = self._root / f"package-{number}"
         package.mkdir()
         operation = {
             "command": list(command),
-            "inputs": {"script": {"type": "string"}, **(inputs or {})},
+            "inputs": {
+                "script": {"type": "string"},
+                **(inputs or {}),
+                **{name: {"type": "file"} for name in files or {}},
+            },
             "credentials": credentials or {},
             "outputs": {name: {"required": required} for name, required in (outputs or {}).items()},
+            "output_markers": output_markers,
         }
         manifest = {"name": "test.package", "version": "1.0.0", "operations": {"run": operation}}
         (package / "package.yaml").write_text(json.dumps(manifest))  # JSON is YAML
@@ -140,6 +149,8 @@ class Attempts:
             cancel_grace=duration(grace),
             log_cap_bytes=log_cap_bytes,
         )
+        for name, file in (files or {}).items():
+            assignment.parameters[name].file.MergeFrom(job_pb2.FileValue(name=file.name, content=file.content))
         if run_timeout:
             assignment.run_timeout.CopyFrom(duration(run_timeout))
         if leases is not None:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Final
+
 from services.sis_agent.agent import delivery, payload, run_as
 from services.sis_agent.agent.leases import Leases
 from services.sis_agent.agent.payload import Command
 from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS
 from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.stage import Stage
-from services.sis_agent.agent.start_failed import LEASE_UNREADABLE, StartFailed
+from services.sis_agent.agent.start_failed import LEASE_UNREADABLE, PLATFORM_UNSUPPORTED, StartFailed
 from sis.packages import arguments, parameters
 from sis.packages.manifest import Manifest
 from sis.packages.operation import Operation
+from sis.packages.values import File, Given
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import job_pb2
 
+PLATFORM: Final[str] = {"win32": "windows"}.get(sys.platform, sys.platform)
+"""That of this agent, in the words of manifests."""
+
 
 def operation_of(assignment: dispatch.Assignment, manifest: Manifest) -> Operation:
-    """The operation that the assignment names. Raises StartFailed."""
+    """The operation that the assignment names. Raises StartFailed, also where the package is not for this platform."""
+    if PLATFORM not in manifest.platforms:
+        wanted = " or ".join(manifest.platforms)
+        text = f"the package runs on {wanted}, this agent on {PLATFORM}: give the job to an agent of another platform"
+        raise StartFailed(text, PLATFORM_UNSUPPORTED)
     try:
         return manifest.operations[assignment.operation]
     except KeyError:
@@ -32,8 +43,8 @@ def build(
     account: Account | None,
     attempt: str,
 ) -> Command:
-    """The command line, the environment and the standard input of the payload, whose secrets are in their files then.
-    `attempt` marks its processes.
+    """The command line, the environment and the standard input of the payload, whose secrets and files are in their
+    places then. `attempt` marks its processes.
 
     Raises:
         StartFailed: a parameter or a credential is not what the operation takes; the message names each.
@@ -49,7 +60,8 @@ def build(
         raise StartFailed(f"the assignment has no lease for parameter {', '.join(sorted(missing))}", LEASE_UNREADABLE)
     delivered = delivery.deliver(operation, leases, stage.private)
     environment = payload.base_environment() if account is None else run_as.environment(account)
-    environment |= arguments.environment(resolved, secrets) | delivered.environment
+    values = arguments.with_paths(resolved, stage.private.write_input)
+    environment |= arguments.environment(values, secrets) | delivered.environment
     environment |= {
         "SIS_JOB_ID": str(assignment.attempt.job_id),
         "SIS_ATTEMPT": attempt,
@@ -59,9 +71,15 @@ def build(
         "SIS_OUTPUT": str(stage.private.path / OUTPUT),
         "SIS_PROGRESS": str(stage.private.path / PROGRESS),
     }
-    line = arguments.command_line(operation, resolved, stage.package, stage.work)
+    line = arguments.command_line(operation, values, stage.package, stage.work)
     return Command(line, environment, stage.work, account, delivered.standard_input)
 
 
-def _value(value: job_pb2.ParameterValue) -> str | list[str]:
-    return list(value.list.items) if value.WhichOneof("value") == "list" else value.plain
+def _value(value: job_pb2.ParameterValue) -> Given:
+    match value.WhichOneof("value"):
+        case "list":
+            return list(value.list.items)
+        case "file":
+            return File(value.file.name, value.file.content)
+        case _:
+            return value.plain

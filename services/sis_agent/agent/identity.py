@@ -84,7 +84,7 @@ class AgentIdentity:
         except FileNotFoundError:
             raise NotEnrolled(
                 f"there is no identity in {directory}: have `sis agents pair --name NAME --group GROUP` print a "
-                "pairing code, then run `sis-agent enrol --hub HOST:PORT --code CODE` here"
+                "pairing code, then run `sis-agent enrol --hub HOST:PORT --code -` here"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IdentityDamaged(f"{directory / IDENTITY} cannot be read ({error}): enrol again") from None

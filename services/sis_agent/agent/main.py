@@ -124,7 +124,7 @@ async def serve(settings: AgentSettings, identity: HeldIdentity) -> None:
     directories = AttemptDirectories(settings.state / "attempts")
     journal = Journal.open_or_create(settings.state / "journal", directories.orphan_all)
     connection = Connection(identity, settings.hub_endpoints, about(settings))
-    packages = PackageCache(settings.state / "packages", connection.fetch)
+    packages = PackageCache(settings.state / "packages", connection.fetch, settings.cache_bytes)
     zygote = Zygote(identity_directory=settings.identity)
     try:
         async with asyncio.TaskGroup() as group:

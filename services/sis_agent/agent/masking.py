@@ -93,6 +93,8 @@ class Whole:
 
     def part(self, start: int, end: int) -> bytes:
         """The bytes from start to end, masked."""
+        if start >= end:
+            return b""
         pieces: list[bytes] = []
         place = start
         for number in range(bisect_right(self._ends, start), len(self._ends)):

@@ -12,6 +12,7 @@ import time
 from typing import Final
 
 from services.sis_agent.agent.masking import Masker
+from services.sis_agent.agent.output_markers import OutputMarkers
 from services.sis_agent.agent.recorder import Recorder
 from services.sis_agent.agent.spool import MAX_CHUNK_BYTES
 from sis.queue.v1 import frame_pb2 as pb
@@ -34,6 +35,8 @@ class OutputPipes:
         self._kept = 0
         self.discarded = 0
         """Bytes dropped at the cap, which counts what is left of them when they are masked."""
+        self.markers: Final = OutputMarkers()
+        """Those in what was recorded of standard output."""
         self._buffer = bytearray()
         self._channel: job_pb2.Channel.ValueType = job_pb2.CHANNEL_STDOUT
         self._flush_at = 0.0
@@ -134,6 +137,8 @@ class OutputPipes:
         # What was held back may have made it longer than what was read.
         for start in range(0, room, MAX_CHUNK_BYTES):
             self._recorder.chunk(channel, data[start : min(start + MAX_CHUNK_BYTES, room)])
+        if channel == job_pb2.CHANNEL_STDOUT:
+            self.markers.feed(data[:room])
         if len(data) > room:
             if self.discarded == 0:
                 text = f"The output is longer than {self._cap:,} bytes; what follows is discarded"

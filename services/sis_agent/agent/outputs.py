@@ -1,4 +1,5 @@
-"""What a payload gives back through its files: output parameters (SIS_OUTPUT) and progress (SIS_PROGRESS).
+"""What a payload gives back through its files: output parameters (SIS_OUTPUT) and progress (SIS_PROGRESS). The rules
+of a name and a value are those of `output_markers` as well.
 
     name=value              up to the end of the line
     name<<MARK              the lines up to one that is MARK; MARK is any text without blanks
@@ -27,6 +28,7 @@ from services.sis_agent.agent.masking import Masker
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_VALUE_BYTES: Final = 64 << 10
 MAX_NAMES: Final = 200
+MAX_NAME_BYTES: Final = 100
 MAX_PROBLEMS: Final = 20
 MAX_PROGRESS_CHARACTERS: Final = 200
 
@@ -43,6 +45,13 @@ class Outputs:
     values: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     """Sentences that name the line or the output and say what is wrong."""
+    remarks: tuple[str, ...] = ()
+    """Sentences about what was passed over without being wrong."""
+
+    def over(self, other: Outputs) -> Outputs:
+        """Both; of a name that both give, this one's value counts."""
+        values = {**other.values, **self.values}
+        return Outputs(values, self.problems + other.problems, self.remarks + other.remarks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,7 @@ def parse_outputs(content: bytes, masker: Masker) -> Outputs:
         if not line.strip():
             continue
         match = _ENTRY.fullmatch(line)
-        if match is None or not _NAME.fullmatch(match[1]):
+        if match is None or not is_name(match[1]):
             problems.append(f"line {number} of the output is neither name=value nor name<<MARK")
             continue
         name = whole.part(start, start + match.end(1)).decode()
@@ -108,8 +117,8 @@ def parse_outputs(content: bytes, masker: Masker) -> Outputs:
                 break
             first, end = starts[index], max(starts[index], starts[marked] - 1)
             index = marked + 1
-        problem = _take(values, name, content[first:end], whole.part(first, end))
-        if problem:
+        raw, masked = content[first:end], whole.part(first, end)
+        if problem := take(values, name, masked, valid=is_text(raw) or is_text(masked)):
             problems.append(f"line {number}: {problem}")
     return Outputs(values, tuple(problems))
 
@@ -148,21 +157,27 @@ def parse_progress(content: bytes, masker: Masker) -> ProgressReport | None:
     return ProgressReport(int(match[1]), text.strip()[:MAX_PROGRESS_CHARACTERS])
 
 
-def _take(values: dict[str, str], name: str, raw: bytes, masked: bytes) -> str:
-    """Put the masked value in, or say what is wrong with it."""
+def is_name(name: bytes) -> bool:
+    """Whether an output may be called so: `MAX_NAME_BYTES` at most."""
+    return _NAME.fullmatch(name) is not None
+
+
+def take(values: dict[str, str], name: str, masked: bytes, *, valid: bool) -> str:
+    """Put the masked value in, or say what is wrong with it; whether it was `valid` UTF-8 is the caller's to know."""
     if name not in values and len(values) >= MAX_NAMES:
         return f"there are more than {MAX_NAMES} outputs"
     if len(masked) > MAX_VALUE_BYTES:
         return f"the output {name} is longer than {MAX_VALUE_BYTES >> 10} KiB"
     if b"\0" in masked:
         return f"the output {name} has a NUL character"
-    if not (_is_text(raw) or _is_text(masked)):
+    if not valid:
         return f"the output {name} is not valid UTF-8"
     values[name] = masked.decode(errors="replace")
     return ""
 
 
-def _is_text(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
+    """Whether these bytes are UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:

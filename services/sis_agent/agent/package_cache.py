@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from sis.private_files import sync_directory
 
 log = logging.getLogger(__name__)
 
-# So many packages are kept; the ones used least recently go first.
+# So many packages are kept, no larger together than the cache may be; the ones used least recently go first.
 KEPT: Final = 100
 # A fetch outlives the attempts that wait for it, but not for longer than this.
 FETCH_SECONDS: Final = 600.0
@@ -45,11 +46,21 @@ class Fetch(Protocol):
 
 
 class PackageCache:
-    """`packages/<digest>/`: unpacked packages, each complete or not there at all."""
+    """`packages/<digest>/`: unpacked packages, each complete or not there at all.
 
-    def __init__(self, root: Path, fetch: Fetch) -> None:
+    Together they have at most so many bytes when nobody holds any; the last one that was fetched comes on top until
+    the next look.
+    """
+
+    def __init__(self, root: Path, fetch: Fetch, max_bytes: int) -> None:
         self._root = root
         self._fetch = fetch
+        self._max_bytes = max_bytes
+        self._sizes: dict[str, int] = {}
+        # Until the first look nobody knows; afterwards because of what is held.
+        self._too_large = True
+        self._trimming = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._held: Counter[str] = Counter()
         self._fetching: dict[str, asyncio.Task[Path]] = {}
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,6 +86,10 @@ class PackageCache:
         finally:
             self._held[digest] -= 1
             self._held = +self._held  # without those at zero
+            if self._too_large and digest not in self._held:
+                task = asyncio.create_task(self._trim(), name="trim packages")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     async def get(self, digest: str) -> Path:
         """The directory of a package, fetched if it is not here; several callers share one fetch.
@@ -93,8 +108,8 @@ class PackageCache:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Stop what is being fetched. Repeatable."""
-        tasks = list(self._fetching.values())
+        """Stop what is being fetched and removed. Repeatable."""
+        tasks = [*self._fetching.values(), *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -123,7 +138,7 @@ class PackageCache:
         finally:
             await asyncio.to_thread(_remove, packed)
             await asyncio.to_thread(_remove, unpacked)
-        await asyncio.to_thread(self._trim, {digest, *self._held})
+        await self._trim(digest)
         return self._root / digest
 
     async def _download(self, digest: str, packed: Path) -> None:
@@ -150,15 +165,38 @@ class PackageCache:
         if content.hexdigest() != digest:
             raise PackageUnavailable(f"what arrived as package {digest} has the digest {content.hexdigest()}")
 
-    def _trim(self, kept: Collection[str]) -> None:
-        found = [path for path in self._root.iterdir() if is_digest(path.name) and path.name not in kept]
+    async def _trim(self, fresh: str = "") -> None:
+        """Remove what is neither held nor fresh, used least recently first, until the rest is within the limits."""
+        async with self._trimming:
+            try:
+                await asyncio.to_thread(self._measure)
+                for path in self._make_way({fresh, *self._held}):
+                    await asyncio.to_thread(_remove, path)
+            except OSError as error:
+                log.warning("packages could not be removed: %s", error)
+
+    def _measure(self) -> None:
+        for path in self._root.iterdir():
+            if is_digest(path.name) and path.name not in self._sizes:
+                self._sizes[path.name] = sum(each.lstat().st_size for each in path.rglob("*") if not each.is_dir())
+
+    def _make_way(self, kept: Collection[str]) -> list[Path]:
+        """Move away what has to go; returns where it is to be removed. A package is complete or not there, and nobody
+        can begin to hold one meanwhile, for nothing is awaited here."""
+        found = [path for path in self._root.iterdir() if path.name in self._sizes]
         found.sort(key=lambda path: path.stat().st_mtime)
-        for path in found[: max(0, len(found) + len(kept) - KEPT)]:
-            log.info("package %s makes room", path.name)
-            # Moved first: a package is complete or not there.
-            leaving = path.with_name(f"{path.name}.leaving")
-            path.rename(leaving)
-            _remove(leaving)
+        count, size = len(found), sum(self._sizes.values())
+        leaving: list[Path] = []
+        for path in found:
+            if count <= KEPT and size <= self._max_bytes:
+                break
+            if path.name not in kept:
+                log.info("package %s makes room", path.name)
+                leaving.append(path.rename(path.with_name(f"{path.name}.leaving-{time.monotonic_ns()}")))
+                count -= 1
+                size -= self._sizes.pop(path.name)
+        self._too_large = count > KEPT or size > self._max_bytes
+        return leaving
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The private directory of an attempt: for what may be secret, as SIS_OUTPUT and the files of credentials are.
+"""The private directory of an attempt: for what may be secret, as SIS_OUTPUT and the files of credentials and inputs
+are.
 
 It belongs to the account of the attempt's payload (0700), and is gone when that has ended. Its name follows from the
 token of the attempt, and nobody can know it before it is there.
@@ -16,15 +17,19 @@ import errno
 import functools
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Final, Self
 
 from services.sis_agent.agent.run_as import Account
+from sis.packages.values import File
 
 OUTPUT: Final = "output"
 PROGRESS: Final = "progress"
 _NAME: Final = "private"
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
+_TRIES: Final = 200  # more than the files that an attempt can have
 _FOR_ALL: Final = Path("/dev/shm")  # noqa: S108 (that is what it is for)
 
 
@@ -36,7 +41,7 @@ class PrivateDirectory:
         self.path = path
         self.in_memory: Final = in_memory
         self.names: Final[list[str]] = []
-        """Of the files that were made here, in order."""
+        """Of the files that `write` has made here, in order."""
         self._owner = owner
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
@@ -78,12 +83,21 @@ class PrivateDirectory:
 
     def write(self, name: str, content: bytes = b"") -> Path:
         """Make a new file (0600) for the owner; returns its path. Raises OSError."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, 0o600, dir_fd=self._descriptor), "wb") as file:
-            self.names.append(name)
-            self._give(file.fileno())
-            file.write(content)
+        self._create(name, 0o600, content)
+        self.names.append(name)
         return self.path / name
+
+    def write_input(self, given: File) -> Path:
+        """Make a file that the owner can only read (0400) of one that was given as a value; returns its path. It has
+        the name that was given, as far as that is safe in a shell and nothing else here has it. Raises OSError."""
+        safe = _UNSAFE.sub("_", given.name)
+        for name in (safe, *(f"{number}-{safe[-200:]}" for number in range(2, _TRIES))):
+            try:
+                self._create(name, 0o400, given.content)
+            except FileExistsError:
+                continue
+            return self.path / name
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def inside(self, name: str) -> Path:
         """By which this process opens a file of the directory, whatever has become of its path."""
@@ -95,6 +109,12 @@ class PrivateDirectory:
             remove_all(name, self._descriptor)
         os.close(self._descriptor)
         remove_all(str(self.path))
+
+    def _create(self, name: str, mode: int, content: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(name, flags, mode, dir_fd=self._descriptor), "wb") as file:
+            self._give(file.fileno())
+            file.write(content)
 
     def _give(self, descriptor: int) -> None:
         if self._owner is not None:

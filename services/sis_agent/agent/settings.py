@@ -45,6 +45,8 @@ class AgentSettings(Settings):
     """How many attempts it takes at once."""
     labels: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)] = Field({}, max_length=64)
     """`name=value` pairs, separated by commas."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 2 << 30
+    """How much the unpacked packages in its cache may take. One that a job holds is kept beyond it."""
 
     @property
     def identity(self) -> Path:

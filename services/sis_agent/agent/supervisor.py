@@ -113,7 +113,7 @@ class Supervisor:
         if own := processes.read(os.getpid()):
             self._evidence.supervisor(own)
         try:
-            declared = self._start()
+            operation = self._start()
         except StartFailed as error:
             self._tree_empty = self._tree.empty()
             self._finish(Verdict(pb.OUTCOME_FAILED, error.reason, f"Failed: {error}"), {})
@@ -123,12 +123,12 @@ class Supervisor:
             self._wait()
             self._step()
         self._pipes.close()
-        checked, problems = self._outputs(declared)
+        checked, problems = self._outputs(operation)
         ending = Ending(self._exit_code, self._cause, self._tree_empty, problems, checked.missing)
         self._finish(verdict.judge(ending), checked.values)
 
-    def _start(self) -> Mapping[str, bool]:
-        """Start the payload; returns its declared outputs and whether they are required. Raises StartFailed."""
+    def _start(self) -> Operation:
+        """Start the payload; returns what it does. Raises StartFailed."""
         order = self._order
         if isinstance(order.manifest, str):
             raise StartFailed(order.manifest)
@@ -149,7 +149,7 @@ class Supervisor:
             # It may have ended and been orphaned by now.
             parent = started.executor or self._payload.parent_pid
             self._evidence.payload(replace(self._payload, parent_pid=parent))
-        return {name: output.required for name, output in operation.outputs.items()}
+        return operation
 
     def _command(self, order: Order, operation: Operation) -> Command:
         """What to start, with its directories and the files of its secrets. Raises StartFailed."""
@@ -360,15 +360,17 @@ class Supervisor:
 
     # ---- the last frames
 
-    def _outputs(self, declared: Mapping[str, bool]) -> tuple[outputs.Checked, tuple[str, ...]]:
+    def _outputs(self, operation: Operation) -> tuple[outputs.Checked, tuple[str, ...]]:
         """What the payload gave back, and what is wrong with it; nothing after a stop."""
         if self._cause is not None or not self._tree_empty or self._stage is None:
             return outputs.Checked({}, (), ()), ()
         self._recorder.notice(pb.SEVERITY_INFO, "Processing output")
         found = outputs.read_outputs(self._stage.private.inside(OUTPUT), self._masker)
-        checked = outputs.check(found.values, declared)
-        for problem in found.problems:
-            self._recorder.notice(pb.SEVERITY_WARNING, f"Output: {problem}")
+        if operation.output_markers:
+            found = found.over(self._pipes.markers.end())
+        checked = outputs.check(found.values, {name: output.required for name, output in operation.outputs.items()})
+        for said in found.problems + found.remarks:
+            self._recorder.notice(pb.SEVERITY_WARNING, f"Output: {said}")
         if checked.undeclared:
             names = ", ".join(checked.undeclared)
             text = f"Output: the operation does not declare {names}; not kept"

@@ -44,7 +44,7 @@ def identity(site: Site) -> AgentIdentity:
 async def test_from_nothing_to_a_job(site: Site) -> None:
     site.agent.start()
     assert await site.agent.ended() == 1
-    assert "sis-agent enrol --hub HOST:PORT --code CODE" in site.agent.log
+    assert "sis-agent enrol --hub HOST:PORT --code -" in site.agent.log
     assert "Traceback" not in site.agent.log
     done = await site.agent.enrol(site.hub.enrolment_endpoint, site.hub.members.pair("berlin", "rack-12"))
     assert (done.returncode, done.stderr) == (0, "")

@@ -87,7 +87,7 @@ async def connected(state: Path, clock: list[float]) -> AsyncIterator[Watching]:
     connection = Connection(held, (), dispatch.AgentHello())
     directories = AttemptDirectories(state / "attempts")
     journal = Journal.open_or_create(state / "journal", directories.orphan_all)
-    packages = PackageCache(state / "packages", connection.fetch)
+    packages = PackageCache(state / "packages", connection.fetch, 2 << 30)
     attempts = Attempts(journal, directories, Shipping(), packages, Zygote(), identity_in(state))
     try:
         async with asyncio.TaskGroup() as group:

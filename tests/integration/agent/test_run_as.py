@@ -27,6 +27,7 @@ from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.spool import SpoolReader
 from services.sis_agent.agent.start_failed import StartFailed
 from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from sis.packages.values import File
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
@@ -168,6 +169,15 @@ async def test_the_package_is_a_copy_that_it_can_only_read(attempts_anyhow: Atte
     await attempt.end()
     assert attempt.output() == b"read\nno\nno\nno\nno\nno\n"
     assert script.exists()
+
+
+async def test_the_files_that_it_is_given_are_its_own(
+    attempts: Attempts, as_alice: Leases, alice: pwd.struct_passwd
+) -> None:
+    script = 'stat -c "%U %a" "$SIS_PARAM_CONFIG"; cat "$SIS_PARAM_CONFIG"; echo x >> "$SIS_PARAM_CONFIG" || id -un'
+    attempt = await attempts.run(script, leases=as_alice, files={"config": File("a", b"content\n")})
+    assert attempt.output().decode().splitlines() == [f"{alice.pw_name} 400", "content", alice.pw_name]
+    assert left_of(attempt) == []
 
 
 async def test_its_credentials_are_its_own(attempts: Attempts, identity: SealedIdentity, as_alice: Leases) -> None:

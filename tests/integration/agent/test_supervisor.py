@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import sys
@@ -106,6 +107,18 @@ async def test_a_package_that_cannot_be_used(attempts_anyhow: Attempts) -> None:
     assert "the package cannot be used: version: is missing" in attempt.text()
 
 
+async def test_a_package_for_another_platform(attempts_anyhow: Attempts) -> None:
+    attempt = attempts_anyhow.prepare("true")
+    manifest = json.loads((attempt.package / "package.yaml").read_text()) | {"platforms": ["darwin", "windows"]}
+    (attempt.package / "package.yaml").write_text(json.dumps(manifest))
+    await (await attempts_anyhow.spawn(attempt)).end()
+    assert (attempt.finished().outcome, attempt.finished().failure_reason) == (
+        pb.OUTCOME_FAILED,
+        "PLATFORM_UNSUPPORTED",
+    )
+    assert "Failed: the package runs on darwin or windows, this agent on linux: give the job to" in attempt.text()
+
+
 async def test_the_environment_is_clean(attempts_anyhow: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIS_AGENT_TLS_KEY", "of the agent")
     attempt = await attempts_anyhow.run("cat /proc/$$/environ")
@@ -156,6 +169,27 @@ async def test_outputs(attempts_anyhow: Attempts) -> None:
     assert "the operation does not declare extra" in attempt.text()
 
 
+async def test_outputs_among_the_output(attempts_anyhow: Attempts) -> None:
+    script = """
+start() { printf '{{SISJobOutputParameterStart:%s}}' "$1"; }
+end='{{SISJobOutputParameterEnd}}'
+start a; printf 'one\\ntwo{{SISJobOutput'; sleep 0.1; echo "ParameterEnd}}"
+echo "b=of the file" >> "$SIS_OUTPUT"
+echo "$(start b)of the stream$end $(start extra)x$end"
+echo "$(start c)from standard error$end" >&2
+start d
+"""
+    declared = {"a": True, "b": True, "c": False, "d": False}
+    attempt = await attempts_anyhow.run(script, outputs=declared, output_markers=True)
+    finished = attempt.finished()
+    assert finished.outcome == pb.OUTCOME_SUCCEEDED
+    assert {output.name: output.value for output in finished.outputs} == {"a": "one\ntwo", "b": "of the file"}
+    written = attempt.output()
+    assert written.startswith(b"{{SISJobOutputParameterStart:a}}one\ntwo{{SISJobOutputParameterEnd}}\n{{SIS")
+    assert "the operation does not declare extra" in attempt.text()
+    assert "standard output begins, and does not end, the value of 'd'; not kept" in attempt.text()
+
+
 @pytest.mark.parametrize(
     ("script", "reason", "text"),
     [
@@ -166,13 +200,21 @@ async def test_outputs(attempts_anyhow: Attempts) -> None:
         ('rm "$SIS_OUTPUT"; ln -s /etc/passwd "$SIS_OUTPUT"', "OUTPUT_INVALID", "cannot be read"),
         ('ln "$SIS_OUTPUT" "$SIS_OUTPUT.too"', "OUTPUT_INVALID", "another name"),
         ('rm "$SIS_OUTPUT"; mkfifo "$SIS_OUTPUT"', "OUTPUT_INVALID", "not a regular file"),
+        ("printf '{{SISJobOutputParameterStart:needed}}\\377{{SISJobOutputParameterEnd}}'", "OUTPUT_INVALID", "UTF-8"),
         ("exit 4", "EXIT_CODE", "exit code 4"),
     ],
 )
 async def test_outputs_that_are_wrong(attempts_anyhow: Attempts, script: str, reason: str, text: str) -> None:
-    attempt = await attempts_anyhow.run(script, outputs={"needed": True})
+    attempt = await attempts_anyhow.run(script, outputs={"needed": True}, output_markers=True)
     assert (attempt.finished().outcome, attempt.finished().failure_reason) == (pb.OUTCOME_FAILED, reason)
     assert text in attempt.notices()[-1].text
+
+
+async def test_markers_are_text_where_the_operation_does_not_ask_for_them(attempts_anyhow: Attempts) -> None:
+    marked = "{{SISJobOutputParameterStart:a}}of a page{{SISJobOutputParameterEnd}} {{SISJobOutputParameterStart:b c}}"
+    attempt = await attempts_anyhow.run(f"echo '{marked}'", outputs={"a": False})
+    assert attempt.finished().outcome == pb.OUTCOME_SUCCEEDED
+    assert not attempt.finished().outputs
 
 
 async def test_progress(attempts_anyhow: Attempts) -> None:

@@ -217,6 +217,12 @@ def test_a_part_of_a_whole_is_masked_as_the_whole_is(case: tuple[list[bytes], by
     assert Masker(secrets).whole(data).part(start, end) == rendered(data[start:end], marks[start:end])
 
 
+def test_an_empty_part_within_a_secret_is_empty() -> None:
+    whole = Masker([bytes(8)]).whole(bytes(8))
+    assert [whole.part(place, place) for place in range(9)] == [b""] * 9
+    assert [whole.part(place, place + 1) for place in range(8)] == [MASK] * 8
+
+
 @pytest.mark.parametrize("count", [1, 100])
 def test_many_secrets_in_much_text(count: int) -> None:
     """Beyond a thousand forms, what the automaton looks for is shorter."""

@@ -11,6 +11,7 @@ import pytest
 
 from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.output_pipes import OutputPipes
+from services.sis_agent.agent.outputs import Outputs
 from services.sis_agent.agent.recorder import Recorder
 from services.sis_agent.agent.spool import MAX_CHUNK_BYTES, SpoolReader, SpoolWriter
 from sis.queue.v1 import frame_pb2 as pb
@@ -139,4 +140,39 @@ def test_without_secrets_nothing_is_held(tmp_path: Path) -> None:
     rig.write(OUT, SECRET)
     rig.pipes.flush()
     assert rig.chunks() == [(OUT, SECRET)]
+    rig.close()
+
+
+START, END = b"{{SISJobOutputParameterStart:a}}", b"{{SISJobOutputParameterEnd}}"
+MARKED = START + b"<" + SECRET + b"> corr" + END + b"\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 31, len(MARKED)])
+def test_a_marked_output_is_masked_and_found_in_whatever_pieces_it_comes(rig: Rig, size: int) -> None:
+    for place in range(0, len(MARKED), size):
+        rig.write(OUT, MARKED[place : place + size])
+        rig.write(ERR, b"x")
+        rig.pipes.flush()
+    rig.end(OUT)
+    assert rig.output(OUT) == MARKED.replace(SECRET, b"***")
+    assert rig.pipes.markers.end() == Outputs({"a": "<***> corr"})
+
+
+def test_a_secret_that_looks_like_a_marker_is_masked(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "spool", [b"SISJobOutputParameterEnd}}"])
+    rig.write(OUT, START + b"1" + END + START.replace(b"a", b"b") + b"2 corr")
+    rig.pipes.close()
+    assert rig.output(OUT) == START + b"1{{***" + START.replace(b"a", b"b") + b"2 corr"
+    assert rig.pipes.markers.end().values == {}
+    rig.close()
+
+
+def test_markers_on_standard_error_and_beyond_the_cap_are_text(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "spool", cap=2 * len(START + END) + 2)
+    rig.write(ERR, START + b"1" + END)
+    rig.write(OUT, START + b"2" + END)
+    rig.write(OUT, START + b"3" + END)
+    rig.pipes.flush()
+    assert rig.pipes.discarded == len(START + END) + 1
+    assert rig.pipes.markers.end() == Outputs({"a": "2"})
     rig.close()

@@ -14,6 +14,7 @@ from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.private_directory import OUTPUT, PrivateDirectory, name_of, remove_all
 from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from sis.packages.values import File
 
 
 @pytest.fixture
@@ -31,6 +32,23 @@ def test_it_is_private_and_in_memory_where_that_can_be_had(attempt: str, tmp_pat
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(FileExistsError):
         made.write("secret")
+    made.remove()
+    assert not made.path.exists()
+
+
+def test_files_of_inputs_have_safe_names_that_never_collide(attempt: str, tmp_path: Path) -> None:
+    made = stage.make(attempt, tmp_path, tmp_path, None).private
+    made.write("db.password", b"secret")
+    names = ["a.json", "a.json", "a.json", "2-a.json", "output", "db.password", "..", "-x $(id)\u00e9", "\u00e9" * 255]
+    paths = [made.write_input(File(name, str(number).encode())) for number, name in enumerate(names)]
+    assert [path.name for path in paths[:-1]] == [
+        *("a.json", "2-a.json", "3-a.json", "2-2-a.json", "2-output", "2-db.password", "2-..", "-x___id__"),
+    ]
+    assert paths[-1].name == "_" * 255
+    assert [path.read_text() for path in paths] == [str(number) for number in range(len(names))]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o400}
+    assert {path.parent for path in paths} == {made.path}
+    assert not (made.inside(OUTPUT)).read_bytes()
     made.remove()
     assert not made.path.exists()
 

@@ -26,7 +26,7 @@ def test_lists_and_pairs_are_separated_by_commas(environment: pytest.MonkeyPatch
     settings = AgentSettings.load()
     assert settings.hub_endpoints == ("one:1", "[::1]:2")
     assert settings.labels == {"rack": "12", "note": "a=b", "empty": ""}
-    assert settings.slots == 8
+    assert (settings.slots, settings.cache_bytes) == (8, 2 << 30)
 
 
 def test_nothing_has_to_be_given(environment: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import io
 import os
 import tarfile
+import tracemalloc
+import unicodedata
+import zlib
 from pathlib import Path
 
 import pytest
@@ -44,6 +48,14 @@ def tar(*members: Member, format_: int = tarfile.PAX_FORMAT) -> bytes:
 
 def packed(*members: Member, format_: int = tarfile.PAX_FORMAT) -> bytes:
     return gzip.compress(tar(*members, format_=format_))
+
+
+def repeated(prefix: bytes, unit: bytes, times: int) -> bytes:
+    """The beginning of a gzip that holds so many copies of a unit: made of one that is compressed once."""
+    head = zlib.compressobj(9, wbits=31)
+    block = zlib.compressobj(9, wbits=-15)
+    compressed = block.compress(unit) + block.flush(zlib.Z_FULL_FLUSH)
+    return head.compress(prefix) + head.flush(zlib.Z_FULL_FLUSH) + compressed * times
 
 
 def refusal(data: bytes, directory: Path) -> str:
@@ -171,6 +183,32 @@ def test_the_formats_of_other_programs_are_read(format_: int, tmp_path: Path) ->
         ),
         (member("x", pax_headers={"size": "-1"}), "it has a malformed extension header"),
         (member("x", pax_headers={"size": "9" * 17}), "it has more than 512 MiB when unpacked"),
+        (member("x", pax_headers={"size": "\u0661"}), "it has a malformed extension header"),
+        (member("x", pax_headers={"path": "../x"}), "the path '../x' is not beneath the root of the package"),
+        (
+            member("x", pax_headers={"path": "/etc/passwd"}),
+            "the path '/etc/passwd' is not beneath the root of the package",
+        ),
+        (member("x", pax_headers={"path": ""}), "the path '' is not beneath the root of the package"),
+        (member("a\0b", pax_headers={"path": "a\0b"}), "the path 'a\\x00b' has characters that cannot be printed"),
+        (member("a\u202eb"), "the path 'a\\u202eb' has characters that cannot be printed"),
+        (member("../" * 100 + "x"), f"the path '{'../' * 33}.'… is not beneath the root of the package"),
+        (member("x", mode=0o4755), "'x' has the setuid or the setgid bit: remove it"),
+        (member("x", mode=0o2644), "'x' has the setuid or the setgid bit: remove it"),
+        (member("x", type_=tarfile.CONTTYPE), "'x' is neither a plain file nor a directory: remove it"),
+        (member("x", type_=b"D"), "'x' is neither a plain file nor a directory: remove it"),
+        (
+            member("x", type_=tarfile.SYMTYPE, linkname="package.yaml"),
+            "'x' is neither a plain file nor a directory: remove it",
+        ),
+        (
+            member("Package.yaml"),
+            "it holds 'package.yaml' and 'Package.yaml', which not every file system tells apart",
+        ),
+        (
+            member("PACKAGE.YAML/x"),
+            "it holds 'package.yaml' and 'PACKAGE.YAML', which not every file system tells apart",
+        ),
         (member("package.yaml"), "it holds 'package.yaml' twice"),
         (member("./package.yaml"), "it holds 'package.yaml' twice"),
         (member(".//package.yaml"), "it holds 'package.yaml' twice"),
@@ -186,11 +224,46 @@ def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path: Path) -> None:
     assert refusal(packed(PACKAGE_YAML, member("a/b"), member("a")), tmp_path) == "it holds 'a' twice"
 
 
+def test_names_that_are_the_same_elsewhere_are_refused(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "lib/\u00fcber") for form in ("NFC", "NFD"))
+    for one, other in (
+        (composed, apart),
+        (apart, composed.upper().replace("LIB", "lib")),
+        ("lib/stra\u00dfe", "lib/STRASSE"),
+    ):
+        message = refusal(packed(PACKAGE_YAML, member(one), member(other)), tmp_path)
+        assert message.endswith("which not every file system tells apart")
+    message = refusal(packed(PACKAGE_YAML, member("lib/a"), member("Lib/b")), tmp_path)
+    assert message == "it holds 'lib' and 'Lib', which not every file system tells apart"
+
+
+def test_a_name_is_given_once(tmp_path: Path) -> None:
+    """Of several that are put before an entry, each program takes another one."""
+    long_name = tar(member("y" * 101), format_=tarfile.GNU_FORMAT)[:1024]
+    twice = tar(member("x", pax_headers={"path": "z"}))
+    message = "it names an entry more than once"
+    assert refusal(gzip.compress(long_name + twice), tmp_path) == message
+    assert refusal(gzip.compress(twice[:1024] + long_name + twice[1024:]), tmp_path) == message
+
+
+def test_a_global_header_may_comment_and_nothing_else(tmp_path: Path) -> None:
+    def with_global(**records: str) -> bytes:
+        return gzip.compress(tarfile.TarInfo.create_pax_global_header(records) + tar(PACKAGE_YAML))
+
+    assert archive.read_manifest(with_global(comment="0123456789abcdef")).name == "a"
+    for key in ("path", "linkpath", "size"):
+        message = "it has a global header that names or measures its entries"
+        assert refusal(with_global(**{key: "1"}), tmp_path) == message
+
+
 def test_a_directory_is_stated_once(tmp_path: Path) -> None:
     directory = member("a", type_=tarfile.DIRTYPE)
     assert extracted(packed(PACKAGE_YAML, member("a/b"), directory), tmp_path).joinpath("a/b").is_file()
     with pytest.raises(InvalidArchive, match="it holds 'a' twice"):
         archive.read_manifest(packed(PACKAGE_YAML, directory, directory))
+    root = member("./", type_=tarfile.DIRTYPE)
+    with pytest.raises(InvalidArchive, match=r"it holds '\.' twice"):
+        archive.read_manifest(packed(root, PACKAGE_YAML, root))
 
 
 def test_the_manifest_is_at_the_root(tmp_path: Path) -> None:
@@ -207,9 +280,10 @@ def test_the_manifest_is_checked() -> None:
         archive.read_manifest(packed(member("package.yaml", type_=tarfile.DIRTYPE)))
 
 
-def test_more_entries_than_permitted_are_refused(tmp_path: Path) -> None:
+def test_more_entries_than_permitted_are_refused() -> None:
     directories = [member(f"d{number}", type_=tarfile.DIRTYPE) for number in range(tarball.MAX_ENTRIES)]
-    assert refusal(packed(PACKAGE_YAML, *directories), tmp_path) == "it has more than 10,000 files and directories"
+    with pytest.raises(InvalidArchive, match="it has more than 10,000 files and directories"):
+        archive.read_manifest(packed(PACKAGE_YAML, *directories))
 
 
 def test_implied_directories_count_as_entries() -> None:
@@ -225,8 +299,45 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     assert refusal(data, tmp_path) == "it has more than 512 MiB when unpacked"
 
 
-def test_zeros_without_end_are_refused(tmp_path: Path) -> None:
-    assert refusal(gzip.compress(tar(PACKAGE_YAML) + bytes(64 << 20)), tmp_path) == "it has data behind its end"
+@functools.cache
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Archives of ten megabytes and less that unpack to ten gigabytes, and how they are refused."""
+    header = member("zeros")[0]
+    header.size = 10 << 30
+    root = member("./", type_=tarfile.DIRTYPE)[0].tobuf()
+    comment = tarfile.TarInfo.create_pax_global_header({"comment": "x"})
+    zeros, mebibytes = bytes(1 << 20), 10 << 10
+    before = tar(PACKAGE_YAML)[:1024]
+    return {
+        "one file": (repeated(before + header.tobuf(), zeros, mebibytes), "it has more than 512 MiB when unpacked"),
+        "behind the end": (repeated(tar(PACKAGE_YAML), zeros, mebibytes), "it has data behind its end"),
+        "nothing else": (repeated(b"", zeros, mebibytes), "it has data behind its end"),
+        "the root again": (repeated(before, root * 2_048, mebibytes), "it holds '.' twice"),
+        "comments": (repeated(before, comment * 1_024, mebibytes), "it has too many extension headers in a row"),
+    }
+
+
+@pytest.mark.parametrize("kind", bombs())
+def test_a_bomb_of_ten_gibibytes_costs_next_to_nothing(kind: str, tmp_path: Path) -> None:
+    data, message = bombs()[kind]
+    tracemalloc.start()
+    packed_file = io.BytesIO(data)
+    with pytest.raises(InvalidArchive) as caught:
+        for _ in tarball.entries(packed_file, len(data)):
+            pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert str(caught.value) == message == refusal(data, tmp_path)
+    assert packed_file.tell() <= 128 << 10
+    assert peak < 4 << 20
+
+
+def test_members_without_end_are_refused(tmp_path: Path) -> None:
+    """Each of them would cost the start of a decompressor, and each byte of a header or of padding a call."""
+    for rest in (gzip.compress(b"") * 1_000, bytes(1 << 20), b"\0"):
+        assert refusal(packed(PACKAGE_YAML) + rest, tmp_path) == "it has data behind its end"
+    with_a_name = b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (8 << 20)
+    assert refusal(with_a_name, tmp_path) == "it ends in the middle: send it again"
 
 
 def test_a_bomb_in_an_extension_header_is_refused(tmp_path: Path) -> None:
@@ -248,7 +359,8 @@ def test_an_archive_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
-    assert refusal(b"", tmp_path) == "its tar ends in the middle"
+    assert refusal(b"", tmp_path) == "it ends in the middle: send it again"
+    assert refusal(gzip.compress(b""), tmp_path) == "its tar ends in the middle"
     assert refusal(b"PK\x03\x04 a zip", tmp_path).startswith("it is not gzip-compressed, or damaged")
     assert refusal(tar(PACKAGE_YAML), tmp_path).startswith("it is not gzip-compressed, or damaged")
     assert refusal(gzip.compress(b"hello" * 1_000), tmp_path).startswith("it is not a tar, or damaged")
@@ -264,7 +376,7 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_data_behind_the_end_is_refused(tmp_path: Path) -> None:
-    assert refusal(packed(PACKAGE_YAML) + b"garbage", tmp_path).startswith("it is not gzip-compressed, or damaged")
+    assert refusal(packed(PACKAGE_YAML) + b"garbage", tmp_path) == "it has data behind its end"
     assert refusal(gzip.compress(tar(PACKAGE_YAML) + b"garbage"), tmp_path) == "it has data behind its end"
     assert refusal(packed(PACKAGE_YAML) + packed(member("x")), tmp_path) == "it has data behind its end"
 

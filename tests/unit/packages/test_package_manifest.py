@@ -75,9 +75,7 @@ def test_every_shipped_manifest_is_right() -> None:
     assert all(manifest.load(shipped() / name).name == name for name in names)
 
 
-def test_every_mistake_is_named_at_once() -> None:
-    assert problems_of(
-        """
+BAD = """
         name: Bad Name
         version: "1.0"
         colour: red
@@ -97,17 +95,20 @@ def test_every_mistake_is_named_at_once() -> None:
               items: {type: list}
           "bad op": {command: []}
         """
-    ) == {
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    assert problems_of(BAD) == {
         "name": "must be lower-case letters and digits joined by . or -, such as disk.clean-up",
         "version": "must be a semantic version, such as 1.0.0 or 2.1.0-beta.1",
         "colour": ("is not a field; the fields here are name, version, publisher, description, platforms, operations"),
         "platforms[1]": "must be one of linux, darwin, windows",
         "operations.run.speed": (
             "is not a field; the fields here are "
-            "description, inputs, credentials, outputs, interpreter, command, run_timeout"
+            "description, inputs, credentials, outputs, interpreter, command, run_timeout, output_markers"
         ),
         "operations.run.run_timeout": ("must be seconds, or a number with s, m, h or d, such as 5m; 0 means no limit"),
-        "operations.run.inputs.x.type": "must be one of string, integer, boolean, enum, list",
+        "operations.run.inputs.x.type": "must be one of string, integer, boolean, enum, list, file",
         "operations.run.inputs.Y": "must be lower-case letters and digits and _, such as free_space",
         "operations.run.inputs.choice.choices": "is missing: an enum needs the list of what it may be",
         "operations.run.inputs.count.default": "must be a whole number of at most 64 bits, such as 42",
@@ -146,96 +147,100 @@ def test_what_is_no_document_is_refused(text: str, message: str) -> None:
     assert problems_of(text) == {"package.yaml": message}
 
 
-@pytest.mark.parametrize(
-    ("fields", "path", "message"),
-    [
-        (
-            {"command": ["{param.x}"], "inputs": {"x": {"type": "string"}}},
-            "command",
-            "must begin with a program",
-        ),
-        ({"command": [""]}, "command", "must begin with a program"),
-        ({"command": ["a\0b"]}, "command[0]", "has a NUL character"),
-        ({"command": "echo hello"}, "command", "must be a list"),
-        ({"command": ["go", "}"]}, "command[1]", "has a lone '}'"),
-        ({"command": ["go"] * 201}, "command", "has more than 200 entries"),
-        ({"run_timeout": "400d"}, "run_timeout", "is longer than a year"),
-        ({"run_timeout": -1}, "run_timeout", "must be seconds"),
-        ({"run_timeout": True}, "run_timeout", "must be seconds"),
-        (
-            {"inputs": {"x": {"type": "string", "choices": ["a"]}}},
-            "inputs.x.choices",
-            "goes with the type enum only",
-        ),
-        (
-            {"inputs": {"x": {"type": "enum", "choices": ["a", "a"]}}},
-            "inputs.x.choices",
-            "must be different texts",
-        ),
-        (
-            {"inputs": {"x": {"type": "list", "sensitive": True}}},
-            "inputs.x.sensitive",
-            "goes with the type string",
-        ),
-        (
-            {"inputs": {"x": {"type": "string", "sensitive": True, "default": "a"}}},
-            "inputs.x.default",
-            "cannot be given for a sensitive input",
-        ),
-        (
-            {"inputs": {"x": {"type": "string", "required": True, "default": "a"}}},
-            "inputs.x.default",
-            "is never used for a required input",
-        ),
-        ({"inputs": {"x": {"type": "string", "default": {}}}}, "inputs.x.default", "must be text, or a list"),
-        (
-            {"inputs": {"x": {"type": "integer", "default": [1]}}},
-            "inputs.x.default",
-            "must be one integer value",
-        ),
-        (
-            {"inputs": {"x": {"type": "string", "required": "yes"}}},
-            "inputs.x.required",
-            "must be true or false",
-        ),
-        (
-            {"inputs": {"x": {"type": "string", "pattern": "a)|(b"}}},
-            "inputs.x.pattern",
-            "is not a usable regular",
-        ),
-        ({"inputs": {"x": "string"}}, "inputs.x", "must be a mapping"),
-        ({"inputs": {"x": {}}}, "inputs.x.type", "is missing"),
-        ({"outputs": {"a b": {}}}, "outputs.a b", "must be letters, digits"),
-        (
-            {"outputs": {"a": {"type": "string"}}},
-            "outputs.a.type",
-            "is not a field; the fields here are description",
-        ),
-        (
-            {"credentials": {"Db": {}}},
-            "credentials.Db",
-            "must be lower-case letters and digits and _, such as database",
-        ),
-        ({"credentials": {"db": "token"}}, "credentials.db", "must be a mapping"),
-        ({"credentials": {"db": {"kinds": ["pin"]}}}, "credentials.db.kinds[0]", "must be one of username-password"),
-        ({"credentials": {"db": {"kinds": ["token", "token"]}}}, "credentials.db.kinds", "names one of them twice"),
-        ({"credentials": {"db": {"delivery": "argv"}}}, "credentials.db.delivery", "must be one of environment, file"),
-        (
-            {"credentials": {"db": {"type": "token"}}},
-            "credentials.db.type",
-            "is not a field; the fields here are description, required, kinds, delivery",
-        ),
-        (
-            {"credentials": {"a": {"delivery": "stdin"}, "b": {"delivery": "stdin"}}},
-            "credentials",
-            "has more than one delivery by stdin",
-        ),
-        ({"credentials": {"admin": {"kinds": ["token"]}}}, "credentials", "has the kind token for admin"),
-        ({"interpreter": "a\nb"}, "interpreter", "must be one line of printable text"),
-        ({"description": None}, "description", "must be text"),
-        ({"description": "a" * 10_001}, "description", "is longer than 10,000 characters"),
-    ],
-)
+MISTAKES: list[tuple[dict[str, object], str, str]] = [
+    (
+        {"command": ["{param.x}"], "inputs": {"x": {"type": "string"}}},
+        "command",
+        "must begin with a program",
+    ),
+    ({"command": [""]}, "command", "must begin with a program"),
+    ({"command": ["a\0b"]}, "command[0]", "has a NUL character"),
+    ({"command": "echo hello"}, "command", "must be a list"),
+    ({"command": ["go", "}"]}, "command[1]", "has a lone '}'"),
+    ({"command": ["go"] * 201}, "command", "has more than 200 entries"),
+    ({"run_timeout": "400d"}, "run_timeout", "is longer than a year"),
+    ({"run_timeout": -1}, "run_timeout", "must be seconds"),
+    ({"run_timeout": True}, "run_timeout", "must be seconds"),
+    (
+        {"inputs": {"x": {"type": "string", "choices": ["a"]}}},
+        "inputs.x.choices",
+        "goes with the type enum only",
+    ),
+    (
+        {"inputs": {"x": {"type": "enum", "choices": ["a", "a"]}}},
+        "inputs.x.choices",
+        "must be different texts",
+    ),
+    (
+        {"inputs": {"x": {"type": "list", "sensitive": True}}},
+        "inputs.x.sensitive",
+        "goes with the type string",
+    ),
+    (
+        {"inputs": {"x": {"type": "string", "sensitive": True, "default": "a"}}},
+        "inputs.x.default",
+        "cannot be given for a sensitive input",
+    ),
+    ({"inputs": {"x": {"type": "file", "sensitive": True}}}, "inputs.x.sensitive", "goes with the type string"),
+    ({"inputs": {"x": {"type": "file", "choices": ["a"]}}}, "inputs.x.choices", "goes with the type enum only"),
+    ({"inputs": {"x": {"type": "file", "pattern": "a"}}}, "inputs.x.pattern", "does not go with the type file"),
+    ({"inputs": {"x": {"type": "file", "default": "a"}}}, "inputs.x.default", "does not go with the type file"),
+    (
+        {"inputs": {"x": {"type": "string", "required": True, "default": "a"}}},
+        "inputs.x.default",
+        "is never used for a required input",
+    ),
+    ({"inputs": {"x": {"type": "string", "default": {}}}}, "inputs.x.default", "must be text, or a list"),
+    (
+        {"inputs": {"x": {"type": "integer", "default": [1]}}},
+        "inputs.x.default",
+        "must be one integer value",
+    ),
+    (
+        {"inputs": {"x": {"type": "string", "required": "yes"}}},
+        "inputs.x.required",
+        "must be true or false",
+    ),
+    (
+        {"inputs": {"x": {"type": "string", "pattern": "a)|(b"}}},
+        "inputs.x.pattern",
+        "is not a usable regular",
+    ),
+    ({"inputs": {"x": "string"}}, "inputs.x", "must be a mapping"),
+    ({"inputs": {"x": {}}}, "inputs.x.type", "is missing"),
+    ({"outputs": {"a b": {}}}, "outputs.a b", "must be letters, digits"),
+    (
+        {"outputs": {"a": {"type": "string"}}},
+        "outputs.a.type",
+        "is not a field; the fields here are description",
+    ),
+    (
+        {"credentials": {"Db": {}}},
+        "credentials.Db",
+        "must be lower-case letters and digits and _, such as database",
+    ),
+    ({"credentials": {"db": "token"}}, "credentials.db", "must be a mapping"),
+    ({"credentials": {"db": {"kinds": ["pin"]}}}, "credentials.db.kinds[0]", "must be one of username-password"),
+    ({"credentials": {"db": {"kinds": ["token", "token"]}}}, "credentials.db.kinds", "names one of them twice"),
+    ({"credentials": {"db": {"delivery": "argv"}}}, "credentials.db.delivery", "must be one of environment, file"),
+    (
+        {"credentials": {"db": {"type": "token"}}},
+        "credentials.db.type",
+        "is not a field; the fields here are description, required, kinds, delivery",
+    ),
+    (
+        {"credentials": {"a": {"delivery": "stdin"}, "b": {"delivery": "stdin"}}},
+        "credentials",
+        "has more than one delivery by stdin",
+    ),
+    ({"credentials": {"admin": {"kinds": ["token"]}}}, "credentials", "has the kind token for admin"),
+    ({"interpreter": "a\nb"}, "interpreter", "must be one line of printable text"),
+    ({"description": None}, "description", "must be text"),
+    ({"description": "a" * 10_001}, "description", "is longer than 10,000 characters"),
+]
+
+
+@pytest.mark.parametrize(("fields", "path", "message"), MISTAKES)
 def test_a_mistake_in_an_operation_is_named(fields: dict[str, object], path: str, message: str) -> None:
     found = problems_of(operation_with(**fields))
     assert list(found) == [f"operations.run.{path}"]

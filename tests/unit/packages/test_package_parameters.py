@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from sis.packages import arguments, parameters, templates, values
 from sis.packages.manifest import Input, Operation
-from sis.packages.values import InputType
+from sis.packages.values import MAX_FILE_BYTES, File, Given, InputType
 
+NO_FILE_NAME = "has a file name that is no plain name: give it without directories and control characters"
 PACKAGE = Path("/cache/abc")
 WORK = Path("/attempt/work")
 
@@ -24,15 +25,16 @@ def an_input(type_: str = "string", **fields: object) -> Input:
     return Input.model_validate({"type": type_, **fields})
 
 
-def problems_of(declared: Operation, **given_values: str | list[str]) -> dict[str, str]:
+def problems_of(declared: Operation, **given_values: Given) -> dict[str, str]:
     _, problems = parameters.check(declared, given_values)
     return {problem.path: problem.message for problem in problems}
 
 
-def line(declared: Operation, **given_values: str | list[str]) -> list[str]:
+def line(declared: Operation, **given_values: Given) -> list[str]:
     resolved, problems = parameters.check(declared, given_values)
     assert problems == []
-    return arguments.command_line(declared, resolved, PACKAGE, WORK)
+    placed = arguments.with_paths(resolved, lambda file: Path("/private", file.name))
+    return arguments.command_line(declared, placed, PACKAGE, WORK)
 
 
 def test_defaults_are_applied_and_absent_inputs_stay_absent() -> None:
@@ -91,9 +93,21 @@ def test_each_mistake_is_named() -> None:
         (an_input("boolean"), "True", "must be true or false"),
         (an_input(pattern="a|b"), "ab", "must match the pattern a|b"),
         (an_input(pattern="a"), "a\n", "must match the pattern a"),
+        (an_input(), File("a", b""), "must be a string value, not a file"),
+        (an_input("list"), File("a", b""), "must be a list value, not a file"),
+        (an_input("file"), "a", "must be a file: give its name and its content"),
+        (an_input("file"), [], "must be a file: give its name and its content"),
+        (an_input("file"), File("", b""), "has a file name that is not of 1 to 255 characters"),
+        (an_input("file"), File("a" * 256, b""), "has a file name that is not of 1 to 255 characters"),
+        *(
+            (an_input("file"), File(name, b""), NO_FILE_NAME)
+            for name in ("..", ".", "a/b", "/", "a\\b", "a\nb", "\ud800")
+        ),
+        (an_input("file"), File("a", bytes(MAX_FILE_BYTES + 1)), "is a file of more than 1 MiB"),
+        (an_input("file", required=True), "", "must be a file: give its name and its content"),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused(declared: Input, value: str | list[str], message: str) -> None:
+def test_a_value_that_does_not_fit_is_refused(declared: Input, value: Given, message: str) -> None:
     assert problems_of(operation(x=declared), x=value) == {"x": message}
 
 
@@ -110,6 +124,27 @@ def test_all_values_together_are_bounded() -> None:
     assert problems_of(declared, **big) == {
         "x0": "all values together are longer than 512 KiB: shorten this one or others"
     }
+
+
+def test_all_files_together_are_bounded_on_their_own() -> None:
+    declared = operation(text=an_input(), **{f"x{number}": an_input("file") for number in range(3)})
+    whole = {f"x{number}": File("a", bytes(MAX_FILE_BYTES)) for number in range(2)}
+    assert problems_of(declared, text="a" * 65_536, **whole) == {}
+    assert problems_of(declared, **whole, x2=File("a", b"1")) == {
+        "x0": "all files together are longer than 2 MiB: shorten this one or others"
+    }
+
+
+def test_a_file_is_its_path_for_the_payload() -> None:
+    declared = operation(
+        "--from={param.config}",
+        "{param.config}",
+        "{param.other}",
+        "--x={param.other}",
+        **{name: an_input("file") for name in ("config", "other")},
+    )
+    assert line(declared, config=File("a.json", b"")) == ["go", "--from=/private/a.json", "/private/a.json"]
+    assert arguments.environment({"config": "/private/a.json"}) == {"SIS_PARAM_CONFIG": "/private/a.json"}
 
 
 def test_an_endless_list_of_mistakes_is_cut() -> None:
