@@ -1,4 +1,4 @@
-"""The pages of one thing: a job, a package, an agent."""
+"""The pages of one thing: a job, an agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from sis.agent.v1 import agent_admin_service_pb2 as agent_pb
 from sis.cli import terminal, words
 from sis.cli.terminal import block, cell
 from sis.queue.v1 import job_pb2
-from sis.queue.v1 import package_service_pb2 as package_pb
 
 _NONE = words.NOT_APPLICABLE
 
@@ -48,6 +47,8 @@ def _summary(job: job_pb2.Job) -> Iterable[tuple[str, RenderableType]]:
         yield "Reason", job.failure_reason
     if job.status_message:
         yield "Message", job.status_message
+    if job.rerun_of_job_id:
+        yield "Rerun of", f"job {job.rerun_of_job_id}"
     yield "Creator", job.creator or _NONE
     yield "Created On", words.local_time(job.create_time)
     yield "Started On", words.local_time(job.start_time)
@@ -73,6 +74,8 @@ def _package(job: job_pb2.Job) -> Iterable[tuple[str, RenderableType]]:
 def _value(value: job_pb2.ParameterValue) -> str:
     if value.HasField("credential_ref"):
         return f"(the secret of credential {value.credential_ref})"
+    if value.HasField("file"):
+        return f"(the file {value.file.name}, {words.size(value.file.size_bytes)}, SHA-256 {value.file.sha256})"
     return "\n".join(value.list.items) if value.HasField("list") else value.plain
 
 
@@ -125,22 +128,21 @@ def output_table(out: Console, outputs: Iterable[job_pb2.OutputParameter]) -> Ta
 
 def _readable(value: str) -> str:
     """A list of JSON objects as a line each, else the value."""
-    if not value.startswith(("[", "{")):
+    if not value.startswith("["):
         return value
     try:
         found = json.loads(value)
     except ValueError:
         return value
-    rows = found if isinstance(found, list) else [found]
-    if not rows or not all(isinstance(row, dict) for row in rows):
+    if not found or not all(isinstance(row, dict) for row in found):
         return value
-    return "\n".join("  ".join(f"{key} {_plain(item)}" for key, item in row.items()) for row in rows)
+    return "\n".join("  ".join(f"{key} {_plain(item)}" for key, item in row.items()) for row in found)
 
 
 def _plain(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def process_table(out: Console, processes: Iterable[job_pb2.Process], *, ended: bool = True) -> Table:
@@ -180,60 +182,6 @@ def evidence_section(out: Console, job: job_pb2.Job) -> None:
     )
     if evidence.survivors:
         terminal.section(out, "Survivors", process_table(out, evidence.survivors, ended=False))
-
-
-def package_page(out: Console, package: package_pb.Package) -> None:
-    """Print a package and what it can do."""
-    rows: list[tuple[str, RenderableType]] = [
-        ("Description", package.description or _NONE),
-        ("Publisher", package.publisher or _NONE),
-        ("Platforms", ", ".join(package.platforms) or "any"),
-        ("Digest", package.digest),
-        ("Size", words.size(package.size_bytes)),
-        ("Pushed", f"{words.local_time(package.push_time)} by {package.pusher or 'unknown'}"),
-    ]
-    terminal.section(out, f"{package.name} {package.version}", terminal.facts(rows))
-    for operation in package.operations:
-        timeout = words.duration(operation.run_timeout) if operation.HasField("run_timeout") else "none"
-        terminal.section(
-            out,
-            f"Operation {operation.name}",
-            terminal.facts([("Description", operation.description or _NONE), ("Run timeout", timeout)]),
-        )
-        if operation.inputs:
-            table = terminal.table(out, "Input", "Type", "Required", "Default", "Description")
-            for each in operation.inputs:
-                default = each.default_value if each.HasField("default_value") else _NONE
-                table.add_row(
-                    cell(each.name),
-                    cell(_type(each)),
-                    "yes" if each.required else "no",
-                    cell(default),
-                    cell(f"{each.description} (hint: {each.hint})" if each.hint else each.description),
-                )
-            out.print(table)
-            out.print()
-        if operation.credentials:
-            table = terminal.table(out, "Credential", "Kinds", "Required", "Reaches it by", "Description")
-            for reference in operation.credentials:
-                kinds = ", ".join(map(words.credential_kind, reference.kinds)) or "any"
-                required = "yes" if reference.required else "no"
-                table.add_row(cell(reference.ref), kinds, required, reference.delivery, cell(reference.description))
-            out.print(table)
-            out.print()
-        if operation.outputs:
-            table = terminal.table(out, "Output", "Required", "Description")
-            for each_output in operation.outputs:
-                required = "yes" if each_output.required else "no"
-                table.add_row(cell(each_output.name), required, cell(each_output.description))
-            out.print(table)
-            out.print()
-
-
-def _type(field: package_pb.Input) -> str:
-    if field.choices:
-        return " | ".join(field.choices)
-    return f"{field.type} matching {field.pattern}" if field.pattern else field.type
 
 
 def agent_page(out: Console, agent: agent_pb.Agent) -> None:

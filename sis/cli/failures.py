@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from sis.cli.text import visible
@@ -36,6 +37,11 @@ _OPTIONS = {
     "page_size": "--page-size",
     "page_token": "--page-token",
     "order_by": "--order",
+    "types": "--type",
+    "run_states": "--state",
+    "statuses": "--status",
+    "text": "--text",
+    "complete_time_before": "--completed-before",
 }
 
 
@@ -62,11 +68,14 @@ def say(problem: str) -> None:
 
 
 def _field(field: str) -> str:
-    if field == "job_id":
-        return ""  # an argument without a name; what is wrong with it names the job
+    if field in ("job_id", "package"):
+        return ""  # an argument without a name, or several options; what is wrong with it names the job or the package
     if field == "value.secret":
         return "the secret: "  # there are several ways to give it
     if field == "value.passphrase":
         return "--passphrase-file: "
-    option = _OPTIONS.get(field.partition(".")[0].partition("[")[0])
-    return f"{option}, {field}: " if option else f"{field}: "
+    name = re.split(r"[.\[]", field.removeprefix("filter."), maxsplit=1)[0]
+    option = _OPTIONS.get(name)
+    if option is None:
+        return f"{field}: "
+    return f"{option}: " if field == name else f"{option}, {field}: "

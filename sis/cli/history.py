@@ -12,6 +12,7 @@ _SENTENCES = {
     "CANCEL": "Cancel requested by {actor}",
     "ABORT": "Aborted by {actor}",
     "DELETE": "Deleted by {actor}",
+    "RERUN": "Rerun by {actor}",
     "RELEASE": "Released",
     "EXPIRE": "Expired",
     "SILENCE": "AWOL",
@@ -47,7 +48,11 @@ def sentence(entry: job_pb2.HistoryEntry) -> str:
     known = _SENTENCES.get(entry.event)
     actor = entry.actor or "the server"
     said = known.format(actor=actor) if known else f"{entry.event or 'Something'} by {actor}"
-    return f"{said}: {entry.message}" if entry.message and entry.message != said else said
+    if entry.event == "RERUN":
+        return f"{said}, {entry.message}"  # "as job 7"
+    if entry.message.startswith(said):
+        return entry.message
+    return f"{said}: {entry.message}" if entry.message else said
 
 
 def news(entry: job_pb2.HistoryEntry) -> str:

@@ -1,60 +1,52 @@
-"""`sis jobs`: the options of each command. What one does is in `job_actions`, imported when it runs."""
+"""`sis jobs`: the options of each command. What one does is in the modules imported when it runs."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sis.cli.options import Data, JobId, JobIds, Json, Reason
+from sis.cli import job_verbs
+from sis.cli.job_options import (
+    Admin,
+    CompletedBefore,
+    Containing,
+    Credentials,
+    Follow,
+    HeartbeatTimeout,
+    JobPriority,
+    JobType,
+    Labels,
+    LatestStart,
+    NotBefore,
+    ParamCredentials,
+    ParamFiles,
+    Params,
+    ParamSecrets,
+    RequestId,
+    RunAs,
+    SomeJobIds,
+    States,
+    Statuses,
+    Timeout,
+    Types,
+)
+from sis.cli.options import Data, JobId, JobIds, Json
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, follow and stop jobs.")
-
-
-class JobType(StrEnum):
-    PACKAGE = "package"
-    DISCOVERY = "discovery"
-    ASSET_IMPORT = "asset-import"
-
-
-class RunState(StrEnum):
-    READY = "ready"
-    ACTIVE = "active"
-    CANCELING = "canceling"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    TIMED_OUT = "timed-out"
-    HALTED = "halted"
-
-
-class Status(StrEnum):
-    DEFERRED = "deferred"
-    WAITING = "waiting"
-    STARTING = "starting"
-    RUNNING = "running"
-    PROCESSING_OUTPUT = "processing-output"
-    CANCEL_REQUESTED = "cancel-requested"
-    CANCELED = "canceled"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    ABORTED = "aborted"
-    TIMED_OUT = "timed-out"
-    EXPIRED = "expired"
-    AWOL = "awol"
-
-
-class Priority(StrEnum):
-    IDLE = "idle"
-    LOW = "low"
-    NORMAL = "normal"
-    HIGH = "high"
 
 
 class View(StrEnum):
     FULL = "full"
     STANDARD = "standard"
     PROBLEM = "problem"
+
+
+class Format(StrEnum):
+    NDJSON = "ndjson"
+    CSV = "csv"
 
 
 @app.command()
@@ -66,114 +58,141 @@ def create(
     operation: Annotated[str, typer.Option("--operation", metavar="NAME")],
     site: Annotated[str, typer.Option("--site", metavar="agent:NAME|group:NAME", help="Which agents may take it.")],
     type_: Annotated[JobType, typer.Option("--type")] = JobType.PACKAGE,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param",
-            metavar="K=V",
-            help="An input. Given again, K becomes a list; K=@FILE reads a file, K=@@TEXT means @TEXT.",
-        ),
-    ] = None,
-    admin: Annotated[
-        str,
-        typer.Option("--admin", metavar="CREDENTIAL", help="With whose rights it is deployed; else the agent's own."),
-    ] = "",
-    run_as: Annotated[
-        str, typer.Option("--run-as", metavar="CREDENTIAL", help="As whom the payload runs; else as the admin.")
-    ] = "",
-    credential: Annotated[
-        list[str] | None,
-        typer.Option("--credential", metavar="REF=CREDENTIAL", help="One that the operation declares."),
-    ] = None,
-    param_credential: Annotated[
-        list[str] | None,
-        typer.Option("--param-credential", metavar="K=CREDENTIAL", help="The secret for a sensitive input."),
-    ] = None,
-    param_secret: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param-secret",
-            metavar="K",
-            help="Ask for the secret of a sensitive input, or read the only one from standard input; it is kept in "
-            "Vault for this job alone.",
-        ),
-    ] = None,
+    param: Params = None,
+    param_file: ParamFiles = None,
+    admin: Admin = "",
+    run_as: RunAs = "",
+    credential: Credentials = None,
+    param_credential: ParamCredentials = None,
+    param_secret: ParamSecrets = None,
     defer: Annotated[bool, typer.Option("--defer", help="Hold it until somebody activates it.")] = False,
-    not_before: Annotated[
-        str | None, typer.Option("--not-before", metavar="TIME", help="RFC 3339, or from now: +5m, +2h.")
-    ] = None,
-    latest_start: Annotated[
-        str | None, typer.Option("--latest-start", metavar="TIME", help="It expires if not started by then.")
-    ] = None,
-    timeout: Annotated[
-        str | None, typer.Option("--timeout", metavar="DURATION", help="How long it may run: 30s, 5m, 2h.")
-    ] = None,
-    heartbeat_timeout: Annotated[
-        str | None,
-        typer.Option("--heartbeat-timeout", metavar="DURATION", help="How long its agent may be silent (120s)."),
-    ] = None,
-    priority: Annotated[Priority | None, typer.Option("--priority", help="normal unless given.")] = None,
-    label: Annotated[list[str] | None, typer.Option("--label", metavar="K=V")] = None,
-    request_id: Annotated[
-        str, typer.Option("--request-id", metavar="ID", help="Repeating the command with it makes one job.")
-    ] = "",
-    follow: Annotated[bool, typer.Option("--follow", help="Show the monitor; exit 0 on Success, 1 otherwise.")] = False,
+    not_before: NotBefore = None,
+    latest_start: LatestStart = None,
+    timeout: Timeout = None,
+    heartbeat_timeout: HeartbeatTimeout = None,
+    priority: JobPriority = None,
+    label: Labels = None,
+    request_id: RequestId = "",
+    follow: Follow = False,
     json: Json = False,
     data: Data = None,
 ) -> None:
     """Put a job on the queue."""
-    from sis.cli import job_actions, requests
+    from sis.cli import creation
+    from sis.cli.requests import JobOptions
 
-    request = requests.create_job(
+    options = JobOptions(
         name=name,
-        type_name=type_.value,
+        type=type_,
         package=package,
         operation=operation,
         site=site,
-        parameters=param or [],
+        parameters=param or (),
+        files=param_file or (),
+        secret_parameters=param_credential or (),
+        typed_parameters=param_secret or (),
+        admin=admin,
+        run_as=run_as,
+        credentials=credential or (),
         deferred=defer,
         not_before=not_before,
         latest_start=latest_start,
         run_timeout=timeout,
         heartbeat_timeout=heartbeat_timeout,
-        priority=priority.value if priority else "unspecified",
-        labels=label or [],
+        priority=priority,
+        labels=label or (),
         request_id=request_id,
+    )
+    creation.create(data, options, follow=follow, json=json)
+
+
+@app.command()
+def copy(
+    job_id: JobId,
+    name: Annotated[str, typer.Option("--name", metavar="TEXT", help="What people call the new job.")] = "",
+    package: Annotated[str, typer.Option("--package", metavar="NAME[@VERSION]")] = "",
+    operation: Annotated[str, typer.Option("--operation", metavar="NAME")] = "",
+    site: Annotated[str, typer.Option("--site", metavar="agent:NAME|group:NAME")] = "",
+    param: Params = None,
+    param_file: ParamFiles = None,
+    admin: Admin = "",
+    run_as: RunAs = "",
+    credential: Credentials = None,
+    param_credential: ParamCredentials = None,
+    param_secret: ParamSecrets = None,
+    defer: Annotated[
+        bool | None, typer.Option("--defer/--no-defer", help="Whether to hold it until somebody activates it.")
+    ] = None,
+    not_before: NotBefore = None,
+    latest_start: LatestStart = None,
+    timeout: Timeout = None,
+    heartbeat_timeout: HeartbeatTimeout = None,
+    priority: JobPriority = None,
+    label: Labels = None,
+    request_id: RequestId = "",
+    show: Annotated[bool, typer.Option("--show", help="Print the request as JSON and make nothing.")] = False,
+    follow: Follow = False,
+    json: Json = False,
+    data: Data = None,
+) -> None:
+    """Put a job on the queue like another one.
+
+    What an option gives takes the place of what that one has.
+    """
+    from sis.cli import creation
+    from sis.cli.requests import JobOptions
+
+    options = JobOptions(
+        name=name,
+        package=package,
+        operation=operation,
+        site=site,
+        parameters=param or (),
+        files=param_file or (),
+        secret_parameters=param_credential or (),
+        typed_parameters=param_secret or (),
         admin=admin,
         run_as=run_as,
-        credentials=credential or [],
-        secret_parameters=param_credential or [],
+        credentials=credential or (),
+        deferred=defer,
+        not_before=not_before,
+        latest_start=latest_start,
+        run_timeout=timeout,
+        heartbeat_timeout=heartbeat_timeout,
+        priority=priority,
+        labels=label or (),
+        request_id=request_id,
     )
-    job_actions.create(data, request, param_secret or [], follow=follow, json=json)
+    creation.copy(data, job_id, options, show=show, follow=follow, json=json)
 
 
 @app.command("list")
 def list_(
-    type_: Annotated[list[JobType] | None, typer.Option("--type")] = None,
-    state: Annotated[list[RunState] | None, typer.Option("--state", help="A run state, such as active.")] = None,
-    status: Annotated[list[Status] | None, typer.Option("--status")] = None,
-    text: Annotated[
-        str, typer.Option("--text", metavar="TEXT", help="Part of the name, the operation or the target.")
-    ] = "",
+    type_: Types = None,
+    state: States = None,
+    status: Statuses = None,
+    text: Containing = "",
+    completed_before: CompletedBefore = None,
     order: Annotated[str, typer.Option("--order", metavar="FIELD [desc]", help='For example "create_time desc".')] = "",
     page_size: Annotated[int, typer.Option("--page-size", min=1, max=1000)] = 50,
     page_token: Annotated[str, typer.Option("--page-token", metavar="TOKEN")] = "",
     all_: Annotated[bool, typer.Option("--all", help="All pages.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the changes as they happen, until Ctrl-C; JSON where it is piped.")
+    ] = False,
     json: Json = False,
     data: Data = None,
 ) -> None:
     """List jobs, newest first."""
-    from sis.cli import job_actions, requests
+    from sis.cli import job_list, job_watch, requests
 
-    job_filter = requests.job_filter(
-        types=[each.value for each in type_ or []],
-        run_states=[each.value for each in state or []],
-        statuses=[each.value for each in status or []],
-        text=text,
-    )
-    job_actions.list_jobs(
-        data, job_filter, order_by=order, page_size=page_size, page_token=page_token, every=all_, json=json
-    )
+    job_filter = requests.job_filter(type_, state, status, text, completed_before)
+    if watch:
+        job_watch.watch(data, job_filter, page_size=page_size, paged=bool(order or page_token or all_), json=json)
+    else:
+        job_list.list_jobs(
+            data, job_filter, order_by=order, page_size=page_size, page_token=page_token, every=all_, json=json
+        )
 
 
 @app.command()
@@ -185,6 +204,14 @@ def get(job_ids: JobIds, json: Json = False, data: Data = None) -> None:
     from sis.cli import job_actions
 
     job_actions.get(data, job_ids, json=json)
+
+
+@app.command()
+def explain(job_id: JobId, json: Json = False, data: Data = None) -> None:
+    """Tell why a job waits, and for whom."""
+    from sis.cli import job_actions
+
+    job_actions.explain(data, job_id, json=json)
 
 
 @app.command()
@@ -241,35 +268,30 @@ def history(job_id: JobId, json: Json = False, data: Data = None) -> None:
 
 
 @app.command()
-def activate(job_ids: JobIds, json: Json = False, data: Data = None) -> None:
-    """Release deferred jobs now."""
-    from sis.cli import job_actions
+def export(
+    job_ids: SomeJobIds = None,
+    type_: Types = None,
+    state: States = None,
+    status: Statuses = None,
+    text: Containing = "",
+    completed_before: CompletedBefore = None,
+    logs: Annotated[bool, typer.Option("--logs", help="With their logs.")] = False,
+    format_: Annotated[
+        Format, typer.Option("--format", help="ndjson: jobs and histories, as the proto's JSON; csv: as in the list.")
+    ] = Format.NDJSON,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="There whole or not at all; else standard output.")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Write jobs with their histories.
 
-    job_actions.activate(data, job_ids, json=json)
-
-
-@app.command()
-def cancel(job_ids: JobIds, reason: Reason = "", json: Json = False, data: Data = None) -> None:
-    """End jobs gracefully.
-
-    The initial process gets TERM, after ten seconds the whole process tree KILL.
+    Those named, those that the options choose, or all.
     """
-    from sis.cli import job_actions
+    from sis.cli import exports, requests
 
-    job_actions.cancel(data, job_ids, reason, json=json)
-
-
-@app.command()
-def abort(job_ids: JobIds, reason: Reason = "", json: Json = False, data: Data = None) -> None:
-    """End jobs by force: KILL to the whole process tree at once."""
-    from sis.cli import job_actions
-
-    job_actions.abort(data, job_ids, reason, json=json)
+    job_filter = requests.job_filter(type_, state, status, text, completed_before)
+    exports.export(data, job_ids or (), job_filter, logs=logs, form=format_.value, output=output)
 
 
-@app.command()
-def delete(job_ids: JobIds, json: Json = False, data: Data = None) -> None:
-    """Hide jobs for good. Active ones are refused."""
-    from sis.cli import job_actions
-
-    job_actions.delete(data, job_ids, json=json)
+job_verbs.register(app)

@@ -140,8 +140,8 @@ def plain(line: Line) -> Text:
     return Text(f"{moment} {_PLAIN_MARKS[line.source]} {uncoloured(line.text)}".rstrip(" "))
 
 
-def verdict(job: job_pb2.Job) -> Text:
-    """One line that says how a job ended: "Success, exit code 0, after 3.2 s"."""
+def verdict(job: job_pb2.Job, subject: str = "") -> Text:
+    """One line that says how a job ended: "Job 7: Success, exit code 0, after 3.2 s"."""
     parts = [words.status(job.status)]
     if job.HasField("result_code"):
         parts.append(f"exit code {job.result_code}")
@@ -149,7 +149,8 @@ def verdict(job: job_pb2.Job) -> Text:
         seconds = (job.complete_time.ToNanoseconds() - job.start_time.ToNanoseconds()) / 1e9
         parts.append(f"after {words.duration(max(seconds, 0.0))}")
     said = ", ".join(parts)
-    why = ": ".join(part for part in (job.failure_reason, job.status_message) if part)
+    message = job.status_message.removeprefix(f"{words.status(job.status)}: ")
+    why = ": ".join(part for part in (job.failure_reason, message) if part)
     if why and job.status != job_pb2.JOB_STATUS_SUCCEEDED:
         said += f" ({visible(why)})"
-    return Text(f"Job {job.job_id}: {said}", style=words.status_style(job.status))
+    return Text(f"{subject or f'Job {job.job_id}'}: {said}", style=words.status_style(job.status))

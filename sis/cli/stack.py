@@ -45,10 +45,11 @@ def up(
         int | None, typer.Option("--credentials-port", min=0, max=65535, help="Where people call the KeySafe.")
     ] = None,
     vault_port: Annotated[int | None, typer.Option("--vault-port", min=0, max=65535, help="OpenBao.")] = None,
+    gateway_port: Annotated[int | None, typer.Option("--gateway-port", min=0, max=65535, help="HTTP.")] = None,
     data: Data = None,
 ) -> None:
-    """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hubs, agents; restart what
-    dies, until Ctrl-C.
+    """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hubs, gateway, agents;
+    restart what dies, until Ctrl-C.
 
     What is not given stays as at the last start. Data survives down and up.
     """
@@ -70,6 +71,7 @@ def up(
             hub_enrolment_port=hub_enrolment_port,
             credentials_port=credentials_port,
             vault_port=vault_port,
+            gateway_port=gateway_port,
         )
         raise typer.Exit(sis.stack.up(options, _say))
 

@@ -1,4 +1,4 @@
-"""The values that people type: durations, times, parameters, site targets. Pure but for `k=@file`.
+"""The values that people type: durations, times, parameters, site targets. Pure but for `k=@file` and `file`.
 
 Each parser raises OptionError, whose text names the option and shows how to write it.
 """
@@ -16,6 +16,7 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)")
+_TIMES = "2026-12-31T18:00:00Z, 2026-12-31T18:00:00+01:00"
 FILE_BYTES = 16 * 1024 * 1024
 """What a parameter file may hold at most; the server's own limit is far below and names the parameter."""
 
@@ -36,21 +37,26 @@ def duration(option: str, text: str) -> timedelta:
 
 def time(option: str, text: str, now: datetime) -> datetime:
     """An RFC 3339 time, or one from now: "+5m"."""
-    if text.startswith("+"):
-        try:
-            return now + duration(option, text[1:])
-        except (OptionError, OverflowError):
-            pass
-    elif _RFC_3339.fullmatch(text):
-        # Python 3.11 takes at most six digits of a second.
-        trimmed = re.sub(r"(\.\d{6})\d+", r"\1", text.upper().replace(" ", "T"))
-        try:
-            return datetime.fromisoformat(trimmed).astimezone(UTC)
-        except (ValueError, OverflowError):
-            pass
-    raise OptionError(
-        f"{option}: {text!r} is not a time; write 2026-12-31T18:00:00Z, 2026-12-31T18:00:00+01:00, +5m or +2h"
-    )
+    try:
+        return now + duration(option, text[1:]) if text.startswith("+") else _moment(text)
+    except (OptionError, ValueError, OverflowError):
+        raise OptionError(f"{option}: {text!r} is not a time; write {_TIMES}, +5m or +2h") from None
+
+
+def past_time(option: str, text: str, now: datetime) -> datetime:
+    """An RFC 3339 time, or one before now: "-30d"."""
+    try:
+        return now - duration(option, text[1:]) if text.startswith("-") else _moment(text)
+    except (OptionError, ValueError, OverflowError):
+        raise OptionError(f"{option}: {text!r} is not a time; write {_TIMES}, -30d or -12h") from None
+
+
+def _moment(text: str) -> datetime:
+    if not _RFC_3339.fullmatch(text):
+        raise ValueError(text)
+    # Python 3.11 takes at most six digits of a second.
+    trimmed = re.sub(r"(\.\d{6})\d+", r"\1", text.upper().replace(" ", "T"))
+    return datetime.fromisoformat(trimmed).astimezone(UTC)
 
 
 def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
@@ -81,7 +87,7 @@ def parameters(texts: Iterable[str]) -> dict[str, job_pb2.ParameterValue]:
         if value.startswith("@@"):
             value = value[1:]
         elif value.startswith("@"):
-            value = _file(key, Path(value[1:]).expanduser())
+            value = _text(key, Path(value[1:]).expanduser())
         found.setdefault(key, []).append(value)
     return {
         key: job_pb2.ParameterValue(plain=values[0])
@@ -91,20 +97,34 @@ def parameters(texts: Iterable[str]) -> dict[str, job_pb2.ParameterValue]:
     }
 
 
-def _file(key: str, path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES + 1)
-    except OSError as error:
-        raise OptionError(f"--param {key}: {path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise OptionError(f"--param {key}: {str(path)!r} is not a path") from None
-    if len(data) > FILE_BYTES:
-        raise OptionError(f"--param {key}: {path} is too large; a value holds at most 64 KiB")
+def file(option: str, key: str, path: str) -> job_pb2.FileValue:
+    """The file at a path as a value, under its own name."""
+    from sis.packages.values import MAX_FILE_BYTES  # brings what the quick commands do not need
+
+    place = Path(path).expanduser()
+    content = _read(f"{option} {key}", place, MAX_FILE_BYTES, f"a file has at most {MAX_FILE_BYTES >> 20} MiB")
+    return job_pb2.FileValue(name=place.name, content=content)
+
+
+def _text(key: str, path: Path) -> str:
+    data = _read(f"--param {key}", path, FILE_BYTES, "a value holds at most 64 KiB")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise OptionError(f"--param {key}: {path} is not UTF-8 text (byte {error.start})") from None
+
+
+def _read(option: str, path: Path, limit: int, rule: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise OptionError(f"{option}: {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise OptionError(f"{option}: {str(path)!r} is not a path") from None
+    if len(data) > limit:
+        raise OptionError(f"{option}: {path} is too large; {rule}")
+    return data
 
 
 def site(text: str) -> job_pb2.SiteTarget:
@@ -123,3 +143,11 @@ def package(option: str, text: str) -> job_pb2.PackageReference:
     if not name or (sign and not version):
         raise OptionError(f"{option}: {text!r} is not a package; write NAME or NAME@VERSION")
     return job_pb2.PackageReference(name=name, version=version)
+
+
+def package_version(text: str, version: str) -> job_pb2.PackageReference:
+    """A package that is an argument, whose version may be an option."""
+    found = package("PACKAGE", text)
+    if version and found.version not in ("", version):
+        raise OptionError(f"--version: {text!r} has a version already; give one of the two")
+    return job_pb2.PackageReference(name=found.name, version=version or found.version)

@@ -60,6 +60,15 @@ _WAIT = {
     job_pb2.WAIT_REASON_CREDENTIALS_UNREACHABLE: "the credential service cannot be reached",
     job_pb2.WAIT_REASON_AGENT_UNKNOWN: "its agent has no valid identity",
     job_pb2.WAIT_REASON_DECLINED: "its agent has declined it",
+    job_pb2.WAIT_REASON_HELD: "it is held until somebody activates it",
+    job_pb2.WAIT_REASON_NOT_BEFORE: "its earliest start has not come",
+    job_pb2.WAIT_REASON_NO_AGENT_KNOWN: "no agent of its group has ever been connected",
+    job_pb2.WAIT_REASON_NO_AGENT_ONLINE: "no agent that may take it is connected",
+    job_pb2.WAIT_REASON_AGENTS_DRAINING: "the agents that are connected take no new work",
+    job_pb2.WAIT_REASON_AT_CAPACITY: "all slots are taken",
+    job_pb2.WAIT_REASON_JOBS_AHEAD: "other jobs for the same agents come first",
+    job_pb2.WAIT_REASON_NOTHING: "nothing keeps it",
+    job_pb2.WAIT_REASON_NO_AGENT_FITS: "the agents that are connected run on another platform",
 }
 _CREDENTIAL_KIND = {
     credential_pb2.CREDENTIAL_KIND_USERNAME_PASSWORD: "username and password",

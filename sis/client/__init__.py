@@ -1,6 +1,25 @@
-"""The client library: jobs, packages, credentials and agents of a suite, from Python."""
+"""The client library: jobs, packages, credentials and agents of a suite, from Python, with `await` or without."""
 
-from sis.client.client import Client
-from sis.client.errors import ApiError, ClientError, ConfigurationError, Violation
+from sis.client.aio import AsyncClient
+from sis.client.errors import (
+    ApiError,
+    ClientClosed,
+    ClientError,
+    ConfigurationError,
+    ResumeExpired,
+    Violation,
+    from_status,
+)
+from sis.client.sync import Client
 
-__all__ = ["ApiError", "Client", "ClientError", "ConfigurationError", "Violation"]
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "ClientClosed",
+    "ClientError",
+    "ConfigurationError",
+    "ResumeExpired",
+    "Violation",
+    "from_status",
+]

@@ -1,22 +1,24 @@
 """What can go wrong in a call, as one tree.
 
     ClientError
+     ├─ ClientClosed         the client was closed, before the call or during it
      ├─ ConfigurationError   it is not known where the servers are, or their token or CA cannot be read
      └─ ApiError             a server refused the call, or could not be reached
+         └─ ResumeExpired    what came after a resume token is not known any more
 
 A message is one sentence that names the thing and says what to do. No error of gRPC leaves this package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
 import grpc
 from google.protobuf import message as protobuf
 from google.protobuf.any_pb2 import Any
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 _DOMAIN = "sis"
@@ -24,6 +26,13 @@ _DOMAIN = "sis"
 
 class ClientError(Exception):
     """Any failure of this library."""
+
+
+class ClientClosed(ClientError):
+    """The client was closed: make another one."""
+
+    def __init__(self) -> None:
+        super().__init__("the client is closed")
 
 
 class ConfigurationError(ClientError):
@@ -79,12 +88,27 @@ class ApiError(ClientError):
         return self.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 
 
+class ResumeExpired(ApiError):
+    """What came after the resume token is not known any more: begin again without it."""
+
+
 def from_grpc(error: grpc.RpcError, endpoint: str) -> ApiError:
     """The typed error of a failed call to `endpoint`."""
     call = cast("grpc.Call", error)  # every error that a stub raises is one
     code, text = call.code().name, call.details() or "no explanation was given"
+    found = _typed(code, text, _details(call))
+    return found if found.reason else ApiError(code, _transport_message(code, text, endpoint))
+
+
+def from_status(status: status_pb2.Status) -> ApiError:
+    """The typed error that a server gave as a message: why one of many jobs was refused."""
+    code = code_pb2.Code.Name(status.code) if status.code in code_pb2.Code.values() else "UNKNOWN"
+    return _typed(code, status.message, status.details)
+
+
+def _typed(code: str, text: str, details: Iterable[Any]) -> ApiError:
     reason, violations, retry_after = "", list[Violation](), None
-    for detail in _details(call):
+    for detail in details:
         info, bad, retry = (
             error_details_pb2.ErrorInfo(),
             error_details_pb2.BadRequest(),
@@ -96,11 +120,11 @@ def from_grpc(error: grpc.RpcError, endpoint: str) -> ApiError:
             violations += [Violation(v.field, v.description) for v in bad.field_violations]
         elif detail.Unpack(retry):
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
-    message = text if reason else _transport_message(code, text, endpoint)
-    return ApiError(code, message, reason=reason, violations=tuple(violations), retry_after=retry_after)
+    kind = ResumeExpired if reason == "RESUME_EXPIRED" else ApiError
+    return kind(code, text, reason=reason, violations=tuple(violations), retry_after=retry_after)
 
 
-def _details(call: grpc.Call) -> Sequence[Any]:
+def _details(call: grpc.Call) -> Iterable[Any]:
     """The details of the rich status; none where there is no such status, or it contradicts the plain one."""
     try:
         status = rpc_status.from_call(call)

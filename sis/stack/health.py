@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sis.client import ApiError, Client
-from sis.client.connection import Connection
 from sis.client.endpoints import Endpoints, Token
+from sis.client.sync.connection import Connection
 from sis.stack import openbao
 from sis.stack.postgres import USER
 from sis.stack.state import StackState
@@ -20,6 +21,7 @@ from sis.stack.state import StackState
 HEALTHY = "healthy"
 SECONDS = 2.0
 """How long an answer is waited for."""
+_BODY_BYTES = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,20 @@ class Probe:
             return HEALTHY
         status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         return status.lower().replace("_", " ")
+
+    def gateway(self, endpoint: str) -> str:
+        """Its own word on whether it reaches the servers behind it."""
+        host, _, port = endpoint.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=SECONDS)
+        try:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            body = answer.read(_BODY_BYTES).decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            return _short(str(error) or type(error).__name__)
+        finally:
+            connection.close()
+        return HEALTHY if answer.status == http.HTTPStatus.OK else _short(body)
 
     def agent(self, hubs: Sequence[str], name: str) -> str:
         """Whether a hub holds the agent's stream, from any hub that answers."""

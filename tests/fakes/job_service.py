@@ -80,7 +80,9 @@ class PackageService(_Scripted, package_service_pb2_grpc.PackageServiceServicer)
     """Every method answers from the script."""
 
     def PushPackage(self, request: Iterable[Message], context: grpc.ServicerContext) -> Any:
-        return self._one("PushPackage", list(request), context)
+        # A refusal comes early: the rest is not waited for.
+        refused = not isinstance(self._script.answers["PushPackage"][0], Message)
+        return self._one("PushPackage", [next(iter(request))] if refused else list(request), context)
 
 
 class CredentialService(_Scripted, credential_service_pb2_grpc.CredentialServiceServicer):
@@ -102,16 +104,20 @@ for _name in (
     "GetJob",
     "ListJobs",
     "ListJobHistory",
+    "ExplainJob",
+    "RerunJob",
+    "CopyJob",
     "ActivateJob",
     "CancelJob",
     "AbortJob",
     "DeleteJob",
 ):
     setattr(JobService, _name, _method(_name, stream=False))
-for _name in ("MonitorJob", "GetConsoleOutput", "GetDebugLog"):
+for _name in ("WatchJobs", "ExportJobs", "ApplyVerb", "MonitorJob", "GetConsoleOutput", "GetDebugLog"):
     setattr(JobService, _name, _method(_name, stream=True))
 for _name in ("ListPackages", "GetPackage"):
     setattr(PackageService, _name, _method(_name, stream=False))
+PackageService.DownloadPackage = _method("DownloadPackage", stream=True)  # type: ignore[method-assign]
 for _name in (
     "CreateCredential",
     "ListCredentials",

@@ -1,7 +1,8 @@
-"""The client library against a scripted server, over TLS."""
+"""The client library against a scripted server, over TLS: each test for the synchronous and the asynchronous client."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 
 from services.runtime import errors
 from services.runtime.tls import TlsFiles
-from sis.client import ApiError, Client, ConfigurationError
+from sis.client import ApiError, AsyncClient, Client, ClientClosed, ConfigurationError, ResumeExpired, from_status
 from sis.client.endpoints import Endpoints, Token
-from sis.queue.v1 import job_pb2
+from sis.queue.v1 import frame_pb2, job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
 from sis.queue.v1 import package_service_pb2 as package_pb
 from tests.fakes.job_service import Cut, Script
+from tests.integration.client.conftest import Connect
 from tests.support.certificates import CertificateAuthority
 
 
@@ -138,6 +140,108 @@ class _Signalling(list[str]):
         self._event.set()
 
 
+class ResumeTokenExpired(errors.Aborted):
+    reason = "RESUME_EXPIRED"
+
+
+def watched(token: str, *job_ids: int) -> pb.WatchJobsResponse:
+    return pb.WatchJobsResponse(resume_token=token, jobs=[job_pb2.Job(job_id=each) for each in job_ids])
+
+
+def test_a_watch_resumes_until_its_token_is_too_old(client: Client, script: Script) -> None:
+    script.answer(
+        "WatchJobs",
+        [watched("a"), watched("b", 1, 2), Cut()],
+        [watched("b"), watched("c", 3), Cut()],
+        [ResumeTokenExpired("resume_token: list again")],
+    )
+    seen = []
+    with pytest.raises(ResumeExpired, match="list again"):
+        for each in client.jobs.watch(pb.JobFilter(text="x"), "start"):
+            seen += [job.job_id for job in each.jobs]
+    assert seen == [1, 2, 3]
+    assert [(r.resume_token, r.filter.text) for r in script.asked("WatchJobs")] == [
+        ("start", "x"), ("b", "x"), ("c", "x"),
+    ]  # fmt: skip
+
+
+def test_an_export_begins_a_job_anew(client: Client, script: Script) -> None:
+    def of(job_id: int, token: str = "") -> pb.ExportJobsResponse:
+        return pb.ExportJobsResponse(resume_token=token, job_id=job_id, job=job_pb2.Job(job_id=job_id))
+
+    script.answer("ExportJobs", [of(1, "after 1"), of(2), Cut()], [of(2), of(2, "after 2")])
+    assert [each.job_id for each in client.jobs.export(job_ids=[1, 2], include_logs=True)] == [1, 2, 2, 2]
+    first, second = script.asked("ExportJobs")
+    assert (list(first.job_ids), first.include_logs, first.resume_token) == ([1, 2], True, "")
+    assert (list(second.job_ids), second.include_logs, second.resume_token) == ([1, 2], True, "after 1")
+
+
+def written(data: bytes) -> pb.GetConsoleOutputResponse:
+    return pb.GetConsoleOutputResponse(chunk=frame_pb2.Chunk(channel=job_pb2.CHANNEL_STDOUT, data=data))
+
+
+def test_output_goes_on_at_the_byte_where_it_broke(client: Client, script: Script) -> None:
+    head = pb.GetConsoleOutputResponse(log=job_pb2.LogSummary(output_bytes=9))
+    script.answer("GetConsoleOutput", [head, written(b"abc"), Cut()], [head, written(b"defg")])
+    log, *chunks = client.jobs.output(1, 2, 7)
+    assert log.log.output_bytes == 9
+    assert b"".join(each.chunk.data for each in chunks) == b"abcdefg"
+    assert [(r.offset, r.length) for r in script.asked("GetConsoleOutput")] == [(2, 7), (5, 4)]
+
+
+def test_a_download_stays_with_its_version(client: Client, script: Script) -> None:
+    info = package_pb.DownloadPackageResponse(info=package_pb.PackageArchive(name="p", version="1.9.0", size_bytes=6))
+    parts = [package_pb.DownloadPackageResponse(chunk=each) for each in (b"abc", b"def")]
+    script.answer("DownloadPackage", [info, parts[0], Cut()], [info, parts[1]])
+    first, *chunks = client.packages.download("p")
+    assert first.info.version == "1.9.0"
+    assert b"".join(each.chunk for each in chunks) == b"abcdef"
+    assert [(r.version, r.offset) for r in script.asked("DownloadPackage")] == [("", 0), ("1.9.0", 3)]
+
+
+def test_many_jobs_at_once(client: Client, script: Script) -> None:
+    refused = errors.to_status(JobNotFound("job 2 does not exist"))
+    results = [pb.JobResult(job_id=1, job=job_pb2.Job(job_id=9)), pb.JobResult(job_id=2, error=refused)]
+    script.answer(
+        "ApplyVerb", [pb.ApplyVerbResponse(total=2), *(pb.ApplyVerbResponse(result=each) for each in results)]
+    )
+    total, done, failed = client.jobs.apply(
+        pb.JOB_VERB_RERUN, filter=pb.JobFilter(text="x"), expected_count=2, reason="why"
+    )
+    assert (total.total, done.result.job.job_id) == (2, 9)
+    error = from_status(failed.result.error)
+    assert (error.code, error.reason, error.message) == ("NOT_FOUND", "JOB_NOT_FOUND", "job 2 does not exist")
+    (request,) = script.asked("ApplyVerb")
+    assert request.request_id
+    assert (request.expected_count, request.reason, request.validate_only) == (2, "why", False)
+
+
+def test_a_verb_that_broke_off_is_not_repeated(client: Client, script: Script) -> None:
+    script.answer("ApplyVerb", [pb.ApplyVerbResponse(total=0), Cut()])
+    with pytest.raises(ApiError) as caught:
+        list(client.jobs.apply(pb.JOB_VERB_DELETE, job_ids=[1]))
+    assert caught.value.unreachable
+    assert not script.asked("ApplyVerb")[0].HasField("expected_count")
+
+
+def test_what_is_asked_of_one_job(client: Client, script: Script) -> None:
+    script.answer("ExplainJob", Cut(), pb.ExplainJobResponse(summary="It is held."))
+    script.answer("RerunJob", Cut(), pb.RerunJobResponse(job=job_pb2.Job(job_id=8)))
+    script.answer("CopyJob", Cut(), pb.CopyJobResponse(request=pb.CreateJobRequest(display_name="N")))
+    assert client.jobs.explain(7).summary == "It is held."
+    assert client.jobs.rerun(7).job_id == 8
+    assert client.jobs.copy(7).display_name == "N"
+    assert [request.job_id for _, request in script.requests] == [7] * 6
+    (once,) = {request.request_id for request in script.asked("RerunJob")}
+    assert once
+
+
+def test_the_versions_of_one_package(client: Client, script: Script) -> None:
+    script.answer("ListPackages", package_pb.ListPackagesResponse(packages=[package_pb.Package(version="1")]))
+    assert [each.version for each in client.packages.all("p")] == ["1"]
+    assert script.asked("ListPackages")[0].name == "p"
+
+
 def test_a_package_is_pushed_in_chunks(client: Client, script: Script) -> None:
     script.answer("PushPackage", package_pb.PushPackageResponse(existed=True))
     archive = bytes(range(256)) * 10_000
@@ -148,11 +252,22 @@ def test_a_package_is_pushed_in_chunks(client: Client, script: Script) -> None:
     assert max(len(each.chunk) for each in chunks) <= 1024 * 1024
 
 
-def test_nobody_there(queue_tls: TlsFiles) -> None:
+def test_a_refusal_of_a_package_is_not_lost_in_what_is_sent(client: Client, script: Script) -> None:
+    tries = 30
+    script.answer("PushPackage", *[errors.PermissionDenied("not yours")] * tries)
+    reasons = set()
+    for _ in range(tries):
+        with pytest.raises(ApiError) as caught:
+            client.packages.push(bytes(8_000_000))
+        reasons.add(caught.value.reason)
+    assert reasons == {"PERMISSION_DENIED"}
+
+
+def test_nobody_there(connect: Connect, queue_tls: TlsFiles) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with (
-        Client(Endpoints(f"127.0.0.1:{port}", Token("t"), queue_tls.ca.read_bytes()), seconds=10) as client,
+        connect(Endpoints(f"127.0.0.1:{port}", Token("t"), queue_tls.ca.read_bytes()), seconds=10) as client,
         pytest.raises(ApiError) as caught,
     ):
         client.jobs.delete(1)
@@ -160,11 +275,11 @@ def test_nobody_there(queue_tls: TlsFiles) -> None:
     assert f"127.0.0.1:{port} cannot be reached" in caught.value.message
 
 
-def test_a_server_that_never_answers(queue_tls: TlsFiles) -> None:
+def test_a_server_that_never_answers(connect: Connect, queue_tls: TlsFiles) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
         with (
-            Client(Endpoints(endpoint, Token("t"), queue_tls.ca.read_bytes()), seconds=0.5) as client,
+            connect(Endpoints(endpoint, Token("t"), queue_tls.ca.read_bytes()), seconds=0.5) as client,
             pytest.raises(ApiError) as caught,
         ):
             client.jobs.get(1)
@@ -172,16 +287,39 @@ def test_a_server_that_never_answers(queue_tls: TlsFiles) -> None:
     assert "in time" in caught.value.message
 
 
-def test_a_server_of_another_ca_is_not_trusted(endpoint: str, tmp_path: Path) -> None:
+def test_a_server_of_another_ca_is_not_trusted(connect: Connect, endpoint: str, tmp_path: Path) -> None:
     stranger = CertificateAuthority(tmp_path)
     with (
-        Client(Endpoints(endpoint, Token("t"), stranger.ca.read_bytes()), seconds=10) as client,
+        connect(Endpoints(endpoint, Token("t"), stranger.ca.read_bytes()), seconds=10) as client,
         pytest.raises(ApiError) as caught,
     ):
         client.jobs.delete(1)
     assert "CA certificate" in caught.value.message
 
 
+def test_a_closed_client_says_so(client: Client, script: Script) -> None:
+    script.answer("WatchJobs", [watched("1", 1)])
+    client.close()
+    with pytest.raises(ClientClosed, match="the client is closed"):
+        client.jobs.get(1)
+    with pytest.raises(ClientClosed):
+        list(client.jobs.watch())
+    assert script.requests == []
+
+
 def test_agents_need_a_hub(client: Client) -> None:
     with pytest.raises(ConfigurationError, match="SIS_HUB_ENDPOINT"):
         _ = client.agents
+
+
+async def test_the_asynchronous_client_of_the_environment(
+    endpoint: str, script: Script, queue_tls: TlsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("t")
+    settings = {"QUEUE_ENDPOINT": endpoint, "TOKEN_FILE": tmp_path / "token", "CA": queue_tls.ca}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SIS_{name}", str(value))
+    script.answer("GetJob", *[pb.GetJobResponse(job=job_pb2.Job(job_id=each)) for each in (7, 7)])
+    async with AsyncClient.find() as sis:
+        found = await asyncio.gather(sis.jobs.get(7), sis.jobs.get(7))
+    assert [each.job_id for each in found] == [7, 7]

@@ -17,28 +17,25 @@ from sis.queue.v1 import job_service_pb2 as pb
 from sis.queue.v1 import package_service_pb2 as package_pb
 from tests.fakes.job_service import Cut, Script
 from tests.integration.client.conftest import Sis
-
-
-class JobNotFound(errors.NotFound):
-    reason = "JOB_NOT_FOUND"
-
-
-def job(job_id: int = 42, status: job_pb2.JobStatus.ValueType = job_pb2.JOB_STATUS_WAITING) -> job_pb2.Job:
-    return job_pb2.Job(
-        job_id=job_id,
-        display_name="Nightly \x1b]0;x\x07",
-        type=job_pb2.JOB_TYPE_PACKAGE,
-        status=status,
-        site_target=job_pb2.SiteTarget(group="local"),
-    )
-
+from tests.integration.client.samples import JobNotFound, job
 
 CREATE = (
     "jobs", "create", "--name", "N", "--package", "core.shell@1.0.0", "--operation", "run", "--site", "agent:a",
 )  # fmt: skip
 
 
+def offer(script: Script, *inputs: package_pb.Input, times: int = 1) -> None:
+    """Have the library hold the package that CREATE names, with these inputs."""
+    package = package_pb.Package(name="core.shell", version="1.0.0")
+    package.operations.add(name="run", inputs=inputs)
+    script.answer("GetPackage", *[package_pb.GetPackageResponse(package=package)] * times)
+
+
+SCRIPT = package_pb.Input(name="script", type="string")
+
+
 def test_create(sis: Sis, script: Script) -> None:
+    offer(script, SCRIPT, package_pb.Input(name="l", type="list"))
     script.answer("CreateJob", pb.CreateJobResponse(job=job()))
     ran = sis(
         *CREATE, "--type", "package", "--param", "script=echo", "--param", "l=1", "--param", "l=2",
@@ -61,6 +58,7 @@ def test_create(sis: Sis, script: Script) -> None:
 
 
 def test_what_is_not_given_is_not_sent(sis: Sis, script: Script) -> None:
+    offer(script)
     script.answer("CreateJob", pb.CreateJobResponse(job=job()))
     assert sis(*CREATE, "--defer").code == 0
     request = script.asked("CreateJob")[0]
@@ -160,6 +158,7 @@ def monitor(status: job_pb2.JobStatus.ValueType) -> list[pb.MonitorJobResponse]:
 def test_follow_ends_as_the_job_does(
     sis: Sis, script: Script, status: job_pb2.JobStatus.ValueType, code: int, said: str
 ) -> None:
+    offer(script)
     script.answer("CreateJob", pb.CreateJobResponse(job=job()))
     script.answer("MonitorJob", monitor(status))
     ran = sis(*CREATE, "--follow")
@@ -168,6 +167,7 @@ def test_follow_ends_as_the_job_does(
 
 
 def test_follow_survives_a_broken_connection(sis: Sis, script: Script) -> None:
+    offer(script)
     script.answer("CreateJob", Cut(), pb.CreateJobResponse(job=job()))
     first, *rest = monitor(job_pb2.JOB_STATUS_SUCCEEDED)
     script.answer("MonitorJob", [first, Cut()], rest)
@@ -235,6 +235,7 @@ def test_history(sis: Sis, script: Script) -> None:
 
 
 def test_each_wrong_field_is_a_line_with_its_option(sis: Sis, script: Script) -> None:
+    offer(script)
     script.answer(
         "CreateJob",
         errors.InvalidArgument.fields(
@@ -247,15 +248,88 @@ def test_each_wrong_field_is_a_line_with_its_option(sis: Sis, script: Script) ->
     ran = sis(*CREATE)
     assert ran.code == 1
     assert ran.err.splitlines() == [
-        "error: --timeout, run_timeout: must be 1 s to 30 days",
+        "error: --timeout: must be 1 s to 30 days",
         "error: --param, parameters.script: is required: give a value",
     ]
+
+
+def test_a_plain_secret_does_not_leave_the_machine(sis: Sis, script: Script) -> None:
+    offer(script, SCRIPT, package_pb.Input(name="password", type="string", sensitive=True))
+    ran = sis(*CREATE, "--param", "password=correct horse", "--param", "other=1")
+    assert ran.code == 1
+    assert ran.err.splitlines() == [
+        "error: --param, parameters.other: is not an input of this operation; its inputs: script, password",
+        "error: --param, parameters.password: is sensitive: it takes a credential, never a plain value",
+    ]
+    (request,) = script.requests
+    assert b"correct horse" not in request[1].SerializeToString()
+
+
+def test_a_file_for_an_input(sis: Sis, script: Script, tmp_path: Path) -> None:
+    offer(script, package_pb.Input(name="table", type="file", required=True))
+    script.answer("CreateJob", pb.CreateJobResponse(job=job()))
+    (tmp_path / "t.bin").write_bytes(b"\0\xff")
+    assert sis(*CREATE, "--param-file", f"table={tmp_path}/t.bin").code == 0
+    file = script.asked("CreateJob")[0].parameters["table"].file
+    assert (file.name, file.content) == ("t.bin", b"\0\xff")
+
+
+UNVERSIONED = ("jobs", "create", "--name", "N", "--package", "core.shell", "--operation", "run", "--site", "agent:a")
+
+
+@pytest.mark.parametrize(("options", "version"), [((), "1.0.0"), (("--request-id", "mine"), "")])
+def test_the_version_that_was_checked_is_asked_for(
+    sis: Sis, script: Script, options: tuple[str, ...], version: str
+) -> None:
+    offer(script)
+    script.answer("CreateJob", pb.CreateJobResponse(job=job()))
+    assert sis(*UNVERSIONED, *options).code == 0
+    assert script.asked("CreateJob")[0].package.version == version
+
+
+def test_a_copy(sis: Sis, script: Script) -> None:
+    original = pb.CreateJobRequest(display_name="N", operation="run", deferred=True)
+    original.package.name, original.package.version = "core.shell", "1.0.0"
+    original.parameters["script"].plain = "echo"
+    script.answer("CopyJob", *[pb.CopyJobResponse(request=original)] * 2)
+    offer(script, SCRIPT)
+    script.answer("CreateJob", pb.CreateJobResponse(job=job()))
+    shown = json.loads(sis("jobs", "copy", "7", "--name", "M", "--show").out)
+    assert (shown["displayName"], shown["parameters"]) == ("M", {"script": {"plain": "echo"}})
+    assert [method for method, _ in script.requests] == ["CopyJob"]
+    ran = sis("jobs", "copy", "7", "--name", "M", "--param", "script=date", "--site", "group:g", "--no-defer")
+    assert (ran.code, ran.out) == (0, "Job 42 created: Waiting\n")
+    (request,) = script.asked("CreateJob")
+    assert (request.display_name, request.parameters["script"].plain) == ("M", "date")
+    assert (request.site_target.group, request.deferred) == ("g", False)
+    assert request.request_id
+
+
+def test_explain(sis: Sis, script: Script) -> None:
+    found = pb.ExplainJobResponse(status=job_pb2.JOB_STATUS_WAITING, summary="All slots are taken.")
+    script.answer("ExplainJob", found, found)
+    assert "All slots are taken." in sis("jobs", "explain", "42").out
+    assert json.loads(sis("jobs", "explain", "42", "--json").out)["causes"] == []
+
+
+def test_rerun(sis: Sis, script: Script) -> None:
+    script.answer("RerunJob", pb.RerunJobResponse(job=job(57)), JobNotFound("gone"))
+    ran = sis("jobs", "rerun", "42", "43")
+    assert (ran.code, ran.out, ran.err) == (1, "Job 42: rerun as job 57, Waiting\n", "error: job 43: gone\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (("jobs", "get", "x"), "JOB_ID"),
+        (("jobs", "cancel"), "give the ids of the jobs to cancel, or options that choose them"),
+        (("jobs", "rerun", "--text", ""), "give the ids of the jobs to rerun"),
+        (("jobs", "delete", "1", "--state", "failed"), "not both"),
+        (("jobs", "delete", "--completed-before", "30d"), "--completed-before: '30d' is not a time"),
+        (("jobs", "export", "1", "--state", "failed"), "not both"),
+        (("jobs", "export", "--logs", "--format", "csv"), "--logs"),
+        (("jobs", "list", "--watch", "--all"), "--watch"),
+        (("jobs", "copy", "1", "--param-file", "x=/none"), "--param-file x: /none cannot be read"),
         (("jobs", "get", "0"), "JOB_ID"),
         (("jobs", "get", "9223372036854775808"), "JOB_ID"),
         (("jobs", "create", "--name", "N"), "--package"),
@@ -288,27 +362,6 @@ def test_the_bootstrap_speaks_as_every_command(sis: Sis, arguments: tuple[str, .
     ran = sis("vault", "bootstrap", *arguments)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
     assert ran.err.startswith("error: ")
-
-
-def test_a_package_with_mistakes_is_not_sent(sis: Sis, script: Script, tmp_path: Path) -> None:
-    (tmp_path / "package.yaml").write_text("name: Bad Name\nversion: one\n")
-    ran = sis("packages", "push", str(tmp_path))
-    assert ran.code == 1
-    assert len(ran.err.splitlines()) >= 2
-    assert all(line.startswith(f"error: {tmp_path}/package.yaml: ") for line in ran.err.splitlines())
-    assert script.requests == []
-
-
-def test_packages(sis: Sis, script: Script) -> None:
-    shell = package_pb.Package(name="core.shell", version="1.0.0", digest="ab" * 32)
-    shell.operations.add(name="run").inputs.add(name="script", type="string", required=True)
-    script.answer("ListPackages", package_pb.ListPackagesResponse(packages=[shell]))
-    script.answer("GetPackage", package_pb.GetPackageResponse(package=shell))
-    assert "core.shell" in sis("packages", "list").out
-    page = sis("packages", "show", "core.shell@1.0.0").out
-    assert "Operation run" in page
-    assert "script" in page
-    assert script.asked("GetPackage")[0].version == "1.0.0"
 
 
 def test_no_stack_is_one_line(

@@ -13,7 +13,7 @@ from services.runtime import errors
 from sis.cli import secrets
 from sis.credentials.v1 import credential_pb2
 from sis.credentials.v1 import credential_service_pb2 as pb
-from sis.queue.v1 import job_pb2, job_service_pb2
+from sis.queue.v1 import job_pb2, job_service_pb2, package_service_pb2
 from tests.fakes.job_service import Cut, Script
 from tests.integration.client.conftest import Ran, Sis
 
@@ -207,7 +207,7 @@ def test_a_secret_that_is_refused_is_not_repeated(sis: Sis, script: Script) -> N
         sis("credentials", "create", "--name", "db", "--kind", "token", "--secret-stdin", stdin=SECRET.encode())
     )
     assert ran.code == 1
-    assert ran.err.splitlines() == ["error: the secret: must have 8 bytes", "error: --username, username: no"]
+    assert ran.err.splitlines() == ["error: the secret: must have 8 bytes", "error: --username: no"]
 
 
 # sis jobs create
@@ -217,10 +217,19 @@ CREATE = (
 )  # fmt: skip
 
 
+@pytest.fixture
+def offered(script: Script) -> None:
+    """The library holds the package that CREATE names."""
+    package = package_service_pb2.Package(name="p", version="1.0.0")
+    package.operations.add(name="o").inputs.add(name="password", type="string", sensitive=True)
+    script.answer("GetPackage", *[package_service_pb2.GetPackageResponse(package=package)] * 2)
+
+
 def job() -> job_pb2.Job:
     return job_pb2.Job(job_id=42, status=job_pb2.JOB_STATUS_WAITING)
 
 
+@pytest.mark.usefixtures("offered")
 def test_credentials_by_name(sis: Sis, script: Script) -> None:
     script.answer("CreateJob", job_service_pb2.CreateJobResponse(job=job()))
     options = ("--admin", "ops", "--run-as", "alice", "--credential", "db=app", "--param-credential", "password=db")
@@ -228,13 +237,14 @@ def test_credentials_by_name(sis: Sis, script: Script) -> None:
     (request,) = script.asked("CreateJob")
     assert (request.admin, request.run_as, dict(request.credentials)) == ("ops", "alice", {"db": "app"})
     assert request.parameters["password"].credential_ref == "db"
-    assert [method for method, _ in script.requests] == ["CreateJob"]
+    assert [method for method, _ in script.requests] == ["GetPackage", "CreateJob"]
 
 
 def stored(script: Script) -> None:
     script.answer("CreateCredential", pb.CreateCredentialResponse(credential=credential("typed-x")))
 
 
+@pytest.mark.usefixtures("offered")
 def test_a_typed_secret_is_stored_for_the_job_and_tied_to_it(sis: Sis, script: Script) -> None:
     stored(script)
     script.answer("CreateJob", job_service_pb2.CreateJobResponse(job=job()))
@@ -250,6 +260,7 @@ def test_a_typed_secret_is_stored_for_the_job_and_tied_to_it(sis: Sis, script: S
     assert script.asked("BindCredential") == [pb.BindCredentialRequest(name="typed-x", job_id=42)]
 
 
+@pytest.mark.usefixtures("offered")
 def test_repeating_the_command_makes_one_credential(sis: Sis, script: Script) -> None:
     for _ in range(2):
         stored(script)
@@ -261,6 +272,7 @@ def test_repeating_the_command_makes_one_credential(sis: Sis, script: Script) ->
     assert first.name == first.request_id
 
 
+@pytest.mark.usefixtures("offered")
 def test_it_is_deleted_when_the_job_is_refused(sis: Sis, script: Script) -> None:
     stored(script)
     violation = errors.FieldViolation("parameters.password", "is not an input of this operation")
@@ -273,6 +285,7 @@ def test_it_is_deleted_when_the_job_is_refused(sis: Sis, script: Script) -> None
     assert script.asked("BindCredential") == []
 
 
+@pytest.mark.usefixtures("offered")
 def test_it_is_left_where_the_job_may_have_been_created(sis: Sis, script: Script) -> None:
     stored(script)
     script.answer("CreateJob", *[Cut()] * 5)
@@ -281,6 +294,7 @@ def test_it_is_left_where_the_job_may_have_been_created(sis: Sis, script: Script
     assert script.asked("DeleteCredential") == []
 
 
+@pytest.mark.usefixtures("offered")
 def test_a_job_whose_secret_is_not_tied_to_it_is_named(sis: Sis, script: Script) -> None:
     stored(script)
     script.answer("CreateJob", job_service_pb2.CreateJobResponse(job=job()))
@@ -290,21 +304,43 @@ def test_a_job_whose_secret_is_not_tied_to_it_is_named(sis: Sis, script: Script)
     assert "job 42 is created, but has its secret only if it starts within the hour" in ran.err
 
 
+@pytest.mark.usefixtures("offered")
+def test_nobody_is_asked_for_the_secret_of_an_input_that_is_none(sis: Sis, script: Script) -> None:
+    ran = sis(*CREATE, "--param-secret", "passphrase")  # and standard input is empty
+    assert ran.code == 1
+    assert ran.err.startswith("error: --param, parameters.passphrase: is not an input of this operation")
+    assert [method for method, _ in script.requests] == ["GetPackage"]
+
+
+TWICE = "--param-secret: 'password' is given by"
+
+
+@pytest.mark.usefixtures("offered")
 @pytest.mark.parametrize(
     ("options", "stdin", "problem"),
     [
-        (("--param-secret", "p"), b"", "--param-secret: standard input is empty"),
-        (("--param-secret", "p"), b"x" * (secrets.MAX_BYTES + 1), "is longer than 64 KiB"),
-        (("--param-secret", "p", "--param-secret", "q"), SECRET.encode(), "no terminal on which several secrets"),
-        (("--param-secret", "p", "--param-secret", "p"), SECRET.encode(), "--param-secret: 'p' is given twice"),
-        (("--param-secret", "p", "--param", "p=1"), SECRET.encode(), "--param-secret: 'p' is given twice"),
+        ((), b"", "--param-secret: standard input is empty"),
+        ((), b"x" * (secrets.MAX_BYTES + 1), "is longer than 64 KiB"),
+        (("--param-secret", "password"), SECRET.encode(), f"{TWICE} --param-secret too"),
+        (("--param", "password=1"), SECRET.encode(), f"{TWICE} --param too"),
     ],
 )
 def test_secrets_that_cannot_be_had(
     sis: Sis, script: Script, options: tuple[str, ...], stdin: bytes, problem: str
 ) -> None:
-    ran = silent(sis(*CREATE, *options, stdin=stdin))
+    ran = silent(sis(*CREATE, "--param-secret", "password", *options, stdin=stdin))
     assert ran.code == 2
     assert problem in ran.err
     assert len(ran.err.splitlines()) == 1
-    assert script.requests == []
+    assert {method for method, _ in script.requests} <= {"GetPackage"}
+
+
+def test_standard_input_takes_one_secret(sis: Sis, script: Script) -> None:
+    package = package_service_pb2.Package(name="p", version="1.0.0")
+    operation = package.operations.add(name="o")
+    for name in "ab":
+        operation.inputs.add(name=name, type="string", sensitive=True)
+    script.answer("GetPackage", package_service_pb2.GetPackageResponse(package=package))
+    ran = silent(sis(*CREATE, "--param-secret", "a", "--param-secret", "b", stdin=SECRET.encode()))
+    assert ran.code == 2
+    assert "no terminal on which several secrets" in ran.err

@@ -52,6 +52,23 @@ def test_a_job_that_never_ran_has_no_log_to_judge() -> None:
     assert "Log" not in shown
 
 
+def test_a_rerun_with_a_file() -> None:
+    job = job_pb2.Job(job_id=2, rerun_of_job_id=1)
+    job.parameters["list"].file.CopyFrom(job_pb2.FileValue(name="a\x1b.csv", size_bytes=1536, sha256="ab"))
+    shown = page(job)
+    assert "Rerun of" in shown
+    assert r"(the file a\x1b.csv, 1.5 KiB, SHA-256 ab)" in shown
+
+
+def test_json_is_laid_out_and_stays_json() -> None:
+    job = job_pb2.Job(job_id=1)
+    job.outputs.add(name="differences", value='[{"name": "git", "from": null, "to": true, "in": 1, "at": ["a", "b"]}]')
+    job.outputs.add(name="body", value='{"healthy": true}')
+    shown = page(job)
+    assert "name git  from null  to true  in 1  at a, b\n" in shown
+    assert '{"healthy": true}' in shown
+
+
 def test_survivors_are_named() -> None:
     job = ended()
     job.stop_state = job_pb2.STOP_STATE_UNCONFIRMED

@@ -79,6 +79,12 @@ def test_history_is_said_in_sentences() -> None:
     assert texts(transcript.feed(history("CANCEL", message="too slow"))) == [
         (Source.SERVER, "Cancel requested by administrator: too slow")
     ]
+    assert texts(transcript.feed(history("RERUN", message="as job 7"))) == [
+        (Source.SERVER, "Rerun by administrator, as job 7")
+    ]
+    assert texts(transcript.feed(history("START_LIMIT", message="Failed: it never started"))) == [
+        (Source.SERVER, "Failed: it never started")
+    ]
     assert texts(transcript.feed(history("NEW_EVENT", actor=""))) == [(Source.SERVER, "NEW_EVENT by the server")]
 
 

@@ -46,6 +46,14 @@ def test_bad_times_show_how_to_write_one(text: str) -> None:
         values.time("--not-before", text, NOW)
 
 
+def test_times_that_have_passed() -> None:
+    assert values.past_time("--completed-before", "-30d", NOW) == NOW - timedelta(days=30)
+    assert values.past_time("--completed-before", "2026-01-01T00:00:00Z", NOW) == datetime(2026, 1, 1, tzinfo=UTC)
+    for text in ("", "30d", "+30d", "-", "-99999999d"):
+        with pytest.raises(OptionError, match=r"^--completed-before: .*-30d"):
+            values.past_time("--completed-before", text, NOW)
+
+
 def test_parameters(tmp_path: Path) -> None:
     script = tmp_path / "script.sh"
     script.write_text("echo é\n")
@@ -90,6 +98,13 @@ def test_packages() -> None:
     for text in ("", "@1", "core.shell@"):
         with pytest.raises(OptionError, match="NAME@VERSION"):
             values.package("--package", text)
+
+
+def test_the_version_of_a_package_is_given_in_one_of_two_ways() -> None:
+    for text, option in [("p@1.0.0", ""), ("p", "1.0.0"), ("p@1.0.0", "1.0.0")]:
+        assert values.package_version(text, option).version == "1.0.0"
+    with pytest.raises(OptionError, match=r"--version: 'p@1\.0\.0' has a version already"):
+        values.package_version("p@1.0.0", "2.0.0")
 
 
 def test_a_label_is_given_once() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sis.cli import jobs, words
+from sis.cli import job_options, words
 from sis.queue.v1 import job_pb2
 
 
@@ -15,6 +15,12 @@ def test_every_status_has_its_word() -> None:
         "Deferred", "Waiting", "Starting", "Running", "Processing Output", "Cancel Request", "Canceled", "Success",
         "Failed", "Aborted", "Timed Out", "Expired", "AWOL",
     }  # fmt: skip
+
+
+def test_every_reason_to_wait_has_its_words() -> None:
+    said = [words.wait(value) for value in job_pb2.WaitReason.values() if value]
+    assert len(set(said)) == len(said)
+    assert not any(each.startswith("unknown") for each in said)
 
 
 def test_a_status_of_the_future_can_be_shown() -> None:
@@ -28,10 +34,10 @@ def test_the_type_of_a_package_job() -> None:
 @pytest.mark.parametrize(
     ("choices", "enum", "prefix"),
     [
-        (jobs.Status, job_pb2.JobStatus, "JOB_STATUS_"),
-        (jobs.RunState, job_pb2.RunState, "RUN_STATE_"),
-        (jobs.JobType, job_pb2.JobType, "JOB_TYPE_"),
-        (jobs.Priority, job_pb2.Priority, "PRIORITY_"),
+        (job_options.Status, job_pb2.JobStatus, "JOB_STATUS_"),
+        (job_options.RunState, job_pb2.RunState, "RUN_STATE_"),
+        (job_options.JobType, job_pb2.JobType, "JOB_TYPE_"),
+        (job_options.Priority, job_pb2.Priority, "PRIORITY_"),
     ],
 )
 def test_the_choices_of_an_option_are_those_of_the_contract(choices: Any, enum: Any, prefix: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 from sis.agent.v1 import agent_admin_service_pb2 as pb
 from sis.agent.v1 import agent_admin_service_pb2_grpc
-from sis.client.connection import Connection
+from sis.client.aio.connection import Connection
 
 
 class Agents:
@@ -16,21 +16,23 @@ class Agents:
         self._connection = connection
         self._stub = agent_admin_service_pb2_grpc.AgentAdminServiceStub(connection.channel)
 
-    def list(self, *, group: str = "", page_size: int = 0, page_token: str = "") -> pb.ListAgentsResponse:
+    async def list(self, *, group: str = "", page_size: int = 0, page_token: str = "") -> pb.ListAgentsResponse:
         """One page of the agents, by name."""
         request = pb.ListAgentsRequest(group=group, page_size=page_size, page_token=page_token)
-        return self._connection.call(self._stub.ListAgents, request)
+        return await self._connection.call(self._stub.ListAgents, request)
 
-    def all(self, *, group: str = "") -> Iterator[pb.Agent]:
+    async def all(self, *, group: str = "") -> AsyncIterator[pb.Agent]:
         """Every agent (of a group), by name."""
         token = ""
         while True:
-            page = self.list(group=group, page_token=token)
-            yield from page.agents
+            page = await self.list(group=group, page_token=token)
+            for agent in page.agents:
+                yield agent
             token = page.next_page_token
             if not token:
                 return
 
-    def get(self, name: str) -> pb.Agent:
+    async def get(self, name: str) -> pb.Agent:
         """One agent."""
-        return self._connection.call(self._stub.GetAgent, pb.GetAgentRequest(name=name)).agent
+        response = await self._connection.call(self._stub.GetAgent, pb.GetAgentRequest(name=name))
+        return response.agent

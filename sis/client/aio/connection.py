@@ -1,0 +1,70 @@
+"""One TLS channel to a server: the one place where a call gets its deadline, token and typed error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+
+from sis.client.errors import ClientClosed, from_grpc
+from sis.client.service_config import CALL_SECONDS, OPTIONS, STREAM_SECONDS
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class Connection:
+    """A channel to `endpoint`; it connects at the first call. Close it after use."""
+
+    def __init__(self, endpoint: str, token: str, ca: bytes | None, seconds: float = CALL_SECONDS) -> None:
+        self.endpoint = endpoint
+        self.channel = grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(ca), options=OPTIONS)
+        self._closed = False
+        self._seconds = seconds
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    async def call(
+        self, method: Callable[..., Awaitable[_Response]], request: object, seconds: float | None = None
+    ) -> _Response:
+        """Make a call that is answered once.
+
+        Raises:
+            ApiError: it was refused, or not answered before the deadline.
+            ClientClosed: by then.
+        """
+        self._check_open()
+        try:
+            return await method(request, timeout=seconds or self._seconds, metadata=self._metadata)
+        except grpc.RpcError as error:
+            self._check_open()
+            raise from_grpc(error, self.endpoint) from None
+
+    async def stream(
+        self, method: grpc.aio.UnaryStreamMultiCallable[_Request, _Response], request: _Request
+    ) -> AsyncGenerator[_Response]:
+        """The answers of a server-stream. Closing the iteration early cancels the call.
+
+        Raises:
+            ApiError: it was refused, or broke off.
+            ClientClosed: by then.
+        """
+        self._check_open()
+        answers = method(request, timeout=STREAM_SECONDS, metadata=self._metadata)
+        try:
+            async for answer in answers:
+                yield answer
+        except grpc.RpcError as error:
+            self._check_open()
+            raise from_grpc(error, self.endpoint) from None
+        finally:
+            answers.cancel()
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._closed = True
+        await self.channel.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed

@@ -1,0 +1,70 @@
+"""What both clients ask of gRPC: deadlines, and which calls are repeated while a server is away for a moment."""
+
+from __future__ import annotations
+
+import json
+
+CALL_SECONDS = 20.0
+"""The deadline of a call that is answered once, its retries included."""
+PUSH_SECONDS = 120.0
+"""That of a call which sends a package."""
+STREAM_SECONDS = 3600.0
+"""The deadline of a stream; what is followed for longer goes on with the next one."""
+
+# A lost answer may have had its effect, so only methods are here whose contract calls a retry safe. Every
+# CreateJob, RerunJob and CreateCredential carries a request id. Not DeleteJob: the second time finds no job. Nor
+# ApplyVerb, which may delete.
+RETRIED = {
+    "sis.queue.v1.JobService": [
+        "CreateJob",
+        "GetJob",
+        "ListJobs",
+        "ListJobHistory",
+        "ExplainJob",
+        "RerunJob",
+        "CopyJob",
+        "ActivateJob",
+        "CancelJob",
+        "AbortJob",
+        "GetConsoleOutput",
+        "GetDebugLog",
+    ],
+    "sis.queue.v1.PackageService": ["ListPackages", "GetPackage", "DownloadPackage"],
+    "sis.agent.v1.AgentAdminService": ["ListAgents", "GetAgent"],
+    "sis.credentials.v1.CredentialService": [
+        "CreateCredential",
+        "ListCredentials",
+        "GetCredential",
+        "ListCredentialUsage",
+        "BindCredential",
+    ],
+    "sis.credentials.v1.AgentIdentityService": ["RevokeAgent", "ListAgentIdentities"],
+}
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": service, "method": method} for service, methods in RETRIED.items() for method in methods
+            ],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+OPTIONS = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.enable_retries", 1),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    # A server that died without a word is noticed within half a minute, also by a silent monitor.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+"""Of every channel."""
