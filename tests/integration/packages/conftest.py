@@ -10,5 +10,5 @@ from tests.integration.packages import operation_runner
 
 @pytest.fixture
 def run(tmp_path: Path) -> operation_runner.Runner:
-    """`run(package, operation, **values)`, once a test."""
+    """`run(package, operation, **values)`."""
     return partial(operation_runner.run, tmp_path)

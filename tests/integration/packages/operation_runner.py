@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.sis_agent.agent.masking import Masker
+from services.sis_agent.agent.outputs import read_outputs
 from sis.packages import archive, arguments, manifest, parameters, shipped
+from sis.packages.values import File, Given
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,18 @@ class Run:
 Runner = Callable[..., Run]
 
 
-def run(directory: Path, package: str, operation: str, **values: str | list[str]) -> Run:
-    """Runs an operation with these values; it must give the outputs that it declares."""
+def run(
+    parent: Path,
+    package: str,
+    operation: str,
+    credentials: Mapping[str, str] | None = None,
+    enter: Sequence[str] = (),
+    /,
+    **values: Given,
+) -> Run:
+    """Runs an operation with these values, and variables of its credentials; it must give the outputs that it
+    declares. `enter` is put before the command, to have it run on another machine that shares `parent`."""
+    directory = Path(tempfile.mkdtemp(dir=parent))
     (directory / "archive").write_bytes(archive.pack(shipped() / package))
     unpacked = directory / "unpacked"
     archive.extract(directory / "archive", unpacked)
@@ -38,25 +53,39 @@ def run(directory: Path, package: str, operation: str, **values: str | list[str]
     declared = manifest.load(unpacked).operations[operation]
     resolved, problems = parameters.check(declared, values)
     assert problems == []
+    private = directory / "private"
+    private.mkdir(mode=0o700)
+
+    def place(file: File) -> Path:
+        path = private / file.name
+        path.write_bytes(file.content)
+        return path
+
+    placed = arguments.with_paths(resolved, place)
     ended = subprocess.run(
-        arguments.command_line(declared, resolved, unpacked, work),
+        [*enter, *arguments.command_line(declared, placed, unpacked, work)],
         cwd=work,
         env={
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            # A Python last, where the machine has none of its own.
+            "PATH": f"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{Path(sys.executable).parent}",
             "LANG": "C.UTF-8",
             "SIS_PACKAGE_DIR": str(unpacked),
             "SIS_WORK_DIR": str(work),
             "SIS_OUTPUT": str(outputs),
             "SIS_PROGRESS": str(progress),
-            **arguments.environment(resolved),
+            **arguments.environment(placed),
+            **(credentials or {}),
         },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        errors="backslashreplace",
         timeout=60,
         check=False,
     )
-    given = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
+    parsed = read_outputs(outputs, Masker([]))
+    assert parsed.problems == ()
+    given = dict(parsed.values)
     assert given.keys() <= declared.outputs.keys()
     if ended.returncode == 0:
         assert given.keys() >= {name for name, output in declared.outputs.items() if output.required}

@@ -1,0 +1,66 @@
+# systemd, for operation.sh.
+
+# systemd SECONDS ARGUMENT...
+systemd() {
+    seconds=$1
+    shift
+    bounded "$seconds" systemctl --no-pager --no-ask-password "$@"
+}
+
+property() {
+    printf '%s\n' "$properties" | sed -n "s/^$1=//p"
+}
+
+look() {
+    properties=$(systemd $look_limit show -p LoadState,ActiveState,SubState,MainPID,NeedDaemonReload -- "$name") ||
+        fail "systemd does not answer: see above"
+    case $(property LoadState) in
+        loaded | masked) ;;
+        not-found) fail "there is no service called $name: correct the name" ;;
+        *) fail "the unit of $name cannot be read; systemctl status $name says why" ;;
+    esac
+    active=$(property ActiveState)
+    case $active in
+        active | reloading) running=started ;;
+        inactive | failed) running=stopped ;;
+        *) running=$active ;;
+    esac
+    # It fails where the word is no form of enabled.
+    enablement=$(systemd $look_limit is-enabled -- "$name" 2> /dev/null) || :
+    case $enablement in
+        enabled | alias | indirect) enabled=yes ;;
+        *) enabled=no ;;
+    esac
+    words="$active ($(property SubState)), ${enablement:-not enabled}"
+    main_pid=$(property MainPID)
+    if [ "$main_pid" = 0 ]; then
+        main_pid=
+    fi
+}
+
+enable() {
+    systemd "$limit" enable -- "$name"
+}
+
+disable() {
+    systemd "$limit" disable -- "$name"
+}
+
+act() {
+    result=0
+    if [ "$(property NeedDaemonReload)" = yes ]; then
+        printf '%s\n' "The unit of $name has changed since systemd read it: having it read again"
+        systemd "$limit" daemon-reload || return
+    fi
+    systemd "$limit" "$1" -- "$name" || result=$?
+    look
+    # A service may die once systemd has called it started; activating means then that it is tried again and again.
+    case $1:$active in
+        stop:*) ;;
+        *:failed | *:activating) result=1 ;;
+    esac
+    if [ "$result" != 0 ]; then
+        systemd $look_limit status -n 20 -- "$name" >&2 || :
+        return 1
+    fi
+}
