@@ -1,6 +1,6 @@
 # Everything a contributor runs. `make setup` builds the environment, and every other target does so when it must.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-root lint format generate bench wheel-test clean
+.PHONY: help setup demo test test-root test-long lint format generate bench wheel-test clean
 
 bin := .venv/bin
 stamp := .venv/.locked
@@ -25,17 +25,23 @@ demo: $(stamp) ## starts everything, runs four jobs in front of you, takes every
 	@$(bin)/sis demo
 
 test: $(stamp) ## what any user can run; skips nothing
-	$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not root'
+	$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not root and not long'
 
 test-root: $(stamp) ## what needs root: a second user, cgroups
 	$(bin)/python -m pytest -m root
+
+test-long: $(stamp) ## the tests that make test runs in a shorter form, at full length
+	$(bin)/python -m pytest -m 'long and not root'
 
 lint: $(stamp) ## ruff, mypy --strict, contracts, generated code, import rules
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/python tools/generate.py --check
+	$(bin)/python tools/client.py --check
 	$(bin)/python tools/state_diagram.py --check
+	$(bin)/python tools/package_schema.py --check
+	$(bin)/python tools/package_reference.py --check
 	$(bin)/buf lint build/protos.binpb
 	$(bin)/buf breaking build/protos.binpb --against protos/released.binpb
 	$(bin)/lint-imports --no-cache
@@ -44,9 +50,12 @@ format: $(stamp)
 	$(bin)/ruff check --fix-only .
 	$(bin)/ruff format .
 
-generate: $(stamp) ## stubs from protos/, the state diagram in ARCHITECTURE.md
+generate: $(stamp) ## stubs and openapi.json, the synchronous client, the state diagram, the package reference
 	$(bin)/python tools/generate.py
+	$(bin)/python tools/client.py
 	$(bin)/python tools/state_diagram.py
+	$(bin)/python tools/package_schema.py
+	$(bin)/python tools/package_reference.py
 
 bench: $(stamp) ## measurements beside the peers, in one run
 	@$(bin)/python -m bench

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bench import masking, parts, peer_procrastinate, suite
+from bench import gateway, masking, parts, peer_procrastinate, suite
 from bench.figures import show
 from sis import stack
 from sis.client import Client
@@ -29,6 +29,7 @@ def main() -> None:
                 suite.push(client)
                 show("SIS, idle", suite.latency(client))
                 show("SIS, logs", suite.log_lines(client))
+                show("SIS, HTTP", gateway.measure(client, data))
                 show("SIS, dispatch", suite.dispatch(client))
         finally:
             stack.down(data)

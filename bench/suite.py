@@ -76,7 +76,18 @@ def log_lines(client: Client) -> list[Figure]:
     return [Figure("log lines of 100 bytes, payload to watcher", rate(LINES, seconds, "lines"), "stored on the way")]
 
 
+def held_job(client: Client) -> job_pb2.Job:
+    """A job that nobody runs."""
+    request = _request("nothing")
+    request.deferred = True
+    return client.jobs.create(request)
+
+
 def _create(client: Client, operation: str, **parameters: str) -> job_pb2.Job:
+    return client.jobs.create(_request(operation, **parameters))
+
+
+def _request(operation: str, **parameters: str) -> job_service_pb2.CreateJobRequest:
     request = job_service_pb2.CreateJobRequest(
         display_name=f"bench {operation}",
         type=job_pb2.JOB_TYPE_PACKAGE,
@@ -86,7 +97,7 @@ def _create(client: Client, operation: str, **parameters: str) -> job_pb2.Job:
     )
     for name, value in parameters.items():
         request.parameters[name].plain = value
-    return client.jobs.create(request)
+    return request
 
 
 def _frames(client: Client, job_id: int) -> Iterator[object]:

@@ -1,17 +1,20 @@
 """Write the Python of the contracts: `python tools/generate.py [--check | --freeze]`.
 
-Generates `sis/**/*_pb2*.py[i]` from `protos/` and a descriptor image at `build/protos.binpb` for buf. With --check,
-writes nothing into the tree and exits 1 if what is committed differs. With --freeze, as a release is made, the
-contracts become `protos/released.binpb`, with which `buf breaking` compares from then on.
+Generates `sis/**/*_pb2*.py[i]` from `protos/`, a descriptor image at `build/protos.binpb` for buf, and from both
+`gateway/openapi.json`. With --check, writes nothing into the tree and exits 1 if what is committed differs. With
+--freeze, as a release is made, the contracts become `protos/released.binpb`, with which `buf breaking` compares from
+then on.
 """
 
 import filecmp
+import json
 import os
 import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.rpc import status_pb2
 from grpc_tools import protoc
 
@@ -36,6 +39,14 @@ def generate(target: Path) -> list[Path]:
     return [p.relative_to(target) for p in sorted(target.rglob("*_pb2*.py*"))]
 
 
+def openapi() -> tuple[Path, str]:
+    """The file of the OpenAPI document, and what belongs in it. The modules in the tree must be up to date."""
+    from gateway.openapi import FILE, build
+
+    document = build(FileDescriptorSet.FromString(IMAGE.read_bytes()))
+    return FILE, json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
 def run(*arguments: str) -> None:
     if protoc.main(["protoc", *arguments]) != 0:
         sys.exit("protoc failed")
@@ -53,6 +64,9 @@ def main() -> None:
             stale += sorted(committed - set(written))
             if stale:
                 sys.exit("generated code is not up to date, run `make generate`: " + ", ".join(map(str, stale)))
+            document, text = openapi()
+            if not document.exists() or document.read_text(encoding="utf-8") != text:
+                sys.exit("gateway/openapi.json is not up to date, run `make generate`")
             return
         for path in committed - set(written):
             (ROOT / path).unlink()
@@ -63,6 +77,8 @@ def main() -> None:
             for package in destination.relative_to(ROOT).parents:
                 if package != Path():
                     (ROOT / package / "__init__.py").touch()
+    document, text = openapi()
+    document.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Ports:
     hubs: tuple[int, ...]
     hub_agents: tuple[int, ...]
     hub_enrolments: tuple[int, ...]
+    gateway: int
 
     @classmethod
     def take(cls, settings: Settings, reservations: Reservations) -> tuple[Ports, Settings]:
@@ -57,6 +58,7 @@ class Ports:
             "credentials-internal": 0,
             "queue": settings.queue_port,
             "queue-internal": settings.queue_internal_port,
+            "gateway": settings.gateway_port,
             **{f"hub-{n}{suffix}": 0 for n in range(1, settings.hubs + 1) for suffix in _HUB_LISTENERS},
             "hub-1": settings.hub_port,
             "hub-1-agents": settings.hub_agent_port,
@@ -74,6 +76,7 @@ class Ports:
             hubs=of_hubs(""),
             hub_agents=of_hubs("-agents"),
             hub_enrolments=of_hubs("-enrolment"),
+            gateway=taken["gateway"],
         )
         return ports, settings.model_copy(update={"ports": taken})
 
@@ -116,6 +119,17 @@ class Services:
             **self._joining("queue"),
         }
         return self._server("queue", "queue", "services.queue.main", environment, self.ports.queue)
+
+    def gateway(self) -> Command:
+        environment = {
+            "LISTEN": _endpoint(self.ports.gateway),
+            "QUEUE_ENDPOINT": _endpoint(self.ports.queue_internal),
+            "CREDENTIALS_ENDPOINT": _endpoint(self.ports.credentials_internal),
+            # Any hub answers for all agents.
+            "HUB_ENDPOINT": f"ipv4:{','.join(map(_endpoint, self.ports.hub_agents))}",
+            **self._joining("gateway"),
+        }
+        return self._server("gateway", "gateway", "gateway.main", environment, self.ports.gateway)
 
     def hubs(self) -> list[Command]:
         return [self._hub(number) for number in range(1, self.settings.hubs + 1)]

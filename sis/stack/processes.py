@@ -21,7 +21,7 @@ from typing import IO, Literal
 from sis.stack import launch
 from sis.stack.errors import StackError
 
-Kind = Literal["postgres", "vault", "credentials", "queue", "hub", "agent"]
+Kind = Literal["postgres", "vault", "credentials", "queue", "hub", "gateway", "agent"]
 
 LOG_LIMIT = 16 * 1024 * 1024
 """Bytes of a log file; a longer one becomes NAME.1, which replaces the one before."""

@@ -45,6 +45,8 @@ class Options:
     """The credential service's public listener."""
     vault_port: int | None = None
     """OpenBao."""
+    gateway_port: int | None = None
+    """HTTP."""
 
 
 class Settings(BaseModel):
@@ -62,6 +64,7 @@ class Settings(BaseModel):
     hub_enrolment_port: Port = 0
     credentials_port: Port = 0
     vault_port: Port = 0
+    gateway_port: Port = 0
     ports: dict[str, Port] = Field(default_factory=dict)
 
 

@@ -50,7 +50,7 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
     layout.create()
     settings = choices.load(layout, options)
     digest = token_sha256(_token(layout.token))
-    joins = {service: token_sha256(_token(layout.join_token(service))) for service in ("queue", "hub")}
+    joins = {service: token_sha256(_token(layout.join_token(service))) for service in ("queue", "hub", "gateway")}
     with Supervision(lambda text: _note(layout, text)) as supervision, Reservations() as reservations:
         leftovers.end(layout)
         ports, settings = Ports.take(settings, reservations)
@@ -84,7 +84,7 @@ class _Run:
         self._services = services
         self._supervision = supervision
         self._say = say
-        self._servers = (services.credentials(), services.queue(), *services.hubs())
+        self._servers = (services.credentials(), services.queue(), *services.hubs(), services.gateway())
         self._agents = services.agents()
         self._started = False
 
@@ -134,6 +134,7 @@ class _Run:
             f"credentials endpoint: {endpoints.credentials}  agents enrol at: {self._services.enrolment_endpoint}"
         )
         self._say(f"token: {self._layout.token}  CA: {self._layout.ca}")
+        self._say(f"HTTP API: http://{self._servers[-1].endpoint}/reference")
 
     def _await(self, name: str, deadline: float) -> None:
         """Keep everything running until this part is healthy."""
@@ -233,6 +234,7 @@ class _Run:
             hub_endpoint=self._servers[2].endpoint,
             credentials_endpoint=self._servers[0].endpoint,
             enrolment_endpoint=self._services.enrolment_endpoint,
+            gateway_endpoint=self._servers[-1].endpoint,
             ca=self._layout.ca,
             vault_ca=self._services.vault.ca,
             token=self._layout.token,
@@ -243,7 +245,7 @@ class _Run:
         states.write(self._layout, self._state())
 
 
-_STOP_ORDER = ({"agent"}, {"hub"}, {"queue", "credentials"}, {"postgres", "vault"})
+_STOP_ORDER = ({"agent", "gateway"}, {"hub"}, {"queue", "credentials"}, {"postgres", "vault"})
 
 
 def _token(path: Path) -> str:

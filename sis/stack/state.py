@@ -55,6 +55,7 @@ class StackState(BaseModel):
     credentials_endpoint: str
     enrolment_endpoint: str
     """Where agents enrol."""
+    gateway_endpoint: str
     ca: Path
     vault_ca: Path
     token: Path

@@ -42,7 +42,8 @@ class Status:
     starting: bool
     """Whether some processes are still to be started."""
     endpoints: Mapping[str, str]
-    """host:port of `queue`, `hub`, `credentials` and `enrolment`, where agents enrol; empty when the stack is down."""
+    """host:port of `queue`, `hub`, `credentials` and `enrolment`, where agents enrol, and the URL of `gateway`; empty
+    when the stack is down."""
     processes: tuple[ProcessStatus, ...]
 
     @property
@@ -83,6 +84,7 @@ def status(data: Path) -> Status:
         "hub": state.hub_endpoint,
         "credentials": state.credentials_endpoint,
         "enrolment": state.enrolment_endpoint,
+        "gateway": f"http://{state.gateway_endpoint}",
     }
     with ThreadPoolExecutor(max_workers=8) as pool:
         found = pool.map(lambda process: _look(state, probe, process), state.processes)
@@ -100,6 +102,8 @@ def look(state: StackState, probe: Probe, process: ProcessState) -> str:
     if process.kind == "agent":
         hubs = [each.endpoint for each in state.processes if each.kind == "hub" and each.identity.alive]
         return probe.agent(hubs, process.name)
+    if process.kind == "gateway":
+        return probe.gateway(process.endpoint)
     return probe.server(process.endpoint)
 
 

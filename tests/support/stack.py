@@ -134,6 +134,16 @@ class Stack:
         return psycopg.connect(host=str(Path(sockets).parent), user=USER, dbname="sis", autocommit=True)
 
     @property
+    def gateway(self) -> str:
+        """The base URL of its HTTP API."""
+        return f"http://{self.state.gateway_endpoint}"
+
+    @property
+    def token(self) -> str:
+        """The administrator's."""
+        return self.layout.token.read_text(encoding="ascii").strip()
+
+    @property
     def state(self) -> StackState:
         """`stack.json` as it is now."""
         state = states.read(self.layout)

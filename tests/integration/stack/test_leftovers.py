@@ -48,6 +48,7 @@ def _state(layout: Layout, *identities: Identity, boot_id: str | None = None) ->
         pid=1,
         start_ticks=1,
         credentials_endpoint="127.0.0.1:3",
+        gateway_endpoint="127.0.0.1:4",
         enrolment_endpoint="127.0.0.1:4",
         vault_ca=layout.vault / "certificate.pem",
         runtime=layout.data / "runtime",

@@ -1,0 +1,103 @@
+"""The gateway: HTTP and JSON for the suite's public methods. `python -m gateway.main`."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import ssl
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import uvloop
+from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic_settings import SettingsConfigDict
+
+from gateway.app import Gateway
+from gateway.server import Certificate, Server, is_loopback, run
+from gateway.upstreams import Upstreams
+from services.runtime import joining
+from services.runtime.settings import Endpoint, ServiceSettings
+from services.runtime.telemetry import configure_logging
+
+_OPEN_FILES = 8_192
+
+_log = logging.getLogger("gateway")
+
+
+def _paired(key: Path | None, info: ValidationInfo) -> Path | None:
+    if (key is None) != (info.data.get("tls_certificate") is None):
+        raise ValueError("give it together with SIS_GATEWAY_TLS_CERTIFICATE, or neither")
+    return key
+
+
+def _protected(listen: str, info: ValidationInfo) -> str:
+    if not info.data.get("tls_certificate") and not info.data.get("behind_proxy") and not is_loopback(listen):
+        raise ValueError(
+            "tokens would cross the network in plain HTTP; give SIS_GATEWAY_TLS_CERTIFICATE and SIS_GATEWAY_TLS_KEY, "
+            "listen on a loopback address, or set SIS_GATEWAY_BEHIND_PROXY"
+        )
+    return listen
+
+
+class GatewaySettings(ServiceSettings):
+    """The environment of a gateway."""
+
+    model_config = SettingsConfigDict(env_prefix="SIS_GATEWAY_")
+
+    # The internal listeners of queue and credential service, and the hub's for agents. Any target of gRPC's will do,
+    # such as `ipv4:10.0.0.1:7402,10.0.0.2:7402`.
+    queue_endpoint: Endpoint
+    credentials_endpoint: Endpoint
+    hub_endpoint: Endpoint
+    # What browsers are shown; without it, plain HTTP.
+    tls_certificate: Path | None = None
+    tls_key: Annotated[Path | None, AfterValidator(_paired)] = Field(None, validate_default=True)
+    # A proxy before it does TLS for browsers, and says in X-Forwarded-For who calls; nobody else can reach it.
+    behind_proxy: bool = False
+    listen: Annotated[Endpoint, AfterValidator(_protected)]
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serve until SIGTERM."""
+    certificate = None
+    if settings.tls_certificate and settings.tls_key:
+        try:
+            certificate = Certificate(settings.tls_certificate, settings.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            sys.exit(f"error: SIS_GATEWAY_TLS_CERTIFICATE, SIS_GATEWAY_TLS_KEY: {error}")
+    identity = joining.identity(settings, "gateway")
+    await identity.ready()
+    upstreams = Upstreams(
+        identity,
+        queue=settings.queue_endpoint,
+        credentials=settings.credentials_endpoint,
+        hub=settings.hub_endpoint,
+    )
+    gateway = Gateway(upstreams, tls=certificate is not None, behind_proxy=settings.behind_proxy)
+    server = Server(gateway, settings.listen, certificate)
+    try:
+        await run(server, identity.run, *([certificate.run] if certificate else []))
+    finally:
+        await upstreams.close()
+
+
+def _raise_open_files() -> None:
+    """Each connection is an open file, and 1,024 is a common limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def main() -> None:
+    configure_logging("gateway")
+    if sys.argv[1:]:
+        sys.exit(f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve")
+    settings = GatewaySettings.load()
+    _raise_open_files()
+    uvloop.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()
