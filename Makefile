@@ -25,7 +25,7 @@ demo: $(stamp) ## starts everything, runs four jobs in front of you, takes every
 	@$(bin)/sis demo
 
 test: $(stamp) ## what any user can run; skips nothing
-	$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not root and not long'
+	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not root and not long'
 
 test-root: $(stamp) ## what needs root: a second user, cgroups
 	$(bin)/python -m pytest -m root

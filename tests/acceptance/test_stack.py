@@ -20,7 +20,7 @@ from sis.stack import processes
 from sis.stack.postgres import USER
 from tests.support.stack import Stack
 
-NAMES = ["vault", "postgres", "credentials", "queue", "hub-1", "local-1"]
+NAMES = ["vault", "postgres", "credentials", "queue", "hub-1", "gateway", "local-1"]
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_foreground_up_stops_everything_on_sigterm(fresh: Stack) -> None:
                 break
         names = [line.split()[0] for line in lines if " ready " in line]
         services = ["postgres", "vault", "credentials", "queue", "hub-1", "hub-2"]
-        assert names == [*services, "local-1", "local-2"], lines
+        assert names == [*services, "gateway", "local-1", "local-2"], lines
         running = fresh.state
         up.send_signal(signal.SIGTERM)
         assert up.wait(30) == 0

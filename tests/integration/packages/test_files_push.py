@@ -7,7 +7,6 @@ import json
 import os
 import pwd
 import resource
-import signal
 import stat
 import struct
 import subprocess
@@ -194,19 +193,19 @@ def test_a_stop_leaves_everything_as_it_was(site: Path, tmp_path: Path) -> None:
     path.write_bytes(b"former")
     (tmp_path / "content").write_bytes(CONTENT.content)
 
-    def stop() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        os.kill(os.getpid(), signal.SIGTERM)
-
+    # The signal waits from the beginning.
+    launcher = (
+        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM});"
+        "os.kill(os.getpid(), signal.SIGTERM); os.execv(sys.executable, [sys.executable, '-B', *sys.argv[1:]])"
+    )
     ended = subprocess.run(
-        [sys.executable, "-B", shipped() / "files.push" / "files.py", "push"],
+        [sys.executable, "-c", launcher, shipped() / "files.push" / "files.py", "push"],
         env={
             "SIS_OUTPUT": "/dev/null",
             "SIS_PROGRESS": "/dev/null",
             "SIS_PARAM_CONTENT": str(tmp_path / "content"),
             "SIS_PARAM_PATH": str(path),
         },
-        preexec_fn=stop,
         capture_output=True,
         text=True,
         timeout=60,

@@ -105,6 +105,7 @@ def test_the_endpoints_are_shown(layout: Layout) -> None:
         "hub": "127.0.0.1:2",
         "credentials": "127.0.0.1:3",
         "enrolment": "127.0.0.1:4",
+        "gateway": "http://127.0.0.1:4",
     }
 
 
