@@ -156,7 +156,7 @@ def test_jobs_that_print_their_secrets_leak_none(stack: Stack, tmp_path: Path, c
         ]
         for form, text in planted.items():
             client.jobs.create(job(f"{form}: {text}", f"true '{text}'", bait=text))
-            _log_something(stack, text)
+            _log_something(stack, ids[0], text)
 
         places = {
             "queue": lambda of: of.memory(stack.pid("queue")),
@@ -201,7 +201,7 @@ def succeeded(client: Client, name: str) -> int:
     return client.jobs.list(wanted, page_size=1).total_size
 
 
-def _log_something(stack: Stack, text: str) -> None:
+def _log_something(stack: Stack, job_id: int, text: str) -> None:
     """What is in a request's metadata is in the queue's log."""
     state = stack.state
     channel = grpc.secure_channel(state.queue_endpoint, grpc.ssl_channel_credentials(state.ca.read_bytes()))
@@ -211,7 +211,7 @@ def _log_something(stack: Stack, text: str) -> None:
             ("authorization", f"Bearer {state.token.read_text().strip()}"),
             ("x-request-id", text),
         )
-        stub.GetJob(pb.GetJobRequest(job_id=1), timeout=10, metadata=metadata)
+        stub.GetJob(pb.GetJobRequest(job_id=job_id), timeout=10, metadata=metadata)
 
 
 def test_no_command_line_and_no_printed_line_holds_a_secret(stack: Stack) -> None:

@@ -344,3 +344,21 @@ def test_no_body_and_no_query_is_a_fault(value: object, query: bytes) -> None:
         except InvalidArgument:
             continue
         assert isinstance(found, GetMessageClass(pb.CreateJobRequest.DESCRIPTOR))
+
+
+@pytest.mark.parametrize("value", ["hunter2 hunter2!", 12345678, ["hunter2"], {"hunter2": 1}, 1.5e300, True, None])
+@pytest.mark.parametrize("place", ["value", "secret", "cut off", "query"])
+def test_no_refusal_repeats_what_was_sent(value: object, place: str) -> None:
+    """It may have been a secret; names of fields alone are repeated."""
+    inner = {"secret": value} if place != "value" else value
+    body = json.dumps({"name": "a", "value": inner}).encode()
+    query = f"value.secret={value}".encode() if place == "query" else b""
+    if place == "cut off":
+        body = body[:-2]
+    try:
+        found = request("CreateCredential", body=body if place != "query" else b"{}", query=query.replace(b" ", b"+"))
+    except InvalidArgument as error:
+        told = [error.message, *(violation.description for violation in error.violations)]
+        assert not any(str(sent) in text for text in told for sent in ("hunter2 hunter2", 12345678, 1.5e300))
+    else:
+        assert value is None and not found.value.secret
