@@ -29,12 +29,14 @@ def measure(client: Client, data: Path) -> list[Figure]:
     state = states.read(layout)
     assert state is not None
     token = layout.token.read_text(encoding="ascii").strip()
-    path = f"/v1/jobs/{held_job(client).job_id}"
+    job_id = held_job(client).job_id
+    path = f"/v1/jobs/{job_id}"
     port = int(state.gateway_endpoint.rpartition(":")[2])
     with _peer(state.queue_endpoint, state.ca) as peer:
         _load(port, path, token)
         _load(peer, path, token)
         rounds = [(_load(port, path, token), _load(peer, path, token)) for _ in range(ROUNDS)]
+    client.jobs.cancel(job_id)
     ours, theirs = (statistics.median(each) for each in zip(*rounds, strict=True))
     ratio = statistics.median(one / other for one, other in rounds)
     return [
