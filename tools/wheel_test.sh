@@ -36,7 +36,7 @@ from sis import packages
 home = Path(sis.__file__).resolve()
 assert "site-packages" in home.parts, f"sis comes from {home}, not from the wheel"
 for entry in entry_points(group="console_scripts"):
-    if entry.value.startswith(("sis.", "services.")):
+    if entry.value.startswith(("gateway.", "sis.", "services.")):
         entry.load()
 for module in ("services.queue.main", "services.sis_agent.hub.main", "services.sis_agent.agent.main", "sis.stack"):
     import_module(module)
@@ -44,6 +44,8 @@ for service in ("queue", "sis_agent/hub"):
     assert list((home.parents[1] / "services" / service / "migrations" / "versions").glob("v*.py")), service
 found = {directory.name for directory in packages.shipped().iterdir() if (directory / "package.yaml").is_file()}
 assert packages.shipped().is_relative_to(home.parent), packages.shipped()
-assert found >= {"core.shell", "linux.facts"}, found
+assert found >= {"core.http", "core.shell", "files.push", "linux.facts", "linux.package", "linux.service"}, found
+assert b"ListJobs" in import_module("gateway.openapi").document()
+assert b"ListJobs" in import_module("gateway.reference").page()
 PYTHON
 echo "the wheel works"
