@@ -27,6 +27,7 @@ _MAX_DEPTH = 32
 _TEXTUAL: Mapping[str, str] = {
     "google.protobuf.Timestamp": "2026-01-31T12:00:00Z",
     "google.protobuf.Duration": "1.5s",
+    "google.protobuf.FieldMask": "displayName,labels",
 }
 """Messages that JSON writes as a text, and what it may be."""
 

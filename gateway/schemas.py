@@ -55,6 +55,7 @@ _PRINTED_TIMESTAMP: Schema = {
 _TAKEN_TIMESTAMP: Schema = {**_PRINTED_TIMESTAMP, "pattern": f"^[1-8][0-9]{{3}}-{_DAY}T{_TIME}{_ZONE}$"}
 _PRINTED_DURATION: Schema = {"type": "string", "pattern": r"^-?[0-9]{1,12}(\.[0-9]{1,9})?s$", "examples": ["1.5s"]}
 _TAKEN_DURATION: Schema = {**_PRINTED_DURATION, "pattern": r"^-?[0-9]{1,11}(\.[0-9]{1,9})?s$"}
+_FIELD_MASK: Schema = {"type": "string", "examples": ["displayName,labels"]}
 
 _F = FieldDescriptor
 _SCALARS: Mapping[int, tuple[Schema, Schema]] = {
@@ -69,6 +70,7 @@ _SCALARS: Mapping[int, tuple[Schema, Schema]] = {
 _WELL_KNOWN: Mapping[str, tuple[Schema, Schema]] = {
     "google.protobuf.Timestamp": (_TAKEN_TIMESTAMP, _PRINTED_TIMESTAMP),
     "google.protobuf.Duration": (_TAKEN_DURATION, _PRINTED_DURATION),
+    "google.protobuf.FieldMask": (_FIELD_MASK, _FIELD_MASK),
 }
 _ANY = "google.protobuf.Any"
 _REASONS = [name.removeprefix("REASON_") for name, number in reason_pb2.Reason.items() if number]

@@ -6,7 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -317,6 +320,27 @@ def test_what_is_no_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parsing.fill(package_service_pb2.PushPackageRequest(), {"chunk": text})
     assert caught.value.violations[0].field == "chunk"
+
+
+def test_a_field_mask_names_fields_as_json_does() -> None:
+    """No contract has one so far: this is a message as an update would have it."""
+    file = FileDescriptorProto(name="update.proto", package="test", syntax="proto3")
+    file.dependency.append("google/protobuf/field_mask.proto")
+    field = file.message_type.add(name="Update").field.add(name="update_mask", number=1)
+    field.type, field.label, field.type_name = field.TYPE_MESSAGE, field.LABEL_OPTIONAL, ".google.protobuf.FieldMask"
+    pool = DescriptorPool()
+    pool.AddSerializedFile(FieldMask.DESCRIPTOR.file.serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+    update = pool.FindMessageTypeByName("test.Update")
+    parsing.check(update)
+    in_a_body, in_a_query = (GetMessageClass(update)() for _ in range(2))
+    parsing.fill(in_a_body, {"updateMask": "displayName,filter.runStates"})
+    parsing.set_texts(in_a_query, "updateMask", ["displayName,filter.runStates"])
+    assert in_a_body == in_a_query
+    assert list(in_a_body.update_mask.paths) == ["display_name", "filter.run_states"]
+    with pytest.raises(InvalidArgument) as caught:
+        parsing.fill(in_a_body, {"updateMask": "display_name"})
+    assert caught.value.violations[0].field == "updateMask"
 
 
 def test_messages_that_json_alone_describes_cannot_be_part_of_a_contract() -> None:
