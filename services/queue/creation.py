@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import credentials, jobs, lifecycle, packages, parameters, platforms, store, wakes
+from services.queue import credentials, jobs, lifecycle, packages, parameters, store, wakes
 from services.queue.errors import AgentNotFound, InvalidParameters, OperationNotFound, RequestIdReused
 from services.queue.jobs import JobView
 from services.queue.model import Actor
@@ -23,6 +23,7 @@ from services.queue.tables import JobType
 from services.queue.tables import jobs as job_table
 from services.runtime.errors import FieldViolation, InvalidArgument
 from sis.packages import parameters as package_parameters
+from sis.packages import platforms
 from sis.packages.manifest import Operation
 from sis.packages.operation import ADMIN, RUN_AS
 from sis.packages.values import Given, Value

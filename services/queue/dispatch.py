@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy import Row, RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import credentials, platforms, wakes
+from services.queue import credentials, wakes
 from services.queue.credentials import CredentialUse
 from services.queue.frames import DIGEST_START
 from services.queue.states import Event, Status, next_status
+from sis.packages import platforms
 
 LOG_CAP_BYTES = 1 << 30
 """Output of one job beyond this is discarded at the site, and its log says so."""

@@ -13,10 +13,10 @@ from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import platforms
 from services.queue.errors import JobNotFound
 from services.queue.model import WaitReason
 from services.queue.states import Status
+from sis.packages import platforms
 
 ONLINE_WITHIN = timedelta(seconds=60)
 """An agent whose session is open but was not heard for this long is not online: its hub has died."""

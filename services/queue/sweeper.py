@@ -23,6 +23,7 @@ from services.queue import lifecycle, store, wakes
 from services.queue.model import Job
 from services.queue.states import HELD_BY_AGENT, TERMINAL, Status, StopState
 from services.queue.tables import attempts, jobs
+from services.queue.watching import TOKEN_LIFE
 from services.runtime.database import Database
 from services.runtime.errors import SisError
 
@@ -34,9 +35,9 @@ by more than a beat, so that a shorter gap makes nobody AWOL."""
 PURGE_ROWS = 2_000
 """Frames, of some 64 KiB at the most, that one purge removes, so that a log of any length goes in time."""
 REQUEST_IDS_KEPT = timedelta(days=7)
-PURGE_AFTER = timedelta(minutes=15)
-"""This long a deleted job is kept. Longer than the tokens of a watch are good (`watching.TOKEN_LIFE`), also when it was
-deleted by a transaction that took its time."""
+PURGE_AFTER = TOKEN_LIFE + timedelta(minutes=5)
+"""This long a deleted job is kept: longer than the tokens of a watch are good, also when it was deleted by a
+transaction that took its time."""
 SEAL_AFTER = timedelta(days=1)
 """This long after its end the log of a job whose agent never came back is sealed as it is."""
 

@@ -24,11 +24,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import UserDefinedType
 
-from services.queue import platforms
 from services.queue.frames import StopKind
 from services.queue.model import LogVerdict, WaitReason
 from services.queue.states import Status, StopState
 from services.runtime.schema import Time, metadata_of, one_of
+from sis.packages import platforms
 
 SCHEMA = "queue"
 

@@ -35,6 +35,13 @@ class Upstream:
     cancelled: queue.Queue[str] = field(default_factory=queue.Queue)
     serving: bool = True
 
+    def forget(self) -> None:
+        """What was scripted and what was seen."""
+        for each in (self.answers, self.requests, self.metadata):
+            each.clear()
+        self.cancelled = queue.Queue()
+        self.serving = True
+
     async def start(self, tls: TlsFiles) -> tuple[grpc.aio.Server, int]:
         """Serve until the server is stopped; its port."""
         server = grpc.aio.server(

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from services.queue import platforms
 from services.queue.convert import parameters
 from services.queue.convert.packages import CREDENTIAL_KIND_NUMBERS
 from services.queue.dispatch import LOG_CAP_BYTES, Assignment, Capacity
@@ -35,6 +34,7 @@ from services.queue.sessions import AttemptKey, Heartbeat, OpenSession, Session,
 from services.runtime.errors import InvalidArgument, to_status
 from services.runtime.fields import Violations, members, numbers, to_duration, to_timestamp
 from sis.credentials.v1 import lease_pb2, lease_service_pb2
+from sis.packages import platforms
 from sis.queue.v1 import dispatch_service_pb2, frame_pb2, job_pb2
 
 CHANNELS = members(job_pb2.Channel, "CHANNEL_", Channel)

@@ -12,14 +12,14 @@ from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS
 from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.stage import Stage
 from services.sis_agent.agent.start_failed import LEASE_UNREADABLE, PLATFORM_UNSUPPORTED, StartFailed
-from sis.packages import arguments, parameters
+from sis.packages import arguments, parameters, platforms
 from sis.packages.manifest import Manifest
 from sis.packages.operation import Operation
 from sis.packages.values import File, Given
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import job_pb2
 
-PLATFORM: Final[str] = {"win32": "windows"}.get(sys.platform, sys.platform)
+PLATFORM: Final = platforms.name(sys.platform)
 """That of this agent, in the words of manifests."""
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.queue import platforms
 from services.queue.convert.dispatch import open_session
+from sis.packages import platforms
 from sis.queue.v1 import dispatch_service_pb2 as pb
 
 
