@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bench import gateway, masking, parts, peer_procrastinate, suite
+from bench import gateway, masking, parts, peer_procrastinate, retention, suite
 from bench.figures import show
 from sis import stack
 from sis.client import Client
@@ -21,6 +21,8 @@ def main() -> None:
         with postgres.running(Path(name) / "peers") as server:
             show("The parts", parts.grpc_calls() + parts.skip_locked(server))
             show("A peer", peer_procrastinate.measure(server))
+        with postgres.running(Path(name) / "logs", retention.SETTINGS) as server:
+            show("Retention", retention.measure(server))
         data = Path(name) / "stack"
         if stack.up(stack.Options(data=data, detach=True, slots=32)) != 0:
             raise SystemExit("the stack did not start")

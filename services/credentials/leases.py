@@ -171,7 +171,7 @@ class Leasing:
         Raises:
             Unavailable, DeadlineExceeded
         """
-        async with self._database.begin() as connection:
+        async with self._database.begin("credentials.end") as connection:
             await lease_store.end(connection, ended)
 
     def _too_slow(self, values: int) -> _Refused:
@@ -192,7 +192,7 @@ class Leasing:
 
     async def _commit(self, request: LeaseRequest, key: bytes, new: Sequence[NewLease]) -> tuple[Lease, ...]:
         job_id, attempt, agent = request.job_id, request.attempt, request.agent
-        async with self._database.begin() as connection:
+        async with self._database.begin("credentials.lease") as connection:
             known = await lease_store.begin_attempt(connection, job_id, attempt, agent)
             before = _repeated(request, known, {agent: key})
             if before is not None:
@@ -206,7 +206,6 @@ class Leasing:
                     Reason.CREDENTIAL_NOT_FOUND, f"one of {names} was deleted, or tied to another job, just now"
                 )
             await lease_store.add(connection, job_id, attempt, agent, request.requester, new)
-        faults.point("credentials.leased")
         return tuple(sorted((each.lease for each in new), key=lambda lease: lease.ref))
 
 

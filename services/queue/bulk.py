@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy import ColumnElement, Row, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import creation, jobs, listing
-from services.queue.errors import IllegalTransition, JobChanged, JobCountChanged, JobNotFound
+from services.queue import creation, jobs, lifecycle, listing, removals
+from services.queue.errors import ForceRefused, IllegalTransition, JobChanged, JobCountChanged
 from services.queue.jobs import JobView
 from services.queue.listing import JobFilter
 from services.queue.model import Actor
-from services.queue.states import Event, Status, next_status
+from services.queue.states import Event, Status, StopState, next_status
+from services.queue.tables import attempts
 from services.queue.tables import jobs as job_table
 from services.queue.wakes import Wakes
 from services.runtime.database import Database
@@ -45,7 +46,7 @@ class Verb(StrEnum):
 class ApplyVerb:
     """A verb for the jobs with these ids or, where there is a filter, for those that match it.
 
-    `reason` is for a cancel or an abort, `request_id` for a rerun.
+    `request_id` is for a rerun, `force` for an abort.
     """
 
     verb: Verb
@@ -55,6 +56,7 @@ class ApplyVerb:
     validate_only: bool = False
     reason: str = ""
     request_id: str = ""
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +119,35 @@ def _conditions(command: ApplyVerb) -> list[ColumnElement[bool]]:
 
 async def _foresee(database: Database, command: ApplyVerb, job_ids: array[int]) -> list[Result]:
     """What would become of these jobs as they are now."""
-    query = select(job_table.c.job_id, job_table.c.status).where(
+    columns = [job_table.c[name] for name in ("job_id", "status", "stop_state", "heartbeat_timeout")]
+    current = (attempts.c.job_id == job_table.c.job_id) & (attempts.c.number == job_table.c.attempt)
+    live = exists().where(current, attempts.c.sealed_at.is_(None)).label("live")
+    query = select(*columns, live).where(
         job_table.c.job_id == func.any(job_ids.tolist()), job_table.c.hidden_at.is_(None)
     )
     async with database.begin() as connection:
-        found = {row.job_id: Status(row.status) for row in await connection.execute(query)}
-    return [Result(job_id, _refusal(job_id, found.get(job_id), command.verb)) for job_id in job_ids]
+        found = {row.job_id: row for row in await connection.execute(query)}
+        return [
+            Result(
+                job_id,
+                _refusal(found[job_id], command) if job_id in found else await removals.not_found(connection, job_id),
+            )
+            for job_id in job_ids
+        ]
 
 
-def _refusal(job_id: int, status: Status | None, verb: Verb) -> SisError | None:
-    if status is None:
-        return JobNotFound(job_id)
+def _refusal(row: Row[*tuple[Any, ...]], command: ApplyVerb) -> SisError | None:
+    status = Status(row.status)
     try:
-        next_status(status, Event(verb))
+        if command.force:
+            stop = StopState(row.stop_state)
+            lifecycle.check_force(row.job_id, status, stop, row.heartbeat_timeout, live=row.live)
+        else:
+            next_status(status, Event(command.verb))
     except IllegalTransition as error:
-        return IllegalTransition(error.status, error.event, job_id)
+        return IllegalTransition(error.status, error.event, row.job_id)
+    except ForceRefused as error:
+        return error
     return None
 
 
@@ -166,14 +182,14 @@ async def _check_matches(connection: AsyncConnection, command: ApplyVerb, job_id
 async def _do(connection: AsyncConnection, command: ApplyVerb, job_id: int, by: Actor) -> JobView | None:
     match command.verb:
         case Verb.ACTIVATE:
-            return await jobs.activate(connection, job_id, by)
+            return await jobs.activate(connection, job_id, by, command.reason)
         case Verb.CANCEL:
             return await jobs.cancel(connection, job_id, by, command.reason)
         case Verb.ABORT:
-            return await jobs.abort(connection, job_id, by, command.reason)
+            return await jobs.abort(connection, job_id, by, command.reason, force=command.force)
         case Verb.DELETE:
-            await jobs.delete(connection, job_id, by)
+            await jobs.delete(connection, job_id, by, command.reason)
             return None
         case Verb.RERUN:
             request_id = f"{command.request_id}.{job_id}" if command.request_id else ""
-            return await creation.rerun(connection, job_id, request_id, by)
+            return await creation.rerun(connection, job_id, request_id, by, command.reason)

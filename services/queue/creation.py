@@ -39,6 +39,16 @@ class Priority(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What the administrator of the suite has set for new jobs."""
+
+    deferral: timedelta = timedelta(days=30)
+    """How long a job may be held until somebody activates it: the most, and what counts unless it is given."""
+    heartbeat_timeout: timedelta = timedelta(seconds=120)
+    """What counts unless it is given."""
+
+
+@dataclass(frozen=True, slots=True)
 class CreateJob:
     """A job to be. Exactly one of `group` and `agent` says where."""
 
@@ -50,11 +60,16 @@ class CreateJob:
     site_kind: str
     site_name: str
     priority: Priority
-    deferred: bool
+    deferral_limit: timedelta | None
+    """How long it is held at the most until somebody activates it; None for a job that is not created deferred."""
     not_before: datetime | None
     latest_start: datetime | None
     run_timeout: timedelta | None
     heartbeat_timeout: timedelta
+    start_timeout: timedelta
+    output_timeout: timedelta
+    cancel_grace: timedelta | None
+    """None for the operation's own."""
     labels: Mapping[str, str]
     request_id: str
     fingerprint: bytes
@@ -92,10 +107,14 @@ async def create(connection: AsyncConnection, command: CreateJob, by: Actor) -> 
     )
     now = await store.now(connection)
     _check_times(command, now)
-    deferred = command.deferred or (command.not_before is not None and command.not_before > now)
+    held = command.deferral_limit is not None
+    deferred = held or (command.not_before is not None and command.not_before > now)
     run_timeout = command.run_timeout
     if run_timeout is None and operation.run_timeout:
         run_timeout = timedelta(seconds=operation.run_timeout)
+    cancel_grace = command.cancel_grace
+    if cancel_grace is None:
+        cancel_grace = timedelta(seconds=operation.cancel_grace)
     job = {
         "display_name": command.display_name,
         "type": JobType.PACKAGE,
@@ -112,21 +131,28 @@ async def create(connection: AsyncConnection, command: CreateJob, by: Actor) -> 
         "priority": int(command.priority),
         "not_before": command.not_before if deferred else None,
         "latest_start": command.latest_start,
+        "deferral_ends_at": now + command.deferral_limit if command.deferral_limit is not None else None,
         "run_timeout": run_timeout,
         "heartbeat_timeout": command.heartbeat_timeout,
+        "start_timeout": command.start_timeout,
+        "output_timeout": command.output_timeout,
+        "cancel_grace": cancel_grace,
         "labels": dict(command.labels),
         "rerun_of": 0,
     }
-    return await _insert(connection, job, now, by, command.request_id)
+    until = "somebody activates it" if held else "its earliest start"
+    why = f"held until {until}" if deferred else ""
+    return await _insert(connection, job, now, by, command.request_id, why)
 
 
 _REPEATED = (
     "display_name", "type", "operation", "package_name", "package_version", "package_digest", "platforms", "parameters",
-    "credentials", "site_kind", "site_name", "priority", "run_timeout", "heartbeat_timeout", "labels",
+    "credentials", "site_kind", "site_name", "priority", "run_timeout", "heartbeat_timeout", "start_timeout",
+    "output_timeout", "cancel_grace", "labels",
 )  # fmt: skip
 
 
-async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: Actor) -> JobView:
+async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: Actor, reason: str = "") -> JobView:
     """Put a job on the queue that repeats one that has ended, with what that one had when it was created; with a
     request id that was used for the same rerun, return the job that it made.
 
@@ -135,7 +161,7 @@ async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: A
         IllegalTransition: it has not ended.
         InvalidArgument: its agent is of another platform than it was.
     """
-    existing = await _claim_request_id(connection, by.name, request_id, b"rerun of job %d" % job_id)
+    existing = await _claim_request_id(connection, by.name, request_id, b"rerun of job %d" % job_id + reason.encode())
     if existing is not None:
         return await jobs.view(connection, existing)
     ended = await store.lock_visible(connection, job_id)
@@ -143,9 +169,11 @@ async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: A
     old = (await jobs.view(connection, job_id, contents=True)).job._mapping
     now = await store.now(connection)
     job = {name: old[name] for name in _REPEATED}
-    job |= {"status": Status.WAITING, "not_before": None, "latest_start": None, "rerun_of": job_id}
-    made = await _insert(connection, job, now, by, request_id, f"rerun of job {job_id}")
-    lifecycle.rerun(ended, now, by, made.job.job_id)
+    job |= {"status": Status.WAITING, "not_before": None, "latest_start": None, "deferral_ends_at": None}
+    job["rerun_of"] = job_id
+    why = f": {reason}" if reason else ""
+    made = await _insert(connection, job, now, by, request_id, f"rerun of job {job_id}{why}")
+    lifecycle.rerun(ended, now, by, made.job.job_id, reason)
     await store.save(connection, [ended])
     return made
 
@@ -180,13 +208,14 @@ _INSERT = (
         INSERT INTO queue.jobs (
             display_name, type, status, operation, package_name, package_version, package_digest, parameters,
             site_kind, site_name, target, priority, claim_key, queued_at, not_before, latest_start, run_timeout,
-            heartbeat_timeout, labels, created_at, creator, history_sequence, credentials, platforms, rerun_of)
+            heartbeat_timeout, start_timeout, output_timeout, cancel_grace, deferral_ends_at, labels, created_at,
+            creator, history_sequence, credentials, platforms, rerun_of)
         VALUES (
             :display_name, :type, :status, :operation, :package_name, :package_version, :package_digest, :parameters,
             :site_kind, :site_name, :target, :priority,
             queue.claim_key(CAST(:queued_at AS timestamptz), CAST(:priority AS smallint)), :queued_at, :not_before,
-            :latest_start, :run_timeout, :heartbeat_timeout, :labels, :now, :creator, 1, :credentials, :platforms,
-            :rerun_of)
+            :latest_start, :run_timeout, :heartbeat_timeout, :start_timeout, :output_timeout, :cancel_grace,
+            :deferral_ends_at, :labels, :now, :creator, 1, :credentials, :platforms, :rerun_of)
         RETURNING *
     ), recorded AS (
         INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
@@ -218,11 +247,14 @@ async def _claim_request_id(connection: AsyncConnection, caller: str, request_id
     )
     if taken.first() is not None:
         return None
+    # Locked, so that this transaction is acknowledged no sooner than the one that made the job could have been: what a
+    # primary shows after it has lost its synchronous standby, or has crashed, need not be safe yet.
     found = (
         await connection.execute(
-            text(
-                "SELECT fingerprint, job_id FROM queue.request_ids WHERE caller = :caller AND request_id = :request_id"
-            ),
+            text("""
+                SELECT fingerprint, job_id FROM queue.request_ids
+                WHERE caller = :caller AND request_id = :request_id FOR UPDATE
+            """),
             {"caller": caller, "request_id": request_id},
         )
     ).one()

@@ -52,6 +52,9 @@ class Assignment:
     operation: str
     parameters: dict[str, Any]
     run_timeout: timedelta | None
+    start_timeout: timedelta
+    output_timeout: timedelta
+    cancel_grace: timedelta
     claimed_at: datetime
     credentials: list[CredentialUse]
     requester: str
@@ -159,8 +162,8 @@ def _candidates(condition: str) -> TextClause:
         FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:limits AS int[])) AS s(kind, name, slots)
         CROSS JOIN LATERAL (
             SELECT job_id, attempt + 1 AS attempt, claim_key, display_name, package_name, package_version,
-                package_digest, operation, run_timeout, queue.now() AS now, credentials, platforms,
-                creator AS requester,
+                package_digest, operation, run_timeout, start_timeout, output_timeout, cancel_grace,
+                queue.now() AS now, credentials, platforms, creator AS requester,
                 -- What is large as it is stored need not be fetched to know it.
                 CASE WHEN pg_column_size(parameters) < :small THEN
                     CASE WHEN octet_length(CAST(parameters AS text)) + octet_length(CAST(credentials AS text)) < :small
@@ -194,7 +197,7 @@ _CLAIM = text("""
             retry_at = NULL, wait_reason = NULL, wait_message = '',
             history_sequence = j.history_sequence + 1, revision = j.revision + 1
         FROM chosen c WHERE j.job_id = c.job_id
-        RETURNING j.job_id, j.attempt, j.history_sequence, c.agent, c.epoch, c.journal_id, c.hub, c.at
+        RETURNING j.job_id, j.attempt, j.history_sequence, c.agent, c.epoch, c.journal_id, c.hostname, c.hub, c.at
     ), attempted AS (
         INSERT INTO queue.attempts
             (job_id, number, agent, epoch, journal_id, claimed_at, last_heard_at, active_at, digest)
@@ -202,7 +205,8 @@ _CLAIM = text("""
     ), recorded AS (
         INSERT INTO queue.history
             (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)
-        SELECT job_id, history_sequence, at, :waiting, :starting, :event, 'agent ' || agent, hub, '', attempt
+        SELECT job_id, history_sequence, at, :waiting, :starting, :event, 'agent ' || agent, hub,
+            'attempt ' || attempt || ', for a free slot on ' || hostname, attempt
         FROM claimed
     )
     SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload
@@ -232,7 +236,8 @@ _ASSIGNMENTS = text("""
         FROM taken WHERE size < :limit AND number < cardinality(CAST(:job_ids AS bigint[]))
     )
     SELECT j.job_id, j.attempt, j.display_name, j.package_name, j.package_version, j.package_digest, j.operation,
-        j.parameters, j.run_timeout, a.claimed_at, a.agent, j.credentials, j.creator AS requester
+        j.parameters, j.run_timeout, j.start_timeout, j.output_timeout, j.cancel_grace, a.claimed_at, a.agent,
+        j.credentials, j.creator AS requester
     FROM taken
     JOIN queue.jobs j ON j.job_id = (CAST(:job_ids AS bigint[]))[taken.number]
     JOIN queue.attempts a ON a.job_id = j.job_id AND a.number = j.attempt

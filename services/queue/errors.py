@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from services.runtime.errors import (
     Aborted,
@@ -13,15 +14,27 @@ from services.runtime.errors import (
     NotFound,
 )
 
+_SAID_CHARACTERS = 200
+
 
 class JobNotFound(NotFound):
+    """There is none, or none any more; of one that was deleted it says by whom, when and why, while that is known."""
+
     reason = "JOB_NOT_FOUND"
 
-    def __init__(self, job_id: int) -> None:
-        super().__init__(
-            f"job_id: there is no job {job_id}, or it was deleted; `sis jobs list` shows the jobs",
-            metadata={"job_id": str(job_id)},
-        )
+    def __init__(
+        self, job_id: int, *, deleted_by: str = "", deleted_at: datetime | None = None, reason: str = ""
+    ) -> None:
+        if deleted_at is None:
+            text = f"there is no job {job_id}, or it was deleted"
+            metadata = {}
+        else:
+            time = deleted_at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            # The whole of it is in the metadata: in the trailers of an answer there is little room.
+            said = reason if len(reason) <= _SAID_CHARACTERS else f"{reason[:_SAID_CHARACTERS]}…"
+            text = f"job {job_id} was deleted by {deleted_by} at {time}" + (f": {said}" if said else "")
+            metadata = {"deleted_by": deleted_by, "delete_time": time, "reason": reason}
+        super().__init__(f"job_id: {text}; `sis jobs list` shows the jobs", metadata={"job_id": str(job_id)} | metadata)
 
 
 class IllegalTransition(FailedPrecondition):
@@ -48,6 +61,29 @@ _ADVICE = {
     "ABORT": "; it has ended",
     "RERUN": "; only a job that has ended can be rerun, any can be copied",
 }
+
+
+class ForceRefused(FailedPrecondition):
+    """The agent of a job is not known to be gone, so that nothing of it is let go without evidence. `silence` is for
+    how many seconds it must not be heard."""
+
+    reason = "FORCE_REFUSED"
+
+    def __init__(self, job_id: int, status: str, silence: float, *, claimed: bool, ended: bool) -> None:
+        is_what = f"job {job_id} is {status.replace('_', ' ').lower()}"
+        if not claimed:
+            why = "and no agent has it: abort it without force"
+        else:
+            wait = f"wait until its agent has been silent for {silence:,.0f} s, its heartbeat timeout"
+            why = "and its agent may still " + (
+                f"confirm its stop: {wait}" if ended else f"end it: abort it without force, or {wait}"
+            )
+        super().__init__(
+            f"{is_what}, {why}",
+            subject=f"jobs/{job_id}",
+            condition="AGENT_GONE",
+            metadata={"job_id": str(job_id), "status": status},
+        )
 
 
 class JobCountChanged(FailedPrecondition):

@@ -97,7 +97,8 @@ def _learn(job: Job, attempt: Attempt, fact: Fact, digest_before: bytes, now: da
         case PayloadEnded():
             attempt.payload_ended_at = attempt.payload_ended_at or now
             job.result_code = fact.exit_code
-            note(job, Event.PAYLOAD_ENDED, now, by)
+            how = "by a signal" if fact.exit_code is None else f"with exit code {fact.exit_code}"
+            note(job, Event.PAYLOAD_ENDED, now, by, f"its payload ended {how}")
         case StopBegun():
             attempt.stop_begun = fact.kind
             if fact.kind is StopKind.TIME_OUT and note(job, Event.RUN_TIMEOUT, now, by, fact.reason):

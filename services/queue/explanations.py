@@ -13,7 +13,7 @@ from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue.errors import JobNotFound
+from services.queue import removals
 from services.queue.model import WaitReason
 from services.queue.states import Status
 from sis.packages import platforms
@@ -41,6 +41,7 @@ class Subject:
     claim_key: datetime | None = None
     not_before: datetime | None = None
     latest_start: datetime | None = None
+    deferral_ends_at: datetime | None = None
     retry_at: datetime | None = None
     wait_reason: WaitReason | None = None
     wait_message: str = ""
@@ -124,7 +125,7 @@ async def explain(connection: AsyncConnection, job_id: int) -> Explanation:
     """
     row = (await connection.execute(_SUBJECT, {"job_id": job_id})).first()
     if row is None:
-        raise JobNotFound(job_id)
+        raise await removals.not_found(connection, job_id)
     values = dict(row._mapping)
     values["status"] = Status(row.status)
     values["wait_reason"] = WaitReason(row.wait_reason) if row.wait_reason else None
@@ -151,8 +152,8 @@ def _full(agents: Sequence[Agent]) -> list[Agent]:
 
 _SUBJECT = text("""
     SELECT j.job_id, j.status, queue.now() AS now, j.site_kind, j.site_name, j.platforms, j.claim_key, j.not_before,
-        j.latest_start, j.retry_at, j.wait_reason, j.wait_message, j.agent, j.started_at, j.completed_at,
-        j.cancel_requested_at, j.status_message, a.claimed_at, a.payload_ended_at, a.last_heard_at,
+        j.latest_start, j.deferral_ends_at, j.retry_at, j.wait_reason, j.wait_message, j.agent, j.started_at,
+        j.completed_at, j.cancel_requested_at, j.status_message, a.claimed_at, a.payload_ended_at, a.last_heard_at,
         coalesce(a.lost, false) AS lost
     FROM queue.jobs j LEFT JOIN queue.attempts a ON a.job_id = j.job_id AND a.number = j.attempt
     WHERE j.job_id = :job_id AND j.hidden_at IS NULL
@@ -211,6 +212,8 @@ def because(job: Subject, site: Site = Site()) -> Explanation:
     summary = f"It waits: {'; '.join(cause.message for cause in causes)}."
     if job.latest_start is not None:
         summary += f" It expires if it has not started by {_at(job.latest_start)}."
+    if job.status is Status.DEFERRED and job.deferral_ends_at is not None:
+        summary += f" It expires if nobody has activated it by {_at(job.deferral_ends_at)}."
     return Explanation(job.status, summary, causes, _estimate(job, causes))
 
 

@@ -6,13 +6,15 @@ as far as the job says.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from itertools import groupby
 
 from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import jobs, listing, logs
+from services.queue import jobs, listing, logs, removals
 from services.queue.errors import JobNotFound
 from services.queue.jobs import JobView
 from services.queue.listing import JobFilter
@@ -59,6 +61,10 @@ class Part:
     position: Position | None
 
 
+Begin = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
+"""Gives the connection for one read, as `Database.begin` does."""
+
+
 def to_token(request: bytes, position: Position) -> str:
     """The resume token of a position, bound to the bytes of the request."""
     return paging.encode([position.job_id, position.highest], _bound(request))
@@ -96,13 +102,19 @@ async def export(database: Database, waker: Wakes, wanted: ExportJobs) -> AsyncG
         for job_id in job_ids:
             waker.check()
             position = Position(job_id, position.highest)
-            held: Content | None = None
-            async for content in _job(database, job_id, include_logs=wanted.include_logs):
-                if held is not None:
-                    yield Part(job_id, held, None)
-                held = content
-            if held is not None:
-                yield Part(job_id, held, position)
+            async for part in parts(database.begin, position, include_logs=wanted.include_logs):
+                yield part
+
+
+async def parts(begin: Begin, position: Position, *, include_logs: bool) -> AsyncGenerator[Part, None]:
+    """All of the job at a position; nothing of one that was deleted."""
+    held: Content | None = None
+    async for content in _job(begin, position.job_id, include_logs=include_logs):
+        if held is not None:
+            yield Part(position.job_id, held, None)
+        held = content
+    if held is not None:
+        yield Part(position.job_id, held, position)
 
 
 async def _start(database: Database, job_ids: Sequence[int]) -> Position:
@@ -111,8 +123,8 @@ async def _start(database: Database, job_ids: Sequence[int]) -> Position:
         if not job_ids:
             return Position(0, (await connection.execute(select(func.max(job_table.c.job_id)))).scalar_one() or 0)
         missing = set(job_ids) - set((await connection.execute(there)).scalars())
-    if missing:
-        raise JobNotFound(min(missing))
+        if missing:
+            raise await removals.not_found(connection, min(missing))
     return Position(0, max(job_ids))
 
 
@@ -124,9 +136,9 @@ async def _next(database: Database, conditions: Sequence[ColumnElement[bool]], p
         return (await connection.execute(query.order_by(job_table.c.job_id).limit(JOBS))).scalars().all()
 
 
-async def _job(database: Database, job_id: int, *, include_logs: bool) -> AsyncGenerator[Content, None]:
+async def _job(begin: Begin, job_id: int, *, include_logs: bool) -> AsyncGenerator[Content, None]:
     """The job, its history, its log; nothing of one that was deleted."""
-    async with database.begin() as connection:
+    async with begin() as connection:
         try:
             view = await jobs.get(connection, job_id)
         except JobNotFound:
@@ -141,18 +153,18 @@ async def _job(database: Database, job_id: int, *, include_logs: bool) -> AsyncG
         last = entries[-1].sequence
         if last >= view.job.history_sequence:
             break
-        async with database.begin() as connection:
+        async with begin() as connection:
             entries = await jobs.history_after(connection, job_id, last, HISTORY_ROWS)
     if include_logs and view.attempt is not None:
-        async for rows in _log(database, job_id, (view.attempt.number, view.attempt.sequence)):
+        async for rows in _log(begin, job_id, (view.attempt.number, view.attempt.sequence)):
             yield rows
 
 
-async def _log(database: Database, job_id: int, end: tuple[int, int]) -> AsyncGenerator[list[LogRow], None]:
+async def _log(begin: Begin, job_id: int, end: tuple[int, int]) -> AsyncGenerator[list[LogRow], None]:
     """The log up to a frame, those of one attempt together."""
     at = 0, 0
     while at < end:
-        async with database.begin() as connection:
+        async with begin() as connection:
             rows = await logs.read(connection, job_id, *at)
         rows = [row for row in rows if (row.attempt, row.sequence) <= end]
         if not rows:

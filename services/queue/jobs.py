@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import Row, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import lifecycle, store, wakes
-from services.queue.errors import JobNotFound
+from services.queue import lifecycle, removals, store, wakes
 from services.queue.model import Actor, HistoryEntry
 from services.queue.states import Status
 from services.queue.tables import attempts, history, jobs
@@ -17,10 +17,10 @@ from services.queue.tables import attempts, history, jobs
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as it is shown: its row, and the row of its current attempt, if it has one."""
+    """A job as it is shown, at one moment: its row, and that of its current attempt, if it has one."""
 
     job: Row[Any]
-    attempt: Row[Any] | None
+    attempt: SimpleNamespace | None
 
 
 # Without the contents of files: megabytes, which a monitor would read again with every line of its log.
@@ -34,6 +34,8 @@ _SHOWN = [c for c in jobs.columns if c.name != "parameters"] + [
     ).label("parameters")
 ]
 
+_CURRENT = {column.name: column.label(f"current_{column.name}") for column in attempts.columns}
+
 
 async def get(connection: AsyncConnection, job_id: int, *, contents: bool = False) -> JobView:
     """One job, whole, but without the contents of its files, unless they are asked for.
@@ -43,7 +45,7 @@ async def get(connection: AsyncConnection, job_id: int, *, contents: bool = Fals
     """
     found = await view(connection, job_id, contents=contents)
     if found.job.hidden_at is not None:
-        raise JobNotFound(job_id)
+        raise await removals.not_found(connection, job_id)
     return found
 
 
@@ -54,25 +56,28 @@ async def view(connection: AsyncConnection, job_id: int, *, contents: bool = Fal
         JobNotFound
     """
     columns = jobs.columns if contents else _SHOWN
-    job = (await connection.execute(select(*columns).where(jobs.c.job_id == job_id))).first()
+    current = (attempts.c.job_id == jobs.c.job_id) & (attempts.c.number == jobs.c.attempt)
+    # In one statement: of two, the second would show what has happened since the first.
+    query = select(*columns, *_CURRENT.values()).select_from(jobs).outerjoin(attempts, current)
+    job = (await connection.execute(query.where(jobs.c.job_id == job_id))).first()
     if job is None:
-        raise JobNotFound(job_id)
-    query = select(attempts).where(attempts.c.job_id == job_id, attempts.c.number == job.attempt)
-    return JobView(job, (await connection.execute(query)).first())
+        raise await removals.not_found(connection, job_id)
+    attempt = {name: job._mapping[column.name] for name, column in _CURRENT.items()}
+    return JobView(job, SimpleNamespace(**attempt) if job.attempt else None)
 
 
 HISTORY_ROWS = 10_000
 """More rows of a history than this are not read at once."""
 
 
-async def activate(connection: AsyncConnection, job_id: int, by: Actor) -> JobView:
+async def activate(connection: AsyncConnection, job_id: int, by: Actor, reason: str = "") -> JobView:
     """Release a deferred job now. Repeating it returns the job unchanged, so callers may retry.
 
     Raises:
         JobNotFound, IllegalTransition
     """
     job = await store.lock_visible(connection, job_id)
-    released = lifecycle.activate(job, await store.now(connection), by)
+    released = lifecycle.activate(job, await store.now(connection), by, reason)
     await store.save(connection, [job], [wakes.WORK] if released else [])
     return await view(connection, job_id)
 
@@ -90,29 +95,33 @@ async def cancel(connection: AsyncConnection, job_id: int, by: Actor, reason: st
     return await view(connection, job_id)
 
 
-async def abort(connection: AsyncConnection, job_id: int, by: Actor, reason: str) -> JobView:
-    """End a job by force. Repeating it returns the job as it is, so callers may retry.
+async def abort(connection: AsyncConnection, job_id: int, by: Actor, reason: str, *, force: bool = False) -> JobView:
+    """End a job by force. Repeating it returns the job as it is, so callers may retry. `force` lets go of one whose
+    agent is gone.
 
     Raises:
         JobNotFound
         IllegalTransition: the job has ended.
+        ForceRefused: with `force`; its agent may still tell how it ends.
     """
     job = await store.lock_visible(connection, job_id)
-    lifecycle.abort(job, await store.now(connection), by, reason)
+    end = lifecycle.force if force else lifecycle.abort
+    end(job, await store.now(connection), by, reason)
     await store.save(connection, [job], [wakes.STOP])
     return await view(connection, job_id)
 
 
-async def delete(connection: AsyncConnection, job_id: int, by: Actor) -> None:
-    """Hide a job for good; the sweeper purges it when its stop is settled.
+async def delete(connection: AsyncConnection, job_id: int, by: Actor, reason: str = "") -> None:
+    """Hide a job for good; the sweeper purges it when its stop is settled, and `removals` remembers it.
 
     Raises:
         JobNotFound: also the second time.
         IllegalTransition: an agent has it.
     """
     job = await store.lock_visible(connection, job_id)
-    lifecycle.delete(job, await store.now(connection), by)
+    lifecycle.delete(job, await store.now(connection), by, reason)
     await store.save(connection, [job], [wakes.STOP])
+    await removals.note(connection, [job_id], by, reason)
 
 
 async def history_page(connection: AsyncConnection, job_id: int, after: int, limit: int) -> list[HistoryEntry]:

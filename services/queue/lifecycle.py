@@ -6,16 +6,14 @@ loads a `Job` under lock and saves what changed. Times are the database's (`queu
 
 from __future__ import annotations
 
+import socket
 from datetime import datetime, timedelta
 
-from services.queue.errors import IllegalTransition, StaleAttempt
+from services.queue.errors import ForceRefused, IllegalTransition, StaleAttempt
 from services.queue.frames import StopKind
 from services.queue.model import Actor, Attempt, HistoryEntry, Job, LeaseRefusal, LogVerdict, WaitReason
 from services.queue.states import HELD_BY_AGENT, TERMINAL, Event, Status, StopState, next_status
 
-START_LIMIT = timedelta(minutes=5)
-OUTPUT_LIMIT = timedelta(seconds=60)
-CANCEL_GRACE = timedelta(seconds=10)
 KILL_LIMIT = timedelta(seconds=30)
 SWEEPER_MARGIN = timedelta(seconds=30)
 """The agent keeps the limits; the sweeper steps in this much later, for an agent that is heard but does not act."""
@@ -27,7 +25,7 @@ RETRY_GROWTH, RETRY_LIMIT = 1.1, timedelta(minutes=10)
 last one, so that what is away for long adds few attempts and little history to each job that waits for it."""
 RETRY_SPREAD = 0.1
 """Jobs that were refused together come back apart: by up to this share of their delay."""
-SWEEPER = Actor("sweeper")
+SWEEPER = Actor("sweeper", socket.gethostname())
 
 
 def check(job: Job, event: Event) -> Status:
@@ -81,11 +79,11 @@ def _record(job: Job, event: Event, to: Status, now: datetime, by: Actor, messag
 # What people ask for.
 
 
-def activate(job: Job, now: datetime, by: Actor) -> bool:
+def activate(job: Job, now: datetime, by: Actor, reason: str = "") -> bool:
     """Release a deferred job now, whatever its earliest start."""
-    if not apply(job, Event.ACTIVATE, now, by):
+    if not apply(job, Event.ACTIVATE, now, by, reason):
         return False
-    job.queued_at, job.not_before = now, None
+    job.queued_at, job.not_before, job.deferral_ends_at = now, None, None
     return True
 
 
@@ -105,18 +103,43 @@ def abort(job: Job, now: datetime, by: Actor, reason: str) -> None:
         _stop_by_force(job, now, job.status_message, unheard=unheard)
 
 
-def delete(job: Job, now: datetime, by: Actor) -> None:
+def force(job: Job, now: datetime, by: Actor, reason: str) -> None:
+    """Let go, without evidence, of all that a job holds whose agent is gone. One that has ended and holds nothing any
+    more stays as it is.
+
+    Raises:
+        ForceRefused
+    """
+    check_force(job.job_id, job.status, job.stop_state, job.heartbeat_timeout, live=job.live)
+    if not job.live:
+        return
+    if apply(job, Event.FORCE, now, by, reason):
+        job.status_message = reason or f"aborted by {by.name} by force"
+    attempt = _current(job)
+    attempt.lost, attempt.sealed_at, attempt.verdict = True, now, LogVerdict.GAPPED
+    unheard_stop(job)
+
+
+def check_force(job_id: int, status: Status, stop: StopState, silence: timedelta, *, live: bool) -> None:
+    """Raise ForceRefused where the agent of a job may still tell how it ends, or none has it; `live` as in `Job`."""
+    given_up = status is Status.AWOL or stop is StopState.UNCONFIRMED
+    ended = status in TERMINAL
+    if not (given_up if live else ended):
+        raise ForceRefused(job_id, status, silence.total_seconds(), claimed=live, ended=ended)
+
+
+def delete(job: Job, now: datetime, by: Actor, reason: str = "") -> None:
     """Hide the job for good, ending it where it has not started or nobody knows of it."""
     unheard = job.status is Status.AWOL
-    moved = apply(job, Event.DELETE, now, by, "deleted")
+    moved = apply(job, Event.DELETE, now, by, reason)
     job.hidden_at = now
     if moved and unheard:
         _stop_by_force(job, now, f"deleted by {by.name}", unheard=True)
 
 
-def rerun(job: Job, now: datetime, by: Actor, new_job_id: int) -> None:
+def rerun(job: Job, now: datetime, by: Actor, new_job_id: int, reason: str = "") -> None:
     """Note that a new job repeats this one, which has ended."""
-    apply(job, Event.RERUN, now, by, f"as job {new_job_id}")
+    apply(job, Event.RERUN, now, by, f"as job {new_job_id}" + (f": {reason}" if reason else ""))
 
 
 def _wish(job: Job, kind: StopKind, now: datetime, reason: str) -> None:
@@ -143,10 +166,15 @@ def release(job: Job, now: datetime) -> None:
 
 
 def expire(job: Job, now: datetime) -> None:
-    """The latest start of a job that nobody claimed has passed."""
+    """The latest start of a job that nobody claimed has passed, or the limit of a deferral that nobody ended."""
+    held_until = job.deferral_ends_at if job.status is Status.DEFERRED else None
     waited = f"; it waited: {job.wait_message}" if job.wait_message else ""
-    apply(job, Event.EXPIRE, now, SWEEPER, "its latest start has passed")
-    job.failure_reason, job.status_message = "LATEST_START", f"it was not started by its latest start{waited}"
+    if held_until is not None and (job.latest_start is None or held_until <= job.latest_start):
+        apply(job, Event.EXPIRE, now, SWEEPER, "the limit of its deferral has passed")
+        job.failure_reason, job.status_message = "DEFERRAL_LIMIT", "nobody activated it before its deferral ended"
+    else:
+        apply(job, Event.EXPIRE, now, SWEEPER, "its latest start has passed")
+        job.failure_reason, job.status_message = "LATEST_START", f"it was not started by its latest start{waited}"
 
 
 def silence(job: Job, now: datetime) -> None:
@@ -189,13 +217,13 @@ def overrun(job: Job, now: datetime, watching_since: datetime) -> bool:
     due: datetime | None = None
     match job.status:
         case Status.STARTING:
-            due = attempt.claimed_at + START_LIMIT
+            due = attempt.claimed_at + job.start_timeout
             event, reason, text = Event.START_LIMIT, "START_TIMEOUT", "it was not started in time"
         case Status.PROCESSING_OUTPUT if attempt.payload_ended_at is not None:
-            due = attempt.payload_ended_at + OUTPUT_LIMIT
+            due = attempt.payload_ended_at + job.output_timeout
             event, reason, text = Event.OUTPUT_LIMIT, "OUTPUT_TIMEOUT", "its output was not processed in time"
         case Status.CANCEL_REQUESTED if attempt.stop_wished_at is not None:
-            due = max(attempt.stop_wished_at, caught_up) + CANCEL_GRACE + KILL_LIMIT
+            due = max(attempt.stop_wished_at, caught_up) + job.cancel_grace + KILL_LIMIT
             text = "its agent did not confirm the stop in time"
             event, reason = Event.STOP_LIMIT, "STOP_UNCONFIRMED"
     running = job.status in (Status.RUNNING, Status.CANCEL_REQUESTED)
@@ -225,7 +253,7 @@ def accept(job: Job, now: datetime, by: Actor) -> None:
     if attempt.accepted_at is not None:
         return
     if job.status is Status.STARTING:
-        apply(job, Event.ACCEPT, now, by)
+        apply(job, Event.ACCEPT, now, by, "it is in its agent's journal")
         attempt.accepted_at = now
         return
     if attempt.sealed_at is None:

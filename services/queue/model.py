@@ -156,8 +156,12 @@ class Job:
     queued_at: datetime | None
     not_before: datetime | None
     latest_start: datetime | None
+    deferral_ends_at: datetime | None
     run_timeout: timedelta | None
     heartbeat_timeout: timedelta
+    start_timeout: timedelta
+    output_timeout: timedelta
+    cancel_grace: timedelta
     started_at: datetime | None
     completed_at: datetime | None
     cancel_requested_at: datetime | None

@@ -178,7 +178,8 @@ async def _store(
         "name": manifest.name,
         "version": manifest.version,
         "version_key": version_key(manifest.version),
-        "manifest": manifest.model_dump_json(),
+        # What is as it is by itself is left out: a replica of an older release need not know of it.
+        "manifest": manifest.model_dump_json(exclude_defaults=True),
         "size_bytes": len(content),
         "pushed_at": await store.now(connection),
         "pusher": by.name,

@@ -8,7 +8,7 @@ database refuse the batch for the sake of one report, the batch is halved until 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -19,7 +19,7 @@ from services.queue import evidence, lifecycle, sessions, store, wakes
 from services.queue.errors import ConflictingFrame, MalformedFrame, StaleAttempt, StaleEpoch
 from services.queue.frames import Frame
 from services.queue.model import Actor, Job, LeaseRefusal
-from services.queue.sessions import AttemptKey, Session
+from services.queue.sessions import AttemptKey, Machines, Session
 from services.queue.states import Status
 from services.runtime.database import Database
 from services.runtime.errors import SisError
@@ -64,7 +64,7 @@ async def commit(database: Database, reports: Sequence[Report]) -> list[Result]:
         Unavailable: PostgreSQL cannot be reached; nothing of the batch is acknowledged.
     """
     try:
-        async with database.begin() as connection:
+        async with database.begin("queue.report") as connection:
             return await _apply(connection, reports)
     except DBAPIError as error:
         if len(reports) > 1:
@@ -78,7 +78,7 @@ async def commit(database: Database, reports: Sequence[Report]) -> list[Result]:
 async def _apply(connection: AsyncConnection, reports: Sequence[Report]) -> list[Result]:
     current, now = await sessions.share(connection, {r.session for r in reports})
     jobs = await store.lock(connection, {r.attempt.job_id for r in reports if r.session in current})
-    batch = _Batch(connection, jobs, now)
+    batch = _Batch(connection, jobs, current, now)
     results = [
         await batch.take(r) if r.session in current else Result(error=StaleEpoch(r.session.agent)) for r in reports
     ]
@@ -89,9 +89,12 @@ async def _apply(connection: AsyncConnection, reports: Sequence[Report]) -> list
 class _Batch:
     """The reports of one transaction, applied to locked jobs in memory."""
 
-    def __init__(self, connection: AsyncConnection, jobs: dict[int, Job], now: datetime) -> None:
+    def __init__(
+        self, connection: AsyncConnection, jobs: dict[int, Job], current: Mapping[Session, Machines], now: datetime
+    ) -> None:
         self._connection = connection
         self._jobs = jobs
+        self._current = current
         self._changed: dict[int, Job] = {}
         self._frames: list[tuple[int, int, int, Frame]] = []
         # One for the batch: what is committed together happens at one time.
@@ -124,7 +127,8 @@ class _Batch:
 
     async def _act(self, job: Job, report: Report) -> None:
         now = self._now
-        by = Actor(f"agent {report.session.agent}")
+        machines = self._current[report.session]
+        by = Actor(f"agent {report.session.agent}", machines.agent)
         attempt = job.attempt
         assert attempt is not None
         never_started = isinstance(report.content, Declined | LeaseRefusal)
@@ -143,7 +147,8 @@ class _Batch:
                     if isinstance(why, Declined):
                         lifecycle.declined(job, now, by, why.reason)
                     else:
-                        lifecycle.lease_refused(job, now, Actor(f"hub of agent {report.session.agent}"), why)
+                        hub = Actor(f"hub of agent {report.session.agent}", machines.hub)
+                        lifecycle.lease_refused(job, now, hub, why)
                     self._work = self._work or (job.status is Status.WAITING and job.retry_at is None)
             case frames:
                 await self._append(job, frames, by)

@@ -116,7 +116,7 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
             lifecycle.journal_lost(job, now, by)
         elif not held and trusted:
             # Delivered after its start limit, it would only fail for it.
-            if job.status is Status.STARTING and free > 0 and now < attempt.claimed_at + lifecycle.START_LIMIT:
+            if job.status is Status.STARTING and free > 0 and now < attempt.claimed_at + job.start_timeout:
                 free -= 1
                 again.append(job.job_id)
                 attempt.last_heard_at = now
@@ -193,17 +193,27 @@ async def close_session(connection: AsyncConnection, session: Session) -> None:
     )
 
 
-async def share(connection: AsyncConnection, sessions: Collection[Session]) -> tuple[frozenset[Session], datetime]:
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """At the two ends of a session: those of the agent and, by its name, of the hub."""
+
+    agent: str
+    hub: str
+
+
+async def share(
+    connection: AsyncConnection, sessions: Collection[Session]
+) -> tuple[Mapping[Session, Machines], datetime]:
     """Those of the sessions that are the newest of their agents, and the time; they stay so until the transaction
     ends."""
     rows = (await connection.execute(_SHARE, {"agents": sorted({s.agent for s in sessions})})).all()
-    current = {row.agent: row.epoch for row in rows}
+    current = {Session(row.agent, row.epoch): Machines(row.hostname, row.hub) for row in rows}
     now = max((row.now for row in rows), default=None) or await store.now(connection)
-    return frozenset(s for s in sessions if current.get(s.agent) == s.epoch), now
+    return {session: current[session] for session in sessions if session in current}, now
 
 
 _SHARE = text("""
-    SELECT agent, epoch, queue.now() AS now
+    SELECT agent, epoch, hostname, hub, queue.now() AS now
     FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR SHARE
 """)
 
@@ -217,10 +227,18 @@ class Heartbeat:
     draining: bool = False
 
 
-async def heartbeat(
-    connection: AsyncConnection, heartbeats: Sequence[Heartbeat]
-) -> tuple[list[Session], list[tuple[str, dispatch.Assignment]]]:
-    """Note who was heard; return the stale sessions, and what was claimed for a session but never reached it."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To heartbeats: the sessions that are stale, what was claimed for a session but never reached it, by agent, and
+    stops for what agents have in hand of which nobody wants to know any more."""
+
+    stale: list[Session]
+    undelivered: list[tuple[str, dispatch.Assignment]]
+    stops: list[Stop]
+
+
+async def heartbeat(connection: AsyncConnection, heartbeats: Sequence[Heartbeat]) -> Answer:
+    """Note who was heard, with what in hand."""
     current, now = await share(connection, [h.session for h in heartbeats])
     heard = {h.session.agent: h for h in heartbeats if h.session in current}
     # Nothing that a claim or a report depends on is written here, so FOR SHARE (which others hold too) is kept and the
@@ -235,7 +253,8 @@ async def heartbeat(
         "now": now,
     }
     rows = (await connection.execute(_HEARD_ATTEMPTS, touched)).all()
-    await _come_back(connection, heard, {row.job_id for row in rows if row.status == Status.AWOL})
+    await _come_back(connection, heard, current, {row.job_id for row in rows if row.status == Status.AWOL})
+    given_up = await connection.execute(_GIVEN_UP, touched) if keys else ()
     undelivered = await connection.execute(
         _UNDELIVERED,
         {
@@ -245,11 +264,24 @@ async def heartbeat(
         },
     )
     lost = [row.job_id for row in undelivered if AttemptKey(row.job_id, row.number) not in heard[row.agent].attempts]
-    stale = [h.session for h in heartbeats if h.session not in current]
-    return stale, await dispatch.assignments(connection, lost)
+    return Answer(
+        [h.session for h in heartbeats if h.session not in current],
+        await dispatch.assignments(connection, lost),
+        [
+            Stop(
+                heard[row.agent].session, AttemptKey(row.job_id, row.number), StopKind.ABORT, "it was given up for lost"
+            )
+            for row in given_up
+        ],
+    )
 
 
-async def _come_back(connection: AsyncConnection, heard: Mapping[str, Heartbeat], job_ids: set[int]) -> None:
+async def _come_back(
+    connection: AsyncConnection,
+    heard: Mapping[str, Heartbeat],
+    current: Mapping[Session, Machines],
+    job_ids: set[int],
+) -> None:
     if not job_ids:
         return
     # The attempts are locked already, against the order of locks, so nothing may be waited for: whoever has the job in
@@ -262,7 +294,8 @@ async def _come_back(connection: AsyncConnection, heard: Mapping[str, Heartbeat]
             continue
         if AttemptKey(job.job_id, job.attempt.number) in heard[job.agent].attempts:
             job.attempt.last_heard_at = now
-            lifecycle.come_back(job, now, Actor(f"agent {job.agent}"))
+            machine = current[heard[job.agent].session].agent
+            lifecycle.come_back(job, now, Actor(f"agent {job.agent}", machine))
             returned.append(job)
     await store.save(connection, returned, [wakes.STOP])
 
@@ -284,6 +317,15 @@ _HEARD_ATTEMPTS = text("""
     FROM heard, queue.jobs j
     WHERE a.job_id = heard.job_id AND a.number = heard.number AND j.job_id = a.job_id AND a.sealed_at IS NULL
     RETURNING a.job_id, j.status
+""")
+# Its stream has been open all along, so that no hello has had a verdict: it goes on with what was let go by force.
+_GIVEN_UP = text("""
+    SELECT k.agent, k.job_id, k.number
+    FROM unnest(CAST(:agents AS text[]), CAST(:job_ids AS bigint[]), CAST(:numbers AS int[]))
+        AS k(agent, job_id, number)
+    LEFT JOIN queue.attempts a ON a.job_id = k.job_id AND a.number = k.number
+    WHERE a.job_id IS NULL OR (a.lost AND a.agent = k.agent)
+    ORDER BY k.job_id LIMIT 1000
 """)
 _UNDELIVERED = text("""
     SELECT a.job_id, a.number, a.agent

@@ -36,7 +36,8 @@ class Status(StrEnum):
     TIMED_OUT = "TIMED_OUT"
     EXPIRED = "EXPIRED"
     AWOL = "AWOL"
-    """Nobody knows. Left when its agent returns with it, or when a person aborts or deletes it; by nothing else."""
+    """Nobody knows. Left when its agent returns with it, or when a person aborts it (with force or without) or deletes
+    it; by nothing else."""
 
 
 class Event(StrEnum):
@@ -46,6 +47,7 @@ class Event(StrEnum):
     ACTIVATE = "ACTIVATE"
     CANCEL = "CANCEL"
     ABORT = "ABORT"
+    FORCE = "FORCE"
     DELETE = "DELETE"
     RERUN = "RERUN"
     # The clock, through the sweeper.
@@ -185,10 +187,13 @@ TRANSITIONS: tuple[Rule, ...] = (
     Rule(_S.AWOL, _E.GIVE_BACK, _S.WAITING, Guard.NEVER_ACCEPTED),
     Rule(_S.AWOL, _E.CANCEL, _S.AWOL),
     Rule(_S.AWOL, _E.ABORT, _S.ABORTED),
+    Rule(_S.AWOL, _E.FORCE, _S.ABORTED),
     Rule(_S.AWOL, _E.DELETE, _S.ABORTED),
-    # Ended: the same verb again, a deletion, a repetition by a new job, and what still comes from the site.
+    # Ended: the same verb again, letting go by force, a deletion, a repetition by a new job, and what still comes from
+    # the site.
     Rule(_S.CANCELED, _E.CANCEL, _S.CANCELED),
     Rule(_S.ABORTED, _E.ABORT, _S.ABORTED),
+    *(Rule(s, _E.FORCE, s) for s in sorted(TERMINAL)),
     *(Rule(s, _E.DELETE, s) for s in sorted(TERMINAL)),
     *(Rule(s, _E.RERUN, s) for s in sorted(TERMINAL)),
     *(Rule(s, e, s) for s in _ENDED_BY_AGENT for e in _REPORTS),

@@ -15,8 +15,7 @@ from psycopg import AsyncConnection as DriverConnection
 from sqlalchemy import Row, Select, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import wakes
-from services.queue.errors import JobNotFound
+from services.queue import removals, wakes
 from services.queue.frames import Frame, StopKind
 from services.queue.model import Attempt, HistoryEntry, Job, LogVerdict, WaitReason
 from services.queue.states import Status, StopState
@@ -25,10 +24,10 @@ from services.queue.tables import attempts, jobs
 _JOB_COLUMNS = tuple(
     jobs.c[name]
     for name in (
-        "job_id", "status", "agent", "queued_at", "not_before", "latest_start", "run_timeout", "heartbeat_timeout",
-        "started_at", "completed_at", "cancel_requested_at", "stop_state", "retry_at", "hidden_at", "result_code",
-        "failure_reason", "status_message", "outputs", "progress_percent", "progress_text", "history_sequence",
-        "wait_reason", "wait_message",
+        "job_id", "status", "agent", "queued_at", "not_before", "latest_start", "deferral_ends_at", "run_timeout",
+        "heartbeat_timeout", "start_timeout", "output_timeout", "cancel_grace", "started_at", "completed_at",
+        "cancel_requested_at", "stop_state", "retry_at", "hidden_at", "result_code", "failure_reason", "status_message",
+        "outputs", "progress_percent", "progress_text", "history_sequence", "wait_reason", "wait_message",
     )
 )  # fmt: skip
 
@@ -48,11 +47,11 @@ async def lock_visible(connection: AsyncConnection, job_id: int) -> Job:
     """One job, locked.
 
     Raises:
-        JobNotFound: there is none with this id, or it was deleted.
+        errors.JobNotFound: there is none with this id, or it was deleted.
     """
     job = (await lock(connection, [job_id])).get(job_id)
     if job is None or job.hidden_at is not None:
-        raise JobNotFound(job_id)
+        raise await removals.not_found(connection, job_id)
     return job
 
 
@@ -71,10 +70,10 @@ def jobs_to_lock() -> Select[Any]:
 async def lock_selected(
     connection: AsyncConnection, selection: Select[Any], *, skip_locked: bool = False
 ) -> dict[int, Job]:
-    """The jobs of a `jobs_to_lock()` selection, locked in order of their ids."""
-    rows = (
-        await connection.execute(selection.order_by(jobs.c.job_id).with_for_update(of=jobs, skip_locked=skip_locked))
-    ).all()
+    """The jobs of a `jobs_to_lock()` selection, locked in order of their ids; where locked ones are skipped, in any, as
+    nobody waits: an order would have PostgreSQL walk all ids for the sake of a limit."""
+    ordered = selection if skip_locked else selection.order_by(jobs.c.job_id)
+    rows = (await connection.execute(ordered.with_for_update(of=jobs, skip_locked=skip_locked))).all()
     claimed = [row.job_id for row in rows if row.attempt]
     # Read apart, after the locks are held: a join would show the attempt as it was before we waited for the lock.
     found: dict[int, Row[Any]] = {}
@@ -113,7 +112,7 @@ _SAVE = text("""
         UPDATE queue.jobs AS j SET
             status = r.status, agent = r.agent,
             target = CASE WHEN r.agent = '' AND j.site_kind = 'group' THEN '' ELSE j.target END,
-            queued_at = r.queued_at, not_before = r.not_before,
+            queued_at = r.queued_at, not_before = r.not_before, deferral_ends_at = r.deferral_ends_at,
             retry_at = r.retry_at, started_at = r.started_at, completed_at = r.completed_at,
             cancel_requested_at = r.cancel_requested_at, stop_state = r.stop_state, hidden_at = r.hidden_at,
             result_code = r.result_code, failure_reason = r.failure_reason, status_message = r.status_message,
@@ -123,6 +122,7 @@ _SAVE = text("""
             claim_key = queue.claim_key(r.queued_at, j.priority)
         FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS r(
             job_id bigint, status text, agent text, queued_at timestamptz, not_before timestamptz,
+            deferral_ends_at timestamptz,
             retry_at timestamptz, started_at timestamptz, completed_at timestamptz,
             cancel_requested_at timestamptz, stop_state text, hidden_at timestamptz,
             result_code integer, failure_reason text, status_message text,
@@ -217,7 +217,9 @@ def _job_row(job: Job) -> dict[str, Any]:
     return {column.name: getattr(job, column.name) for column in _JOB_COLUMNS if column.name not in _FIXED}
 
 
-_FIXED = frozenset({"run_timeout", "heartbeat_timeout", "latest_start"})
+_FIXED = frozenset(
+    {"run_timeout", "heartbeat_timeout", "start_timeout", "output_timeout", "cancel_grace", "latest_start"}
+)
 
 
 def _attempt_row(job_id: int, attempt: Attempt) -> dict[str, Any]:

@@ -109,6 +109,11 @@ jobs = Table(
     Column("platforms", JSONB, nullable=False, server_default=json.dumps(platforms.NAMES)),
     # The transaction that changed the row last, so that a list can be watched: a trigger notes it.
     Column("changed_xid", TransactionId, nullable=False, server_default=text("pg_current_xact_id()")),
+    # When a job that was created deferred expires, unless somebody activates it.
+    Column("deferral_ends_at", Time),
+    Column("start_timeout", Interval, nullable=False, server_default="5 minutes"),
+    Column("output_timeout", Interval, nullable=False, server_default="60 seconds"),
+    Column("cancel_grace", Interval, nullable=False, server_default="10 seconds"),
     one_of("type", JobType),
     one_of("status", Status),
     one_of("stop_state", StopState),
@@ -141,9 +146,14 @@ jobs = Table(
         "latest_start",
         postgresql_where=text("status IN ('DEFERRED', 'WAITING') AND latest_start IS NOT NULL"),
     ),
+    Index(
+        "jobs_held", "deferral_ends_at", postgresql_where=text("status = 'DEFERRED' AND deferral_ends_at IS NOT NULL")
+    ),
     Index("jobs_purge", "hidden_at", postgresql_where=text("hidden_at IS NOT NULL")),
     Index("jobs_changed", "changed_xid", "job_id"),
-    Index("jobs_ended", "completed_at", postgresql_where=text("completed_at IS NOT NULL AND hidden_at IS NULL")),
+    Index(
+        "jobs_ended", "completed_at", "job_id", postgresql_where=text("completed_at IS NOT NULL AND hidden_at IS NULL")
+    ),
     Index("jobs_rare", "type", "job_id", postgresql_where=text("type <> 'PACKAGE' AND hidden_at IS NULL")),
     Index(
         "jobs_text",
@@ -204,7 +214,7 @@ history = Table(
     one_of("to_status", Status),
 )
 
-# No foreign key, so that a range of job ids can become a partition that is dropped whole; a purge deletes here first.
+# No foreign key: frames are written under the lock of their job, and a purge deletes here first, in parts.
 log = Table(
     "log",
     metadata,
@@ -247,6 +257,23 @@ request_ids = Table(
     Column("job_id", BigInteger, nullable=False),
     Column("created_at", Time, nullable=False),
     Index("request_ids_created", "created_at"),
+)
+
+# What was deleted, by whom and why: of a job that is gone, this is left, for a year.
+removals = Table(
+    "removals",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True),
+    Column("display_name", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("removed_at", Time, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    # The file that the job was exported to before; "" for none.
+    Column("export", Text, nullable=False, server_default=""),
+    one_of("status", Status),
+    Index("removals_age", "removed_at"),
 )
 
 agent_sessions = Table(

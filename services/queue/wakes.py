@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.runtime import faults
 from services.runtime.errors import Unavailable
 
 CHANNEL = "sis_queue"
@@ -98,6 +99,7 @@ class Wakes:
 
     def heard(self, payload: str) -> None:
         """Tell the subscriptions of the topics in a payload."""
+        faults.point("queue.notified")
         topics = payload.split(" ")
         if any(topic.startswith(_JOB) for topic in topics):
             topics.append(JOBS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from services.runtime import postgres_url
 
 
 def _checked_endpoint(value: str) -> str:
@@ -21,6 +24,10 @@ Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
 """`host:port`; an IPv6 host is in brackets. A listener may have port 0: the system picks one."""
 
 
+DatabaseUrl = Annotated[str, AfterValidator(postgres_url.checked)]
+"""Where PostgreSQL is."""
+
+
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -29,6 +36,14 @@ Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """Texts separated by commas."""
 Endpoints = Annotated[tuple[Endpoint, ...], NoDecode, BeforeValidator(_split)]
 """Endpoints separated by commas."""
+
+
+def _seconds(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 12 else value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds)]
+"""A number of seconds, or a duration of ISO 8601, such as P30D."""
 
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lower-case hexadecimal."""

@@ -26,10 +26,11 @@ class Verb:
     participle: str
     one: Callable[[Client, int, str], job_pb2.Job | None]
     """Does it to one job, for a reason; the job after it, None where there is none any more."""
+    force: bool = False
 
 
 def _activate(client: Client, job_id: int, reason: str) -> job_pb2.Job:
-    return client.jobs.activate(job_id)
+    return client.jobs.activate(job_id, reason)
 
 
 def _cancel(client: Client, job_id: int, reason: str) -> job_pb2.Job:
@@ -40,18 +41,23 @@ def _abort(client: Client, job_id: int, reason: str) -> job_pb2.Job:
     return client.jobs.abort(job_id, reason)
 
 
+def _force(client: Client, job_id: int, reason: str) -> job_pb2.Job:
+    return client.jobs.abort(job_id, reason, force=True)
+
+
 def _delete(client: Client, job_id: int, reason: str) -> None:
-    client.jobs.delete(job_id)
+    client.jobs.delete(job_id, reason)
 
 
 def _rerun(client: Client, job_id: int, reason: str) -> job_pb2.Job:
-    return client.jobs.rerun(job_id)
+    return client.jobs.rerun(job_id, reason=reason)
 
 
 VERBS = {
     "ACTIVATE": Verb(pb.JOB_VERB_ACTIVATE, "activate", "activated", _activate),
     "CANCEL": Verb(pb.JOB_VERB_CANCEL, "cancel", "canceled", _cancel),
     "ABORT": Verb(pb.JOB_VERB_ABORT, "abort", "aborted", _abort),
+    "FORCE": Verb(pb.JOB_VERB_ABORT, "abort", "aborted", _force, force=True),
     "DELETE": Verb(pb.JOB_VERB_DELETE, "delete", "deleted", _delete),
     "RERUN": Verb(pb.JOB_VERB_RERUN, "rerun", "rerun", _rerun),
 }
@@ -90,6 +96,7 @@ def apply(
             expected_count=expected,
             validate_only=dry_run,
             reason=reason,
+            force=verb.force,
         )
         _report(verb, responses, dry_run, json)
 
@@ -116,7 +123,7 @@ def _confirmed_count(client: Client, verb: Verb, job_filter: pb.JobFilter) -> in
     if not sys.stdin.isatty():
         raise OptionError("--yes is missing: there is no terminal on which you could be asked")
     count = 0
-    with closing(client.jobs.apply(verb.number, filter=job_filter, validate_only=True)) as responses:
+    with closing(client.jobs.apply(verb.number, filter=job_filter, validate_only=True, force=verb.force)) as responses:
         for response in responses:
             count = response.total
             break

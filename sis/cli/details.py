@@ -98,9 +98,17 @@ def _execution(job: job_pb2.Job) -> Iterable[tuple[str, RenderableType]]:
         yield "Not before", words.local_time(job.not_before)
     if job.HasField("latest_start"):
         yield "Latest start", words.local_time(job.latest_start)
+    if job.HasField("deferral_expire_time"):
+        yield "Held until", f"{words.local_time(job.deferral_expire_time)} at the latest"
     yield "Run timeout", words.duration(job.run_timeout) if job.HasField("run_timeout") else "none"
     if job.HasField("heartbeat_timeout"):
         yield "Heartbeat timeout", words.duration(job.heartbeat_timeout)
+    if job.HasField("start_timeout"):
+        yield "Start timeout", words.duration(job.start_timeout)
+    if job.HasField("output_timeout"):
+        yield "Output timeout", words.duration(job.output_timeout)
+    if job.HasField("cancel_grace"):
+        yield "Cancel grace", words.duration(job.cancel_grace)
     if job.progress_percent or job.progress_text:
         yield "Progress", f"{job.progress_percent} % {job.progress_text}".rstrip()
     if job.cancel_requested:

@@ -11,6 +11,7 @@ _SENTENCES = {
     "ACTIVATE": "Activated by {actor}",
     "CANCEL": "Cancel requested by {actor}",
     "ABORT": "Aborted by {actor}",
+    "FORCE": "Aborted with force by {actor}",
     "DELETE": "Deleted by {actor}",
     "RERUN": "Rerun by {actor}",
     "RELEASE": "Released",
@@ -39,7 +40,7 @@ _SENTENCES = {
 _SAID_BY_THE_SITE = frozenset({"FIRST_PROCESS", "PAYLOAD_ENDED", "FINISH_SUCCEEDED", "FINISH_FAILED", "FINISH_STOPPED"})
 _GRAVE = frozenset({"SILENCE", "JOURNAL_LOST", "START_LIMIT", "OUTPUT_LIMIT", "STOP_LIMIT", "UNRUNNABLE"})
 _NOTABLE = frozenset(
-    {"CANCEL", "ABORT", "DELETE", "EXPIRE", "RUN_TIMEOUT", "FINISH_STOPPED", "GIVE_BACK", "LEASE_REFUSED"}
+    {"CANCEL", "ABORT", "FORCE", "DELETE", "EXPIRE", "RUN_TIMEOUT", "FINISH_STOPPED", "GIVE_BACK", "LEASE_REFUSED"}
 )
 
 

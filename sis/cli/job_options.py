@@ -105,6 +105,22 @@ Timeout = Annotated[str | None, typer.Option("--timeout", metavar="DURATION", he
 HeartbeatTimeout = Annotated[
     str | None, typer.Option("--heartbeat-timeout", metavar="DURATION", help="How long its agent may be silent (120s).")
 ]
+DeferralLimit = Annotated[
+    str | None,
+    typer.Option("--deferral-limit", metavar="DURATION", help="With --defer: it expires if held for longer (30 days)."),
+]
+StartTimeout = Annotated[
+    str | None,
+    typer.Option("--start-timeout", metavar="DURATION", help="How long from the claim to its first process (5m)."),
+]
+OutputTimeout = Annotated[
+    str | None,
+    typer.Option("--output-timeout", metavar="DURATION", help="How long from its payload's end to its own (60s)."),
+]
+CancelGrace = Annotated[
+    str | None,
+    typer.Option("--cancel-grace", metavar="DURATION", help="Between TERM and KILL; else as its package says (10s)."),
+]
 JobPriority = Annotated[Priority | None, typer.Option("--priority", help="normal unless given.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="K=V")]
 RequestId = Annotated[

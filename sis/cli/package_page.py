@@ -50,6 +50,7 @@ def _operation(out: Console, package: str, operation: pb.Operation) -> None:
     rows: list[tuple[str, RenderableType]] = [
         ("Description", operation.description or _NONE),
         ("Run timeout", words.duration(operation.run_timeout) if operation.HasField("run_timeout") else "none"),
+        ("Cancel grace", words.duration(operation.cancel_grace)),
     ]
     command = _example(package, operation)
     if command:

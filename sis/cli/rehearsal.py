@@ -53,6 +53,7 @@ def test(directory: Path, operation: str, options: JobOptions, *, json: bool) ->
         parameters=request.parameters,
     )
     assignment.run_timeout.FromSeconds(declared.run_timeout)
+    assignment.cancel_grace.FromSeconds(declared.cancel_grace)
     if request.HasField("run_timeout"):
         assignment.run_timeout.CopyFrom(request.run_timeout)
     job = job_pb2.Job(

@@ -35,6 +35,10 @@ class JobOptions:
     latest_start: str | None = None
     run_timeout: str | None = None
     heartbeat_timeout: str | None = None
+    deferral_limit: str | None = None
+    start_timeout: str | None = None
+    output_timeout: str | None = None
+    cancel_grace: str | None = None
     priority: str | None = None
     labels: Sequence[str] = ()
     request_id: str = ""
@@ -70,10 +74,17 @@ def job(options: JobOptions, now: datetime | None = None) -> pb.CreateJobRequest
         request.not_before.FromDatetime(values.time("--not-before", options.not_before, moment))
     if options.latest_start is not None:
         request.latest_start.FromDatetime(values.time("--latest-start", options.latest_start, moment))
-    if options.run_timeout is not None:
-        request.run_timeout.FromTimedelta(values.duration("--timeout", options.run_timeout))
-    if options.heartbeat_timeout is not None:
-        request.heartbeat_timeout.FromTimedelta(values.duration("--heartbeat-timeout", options.heartbeat_timeout))
+    for option, given, message in (
+        ("--timeout", options.run_timeout, request.run_timeout),
+        ("--heartbeat-timeout", options.heartbeat_timeout, request.heartbeat_timeout),
+        ("--deferral-limit", options.deferral_limit, request.deferral_limit),
+        ("--start-timeout", options.start_timeout, request.start_timeout),
+        ("--output-timeout", options.output_timeout, request.output_timeout),
+        ("--cancel-grace", options.cancel_grace, request.cancel_grace),
+    ):
+        if given is not None:
+            message.FromTimedelta(values.duration(option, given))
+            message.SetInParent()  # also for nothing
     return request
 
 
@@ -109,6 +120,7 @@ def override(request: pb.CreateJobRequest, changes: pb.CreateJobRequest, options
         request.ClearField("not_before")
     if options.deferred is False or changes.HasField("not_before"):
         request.deferred = False
+        request.ClearField("deferral_limit")
     for name in options.typed_parameters:
         request.parameters.pop(name, None)
     request.MergeFrom(changes)

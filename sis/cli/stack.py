@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,10 +47,22 @@ def up(
     ] = None,
     vault_port: Annotated[int | None, typer.Option("--vault-port", min=0, max=65535, help="OpenBao.")] = None,
     gateway_port: Annotated[int | None, typer.Option("--gateway-port", min=0, max=65535, help="HTTP.")] = None,
+    retention_days: Annotated[
+        float | None,
+        typer.Option("--retention-days", metavar="DAYS", help="Delete jobs that ended so long ago; 0 keeps them (0)."),
+    ] = None,
+    retention_jobs: Annotated[
+        int | None,
+        typer.Option("--retention-jobs", metavar="COUNT", help="Keep so many jobs that have ended; 0 keeps all (0)."),
+    ] = None,
+    retention_export: Annotated[
+        str | None,
+        typer.Option("--retention-export", metavar="DIR", help='Export them there before; "" does not.'),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hubs, gateway, agents;
-    restart what dies, until Ctrl-C.
+    restart what dies or hangs, until Ctrl-C.
 
     What is not given stays as at the last start. Data survives down and up.
     """
@@ -72,8 +85,23 @@ def up(
             credentials_port=credentials_port,
             vault_port=vault_port,
             gateway_port=gateway_port,
+            retention_days=retention_days,
+            retention_jobs=retention_jobs,
+            retention_export=_export_directory(retention_export),
         )
         raise typer.Exit(sis.stack.up(options, _say))
+
+
+def _export_directory(given: str | None) -> str | None:
+    """The whole path, for the queue runs elsewhere. Raises OptionError."""
+    from sis.cli.values import OptionError
+
+    if not given:
+        return given
+    directory = Path(given).expanduser().absolute()
+    if not directory.is_dir():
+        raise OptionError(f"--retention-export: there is no directory {directory}; make it first")
+    return str(directory)
 
 
 def down(data: Data = None) -> None:
@@ -106,7 +134,8 @@ def status(json: Json = False, data: Data = None) -> None:
         table = terminal.table(out, "Process", "PID", "Endpoint", "Health", "Restarts", right=("PID", "Restarts"))
         for each in found.processes:
             health = Text(each.health, style="green" if each.healthy else "red")
-            table.add_row(each.name, str(each.pid), each.endpoint, health, str(each.restarts))
+            restarts = f"{each.restarts} ({each.hangs} hung)" if each.hangs else str(each.restarts)
+            table.add_row(each.name, str(each.pid), each.endpoint, health, restarts)
         out.print(table)
         out.print()
         terminal.section(out, "Endpoints", terminal.facts(found.endpoints.items()))

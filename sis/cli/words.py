@@ -212,7 +212,7 @@ def _moment(time: Timestamp) -> datetime:
 def duration(value: Duration | float) -> str:
     """A duration for a person: "350 ms", "4.2 s", "3 min 20 s", "2 h 5 min"."""
     seconds = value.ToTimedelta().total_seconds() if isinstance(value, Duration) else value
-    if seconds < 1:
+    if 0 < seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f}".removesuffix(".0") + " s"

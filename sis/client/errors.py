@@ -11,8 +11,9 @@ A message is one sentence that names the thing and says what to do. No error of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 import grpc
@@ -54,6 +55,7 @@ class ApiError(ClientError):
         code: the name of the gRPC status, "NOT_FOUND".
         reason: a name of `sis.errors.v1.Reason` without its prefix, "JOB_NOT_FOUND"; "" when no server of the
             suite answered, so that nobody knows whether the call had an effect.
+        metadata: what the server says besides for a program to read: `dependency` and `cause` of what it waits for.
         violations: each wrong field, where fields were wrong.
         retry_after: seconds to wait before another try, where the server said so.
     """
@@ -64,6 +66,7 @@ class ApiError(ClientError):
         message: str,
         *,
         reason: str = "",
+        metadata: Mapping[str, str] = MappingProxyType({}),
         violations: tuple[Violation, ...] = (),
         retry_after: float | None = None,
     ) -> None:
@@ -71,6 +74,7 @@ class ApiError(ClientError):
         self.code = code
         self.message = message
         self.reason = reason
+        self.metadata = dict(metadata)
         self.violations = violations
         self.retry_after = retry_after
 
@@ -107,7 +111,7 @@ def from_status(status: status_pb2.Status) -> ApiError:
 
 
 def _typed(code: str, text: str, details: Iterable[Any]) -> ApiError:
-    reason, violations, retry_after = "", list[Violation](), None
+    reason, metadata, violations, retry_after = "", dict[str, str](), list[Violation](), None
     for detail in details:
         info, bad, retry = (
             error_details_pb2.ErrorInfo(),
@@ -115,13 +119,13 @@ def _typed(code: str, text: str, details: Iterable[Any]) -> ApiError:
             error_details_pb2.RetryInfo(),
         )
         if detail.Unpack(info) and info.domain == _DOMAIN:
-            reason = info.reason
+            reason, metadata = info.reason, dict(info.metadata)
         elif detail.Unpack(bad):
             violations += [Violation(v.field, v.description) for v in bad.field_violations]
         elif detail.Unpack(retry):
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
     kind = ResumeExpired if reason == "RESUME_EXPIRED" else ApiError
-    return kind(code, text, reason=reason, violations=tuple(violations), retry_after=retry_after)
+    return kind(code, text, reason=reason, metadata=metadata, violations=tuple(violations), retry_after=retry_after)
 
 
 def _details(call: grpc.Call) -> Iterable[Any]:

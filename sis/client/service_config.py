@@ -13,7 +13,8 @@ STREAM_SECONDS = 3600.0
 
 # A lost answer may have had its effect, so only methods are here whose contract calls a retry safe. Every
 # CreateJob, RerunJob and CreateCredential carries a request id. Not DeleteJob: the second time finds no job. Nor
-# ApplyVerb, which may delete.
+# ApplyVerb, which may delete. Nor any stream: gRPC, when a server dies between its repeated tries, at times gives the
+# call neither an answer nor an end. Streams are opened again by `resuming`.
 RETRIED = {
     "sis.queue.v1.JobService": [
         "CreateJob",
@@ -26,10 +27,8 @@ RETRIED = {
         "ActivateJob",
         "CancelJob",
         "AbortJob",
-        "GetConsoleOutput",
-        "GetDebugLog",
     ],
-    "sis.queue.v1.PackageService": ["ListPackages", "GetPackage", "DownloadPackage"],
+    "sis.queue.v1.PackageService": ["ListPackages", "GetPackage"],
     "sis.agent.v1.AgentAdminService": ["ListAgents", "GetAgent"],
     "sis.credentials.v1.CredentialService": [
         "CreateCredential",
@@ -63,7 +62,11 @@ OPTIONS = [
     # A server that died without a word is noticed within half a minute, also by a silent monitor.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # gRPC's own pings, which measure bandwidth, would otherwise hold keepalive up for a minute.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # A try to connect that nobody answers is given up after 5 s for a fresh one.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]

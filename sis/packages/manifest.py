@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from sis.packages import document, templates
 from sis.packages.fields import LOWER, Line, Name, Part, Published, Text, shaped
-from sis.packages.operation import CredentialReference, Input, Operation, Output
+from sis.packages.operation import MAX_CANCEL_GRACE, MAX_RUN_TIMEOUT, CredentialReference, Input, Operation, Output
 from sis.packages.templates import Reference
 
 __all__ = [
@@ -215,9 +215,12 @@ def _message(detail: ErrorDetails, location: list[int | str]) -> str:
         case "too_long":
             return f"is longer than {context['max_length']:,} characters"
         case "less_than_equal":
-            return "is longer than a year"
+            return f"is longer than {_LONGEST[context['le']]}"
         case _:
             return detail["msg"]
+
+
+_LONGEST: Final = {MAX_RUN_TIMEOUT: "a year", MAX_CANCEL_GRACE: "an hour"}
 
 
 def _fields(location: list[int | str]) -> list[str]:

@@ -24,7 +24,10 @@ from sis.packages.values import Given, InputType, Plain, Value
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_MAX_RUN_TIMEOUT = 365 * _SECONDS["d"]
+MAX_RUN_TIMEOUT: Final = 365 * _SECONDS["d"]
+MAX_CANCEL_GRACE: Final = _SECONDS["h"]
+CANCEL_GRACE_SECONDS: Final = 10
+"""What a payload has after TERM where its operation says nothing else."""
 
 # What a credential of a job is for, its ref: an account of the job itself, …
 ADMIN: Final = "admin"
@@ -196,7 +199,7 @@ class CredentialReference(Part):
 # The literals and the directories of a template, and its inputs, for editors.
 _ARGUMENT: Final = r"[^{}\u0000]|\{\{|\}\}|\{(?:package|work)\}"
 _PARAMETER: Final = r"\{param\.[a-z][a-z0-9_]*\}"
-_RUN_TIMEOUT: Final = {"type": ["integer", "string"], "minimum": 0, "pattern": f"^(?:{_DURATION.pattern})$"}
+_DURATION_SCHEMA: Final = {"type": ["integer", "string"], "minimum": 0, "pattern": f"^(?:{_DURATION.pattern})$"}
 
 
 def _template(value: str) -> str:
@@ -206,11 +209,16 @@ def _template(value: str) -> str:
     return value
 
 
-def _seconds(value: object) -> object:
-    match = _DURATION.fullmatch(value if isinstance(value, str) else str(value))
-    if isinstance(value, bool) or match is None:
-        raise ValueError("must be seconds, or a number with s, m, h or d, such as 5m; 0 means no limit")
-    return int(match.group(1)) * _SECONDS[match.group(2) or "s"]
+def _duration(zero: str) -> BeforeValidator:
+    """Reads seconds; `zero` is what 0 means."""
+
+    def seconds(value: object) -> object:
+        match = _DURATION.fullmatch(value if isinstance(value, str) else str(value))
+        if isinstance(value, bool) or match is None:
+            raise ValueError(f"must be seconds, or a number with s, m, h or d, such as 5m; 0 means {zero}")
+        return int(match.group(1)) * _SECONDS[match.group(2) or "s"]
+
+    return BeforeValidator(seconds)
 
 
 class Operation(Part):
@@ -233,8 +241,13 @@ class Operation(Part):
     ]
     """The program and its arguments, which no shell reads. {param.NAME} is the value of an input, {package} and {work}
     are directories, {{ and }} braces; an argument that names an absent or empty value vanishes."""
-    run_timeout: Annotated[int, Field(le=_MAX_RUN_TIMEOUT), BeforeValidator(_seconds), Published(_RUN_TIMEOUT)] = 0
+    run_timeout: Annotated[int, Field(le=MAX_RUN_TIMEOUT), _duration("no limit"), Published(_DURATION_SCHEMA)] = 0
     """In seconds, or a number with s, m, h or d; 0 means no limit."""
+    cancel_grace: Annotated[int, Field(le=MAX_CANCEL_GRACE), _duration("KILL at once"), Published(_DURATION_SCHEMA)] = (
+        CANCEL_GRACE_SECONDS
+    )
+    """How long a job that is canceled has between TERM and KILL: in seconds, or a number with s, m, h or d, an hour at
+    the most."""
     output_markers: bool = False
     """Whether outputs are also read from standard output, marked as packages written for Hornbill do it."""
 

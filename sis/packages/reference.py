@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sis.packages import values
 from sis.packages.manifest import Manifest
-from sis.packages.operation import ADMIN, RUN_AS, CredentialReference, Input, Operation, Output
+from sis.packages.operation import ADMIN, CANCEL_GRACE_SECONDS, RUN_AS, CredentialReference, Input, Operation, Output
 from sis.packages.values import InputType, InvalidValue
 
 _SAMPLES = {InputType.STRING: "text", InputType.INTEGER: "1", InputType.BOOLEAN: "true", InputType.LIST: "item"}
@@ -82,8 +82,13 @@ def _sample(name: str, declared: Input) -> str:
 def _operation(package: str, name: str, operation: Operation) -> Iterator[str]:
     yield f"## {_plain(name)}"
     yield ""
-    limit = f"It may run for {_duration(operation.run_timeout)}." if operation.run_timeout else ""
-    yield f"{_plain(operation.description)} {limit}".strip()
+    said = [_plain(operation.description)]
+    if operation.run_timeout:
+        said.append(f"It may run for {_duration(operation.run_timeout)}.")
+    if operation.cancel_grace != CANCEL_GRACE_SECONDS:
+        grace = operation.cancel_grace
+        said.append(f"Canceled, it has {_duration(grace)} to end by itself." if grace else "Canceled, it is killed.")
+    yield " ".join(filter(None, said))
     yield ""
     yield "```sh"
     yield example(package, name, operation.inputs, operation.credentials)

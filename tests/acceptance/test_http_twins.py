@@ -32,6 +32,9 @@ class World:
         self._numbers = itertools.count(1)
         self.ran = str(client.jobs.create(shell_job('echo out; echo err >&2; echo result=7 >> "$SIS_OUTPUT"')).job_id)
         list(client.jobs.monitor(int(self.ran)))
+        self.deleted = self.held()
+        """The number of a job that is gone, which says when."""
+        client.jobs.delete(int(self.deleted), "a twin says so")
 
     def name(self) -> str:
         return f"twin-{next(self._numbers)}"
@@ -97,12 +100,18 @@ SECRET = {"secret": "YSBzZWNyZXQgb2YgYSB0d2lu"}
 KIND = "CREDENTIAL_KIND_TOKEN"
 CASES = [
     Case("JobService.CreateJob", lambda w: _job(w, requestId=w.name(), labels={"a": "b"}, runTimeout="90s")),
+    Case(
+        "JobService.CreateJob",
+        lambda w: _job(w, deferralLimit="60s", startTimeout="10s", outputTimeout="3600s", cancelGrace="0s"),
+    ),
+    Case("JobService.CreateJob", lambda w: _job(w, deferred=False, deferralLimit="60s"), "INVALID_FIELD"),
     Case("JobService.CreateJob", lambda w: {}, "INVALID_FIELD"),
     Case("JobService.CreateJob", lambda w: _job(w, parameters={"scrip": {"plain": ""}}), "INVALID_PARAMETER"),
     Case("JobService.CreateJob", lambda w: _job(w, package={"name": "no.such"}), "PACKAGE_NOT_FOUND"),
     Case("JobService.CreateJob", lambda w: _job(w, operation="walk"), "OPERATION_NOT_FOUND"),
     Case("JobService.GetJob", lambda w: {"jobId": w.ran}),
     Case("JobService.GetJob", lambda w: {"jobId": NO_JOB}, "JOB_NOT_FOUND"),
+    Case("JobService.GetJob", lambda w: {"jobId": w.deleted}, "JOB_NOT_FOUND"),
     Case("JobService.GetJob", lambda w: {"jobId": "-1"}, "INVALID_FIELD"),
     Case(
         "JobService.ListJobs",
@@ -119,7 +128,13 @@ CASES = [
     Case("JobService.ExportJobs", lambda w: {"jobIds": [w.ran], "includeLogs": True}),
     Case("JobService.ExportJobs", lambda w: {"jobIds": [w.ran, NO_JOB]}, "JOB_NOT_FOUND"),
     Case("JobService.ApplyVerb", lambda w: {"verb": "JOB_VERB_CANCEL", "jobIds": [w.held(), w.ran, NO_JOB]}),
+    Case("JobService.ApplyVerb", lambda w: {"verb": "JOB_VERB_ABORT", "jobIds": [w.held(), w.ended()], "force": True}),
     Case("JobService.ApplyVerb", lambda w: {"verb": "JOB_VERB_CANCEL", "filter": {}}, "INVALID_FIELD"),
+    Case(
+        "JobService.ApplyVerb",
+        lambda w: {"verb": "JOB_VERB_CANCEL", "jobIds": [w.ran], "force": True},
+        "INVALID_FIELD",
+    ),
     Case(
         "JobService.ApplyVerb",
         lambda w: {"verb": "JOB_VERB_DELETE", "filter": {"text": "no job has this text"}, "expectedCount": "3"},
@@ -127,7 +142,7 @@ CASES = [
     ),
     Case("JobService.ExplainJob", lambda w: {"jobId": w.held()}),
     Case("JobService.ExplainJob", lambda w: {"jobId": NO_JOB}, "JOB_NOT_FOUND"),
-    Case("JobService.RerunJob", lambda w: {"jobId": w.ended(), "requestId": w.name()}),
+    Case("JobService.RerunJob", lambda w: {"jobId": w.ended(), "requestId": w.name(), "reason": "a twin says so"}),
     Case("JobService.RerunJob", lambda w: {"jobId": w.held()}, "ILLEGAL_TRANSITION"),
     Case("JobService.CopyJob", lambda w: {"jobId": w.held()}),
     Case("JobService.CopyJob", lambda w: {"jobId": NO_JOB}, "JOB_NOT_FOUND"),
@@ -139,13 +154,15 @@ CASES = [
     Case("JobService.GetDebugLog", lambda w: {"jobId": NO_JOB}, "JOB_NOT_FOUND"),
     Case("JobService.ListJobHistory", lambda w: {"jobId": w.ran, "pageSize": 2}),
     Case("JobService.ListJobHistory", lambda w: {"jobId": w.ran, "pageSize": -1}, "INVALID_FIELD"),
-    Case("JobService.ActivateJob", lambda w: {"jobId": w.held()}),
+    Case("JobService.ActivateJob", lambda w: {"jobId": w.held(), "reason": "a twin says so"}),
     Case("JobService.ActivateJob", lambda w: {"jobId": w.ran}, "ILLEGAL_TRANSITION"),
     Case("JobService.CancelJob", lambda w: {"jobId": w.held(), "reason": "a twin says so"}),
     Case("JobService.CancelJob", lambda w: {"jobId": w.held(), "reason": "a\nb"}, "INVALID_FIELD"),
     Case("JobService.AbortJob", lambda w: {"jobId": w.held()}),
     Case("JobService.AbortJob", lambda w: {"jobId": w.ran}, "ILLEGAL_TRANSITION"),
-    Case("JobService.DeleteJob", lambda w: {"jobId": w.held()}),
+    Case("JobService.AbortJob", lambda w: {"jobId": w.ran, "force": True}),
+    Case("JobService.AbortJob", lambda w: {"jobId": w.held(), "force": True}, "FORCE_REFUSED"),
+    Case("JobService.DeleteJob", lambda w: {"jobId": w.held(), "reason": "a twin says so"}),
     Case("JobService.DeleteJob", lambda w: {"jobId": NO_JOB}, "JOB_NOT_FOUND"),
     Case("PackageService.PushPackage", lambda w: _upload(ARCHIVE), archive=ARCHIVE),
     Case("PackageService.PushPackage", lambda w: _upload(b"no archive"), "INVALID_PACKAGE", archive=b"no archive"),

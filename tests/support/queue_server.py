@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import grpc
@@ -25,14 +26,24 @@ _STOP_SECONDS = 15.0
 
 
 class QueueServer:
-    """A queue for one database, which has been migrated. Its log is in `directory`.
+    """A queue for one database, which has been migrated. Its log is in `directory`. `settings` are more of its own,
+    `environment` is what else it is started with.
 
     with QueueServer(url, authority, directory) as server:
         async with server.public() as channel: ...
     """
 
-    def __init__(self, database_url: str, authority: CertificateAuthority, directory: Path) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        authority: CertificateAuthority,
+        directory: Path,
+        settings: Mapping[str, object] = MappingProxyType({}),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._url = database_url
+        self._settings = settings
+        self._environment = environment
         self._authority = authority
         self._log = directory / "queue.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -62,11 +73,13 @@ class QueueServer:
             "JOIN_ENDPOINT": "127.0.0.1:0",
             "JOIN_TOKEN_FILE": "/dev/null",
             "ADMIN_TOKEN_SHA256": hashlib.sha256(TOKEN.encode()).hexdigest(),
+            **self._settings,
         }
+        own = {f"SIS_QUEUE_{name}": str(value) for name, value in settings.items()}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "services.queue.main"],
-                env={**os.environ, **{f"SIS_QUEUE_{name}": str(value) for name, value in settings.items()}},
+                env={**os.environ, **self._environment, **own},
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

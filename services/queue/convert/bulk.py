@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.queue.bulk import ApplyVerb, Result, Verb
-from services.queue.convert.jobs import to_listed
+from services.queue.convert.jobs import REASON_CHARACTERS, to_listed
 from services.queue.convert.selection import check_ids, job_filter
 from services.runtime.errors import to_status
 from services.runtime.fields import Violations, members
@@ -29,9 +29,9 @@ def apply_verb(request: job_service_pb2.ApplyVerbRequest) -> ApplyVerb:
         wrong.add("expected_count", "goes together with filter alone")
     elif expected is not None and expected < 0:
         wrong.add("expected_count", "must not be negative")
-    wrong.line("reason", request.reason, 500)
-    if request.reason and verb not in (None, Verb.CANCEL, Verb.ABORT):
-        wrong.add("reason", "goes together with CANCEL and ABORT alone")
+    wrong.line("reason", request.reason, REASON_CHARACTERS)
+    if request.force and verb not in (None, Verb.ABORT):
+        wrong.add("force", "goes together with ABORT alone")
     wrong.line("request_id", request.request_id, _REQUEST_ID)
     if request.request_id and verb not in (None, Verb.RERUN):
         wrong.add("request_id", "goes together with RERUN alone; the other verbs are safe to repeat")
@@ -45,6 +45,7 @@ def apply_verb(request: job_service_pb2.ApplyVerbRequest) -> ApplyVerb:
         validate_only=request.validate_only,
         reason=request.reason,
         request_id=request.request_id,
+        force=request.force,
     )
 
 

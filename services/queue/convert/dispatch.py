@@ -27,10 +27,9 @@ from services.queue.frames import (
     StopBegun,
     StopKind,
 )
-from services.queue.lifecycle import CANCEL_GRACE, OUTPUT_LIMIT, START_LIMIT
 from services.queue.model import FOR_GOOD, LeaseEnd, LeaseRefusal, RefusalReason
 from services.queue.reports import Accepted, Declined, Report, Result
-from services.queue.sessions import AttemptKey, Heartbeat, OpenSession, Session, Stop, Verdict, Welcome
+from services.queue.sessions import Answer, AttemptKey, Heartbeat, OpenSession, Session, Stop, Verdict, Welcome
 from services.runtime.errors import InvalidArgument, to_status
 from services.runtime.fields import Violations, members, numbers, to_duration, to_timestamp
 from sis.credentials.v1 import lease_pb2, lease_service_pb2
@@ -134,9 +133,11 @@ def _stop(stop: Stop) -> dispatch_service_pb2.StopCommand:
 
 
 def to_watch(stops: Iterable[Stop]) -> dispatch_service_pb2.WatchResponse:
-    return dispatch_service_pb2.WatchResponse(
-        stops=[dispatch_service_pb2.AgentStop(session=_session(s.session), stop=_stop(s)) for s in stops],
-    )
+    return dispatch_service_pb2.WatchResponse(stops=_stops(stops))
+
+
+def _stops(stops: Iterable[Stop]) -> list[dispatch_service_pb2.AgentStop]:
+    return [dispatch_service_pb2.AgentStop(session=_session(s.session), stop=_stop(s)) for s in stops]
 
 
 def to_lease_ends(ends: Iterable[LeaseEnd]) -> dispatch_service_pb2.WatchResponse:
@@ -163,9 +164,9 @@ def to_assignment(assignment: Assignment) -> dispatch_service_pb2.Assignment:
         ),
         operation=assignment.operation,
         run_timeout=to_duration(assignment.run_timeout),
-        cancel_grace=to_duration(CANCEL_GRACE),
-        start_timeout=to_duration(START_LIMIT),
-        output_timeout=to_duration(OUTPUT_LIMIT),
+        cancel_grace=to_duration(assignment.cancel_grace),
+        start_timeout=to_duration(assignment.start_timeout),
+        output_timeout=to_duration(assignment.output_timeout),
         log_cap_bytes=LOG_CAP_BYTES,
         claim_time=to_timestamp(assignment.claimed_at),
         credentials=[
@@ -217,11 +218,11 @@ def heartbeats(request: dispatch_service_pb2.HeartbeatRequest) -> list[Heartbeat
     ]
 
 
-def to_heartbeat_response(
-    stale: Iterable[Session], undelivered: Iterable[tuple[str, Assignment]]
-) -> dispatch_service_pb2.HeartbeatResponse:
+def to_heartbeat_response(answer: Answer) -> dispatch_service_pb2.HeartbeatResponse:
     return dispatch_service_pb2.HeartbeatResponse(
-        stale_sessions=[_session(s) for s in stale], assignments=to_agent_assignments(undelivered)
+        stale_sessions=[_session(s) for s in answer.stale],
+        assignments=to_agent_assignments(answer.undelivered),
+        stops=_stops(answer.stops),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from google.protobuf import json_format
+
 from services.queue import exports
 from services.queue.convert.jobs import put
 from services.queue.convert.selection import check_ids, job_filter
@@ -34,3 +36,12 @@ def to_part(request: job_service_pb2.ExportJobsRequest, part: Part) -> job_servi
     response = job_service_pb2.ExportJobsResponse(job_id=part.job_id, resume_token=token)
     put(response, part.content)
     return response
+
+
+def to_line(part: Part) -> bytes:
+    """A line of what `sis jobs export --logs` writes of all jobs."""
+    response = to_part(_ALL, part)
+    return f"{json_format.MessageToJson(response, always_print_fields_with_no_presence=True, indent=None)}\n".encode()
+
+
+_ALL = job_service_pb2.ExportJobsRequest(include_logs=True)

@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from services.queue import credentials, logs
 from services.queue.convert import parameters
 from services.queue.convert.selection import JOB_TYPES, STATUSES, job_filter
-from services.queue.creation import CreateJob, Priority
+from services.queue.creation import CreateJob, Limits, Priority
 from services.queue.jobs import JobView
 from services.queue.listing import ORDERS, JobPage, ListJobs
 from services.queue.logs import DebugLogView, LogRow, News
@@ -42,11 +42,15 @@ _VERDICT_NUMBERS = numbers(VERDICTS)
 _WAIT_NUMBERS = numbers(WAIT_REASONS)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_HEARTBEAT = timedelta(seconds=120)
+HEARTBEAT_TIMEOUTS = timedelta(seconds=60), timedelta(days=1)
+SHORTEST_DEFERRAL = timedelta(minutes=1)
+_START_TIMEOUT = timedelta(minutes=5)
+_OUTPUT_TIMEOUT = timedelta(seconds=60)
 LONGEST_RUN = timedelta(days=30)
+REASON_CHARACTERS = 500
 
 
-def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
+def create_job(request: job_service_pb2.CreateJobRequest, limits: Limits) -> CreateJob:
     """Raises InvalidArgument, naming every wrong field."""
     wrong = Violations()
     wrong.line("display_name", request.display_name, 200, required=True)
@@ -71,15 +75,30 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
     run_timeout = None
     if request.HasField("run_timeout"):
         run_timeout = wrong.duration("run_timeout", request.run_timeout, timedelta(seconds=1), LONGEST_RUN)
-    heartbeat: timedelta | None = _HEARTBEAT
+    heartbeat: timedelta | None = limits.heartbeat_timeout
     if request.HasField("heartbeat_timeout"):
-        heartbeat = wrong.duration(
-            "heartbeat_timeout", request.heartbeat_timeout, timedelta(seconds=60), timedelta(days=1)
+        heartbeat = wrong.duration("heartbeat_timeout", request.heartbeat_timeout, *HEARTBEAT_TIMEOUTS)
+    deferral_limit = limits.deferral if request.deferred else None
+    if request.HasField("deferral_limit"):
+        if not request.deferred:
+            wrong.add("deferral_limit", "goes together with deferred alone; latest_start is a limit for any job")
+        deferral_limit = wrong.duration("deferral_limit", request.deferral_limit, SHORTEST_DEFERRAL, limits.deferral)
+    start_timeout: timedelta | None = _START_TIMEOUT
+    if request.HasField("start_timeout"):
+        start_timeout = wrong.duration("start_timeout", request.start_timeout, timedelta(seconds=10), timedelta(days=1))
+    output_timeout: timedelta | None = _OUTPUT_TIMEOUT
+    if request.HasField("output_timeout"):
+        output_timeout = wrong.duration(
+            "output_timeout", request.output_timeout, timedelta(seconds=10), timedelta(hours=1)
         )
+    cancel_grace = None
+    if request.HasField("cancel_grace"):
+        cancel_grace = wrong.duration("cancel_grace", request.cancel_grace, timedelta(), timedelta(hours=1))
     wrong.labels("labels", request.labels)
     wrong.line("request_id", request.request_id, 64)
     wrong.refuse()
     assert priority is not None and heartbeat is not None
+    assert start_timeout is not None and output_timeout is not None
     return CreateJob(
         display_name=request.display_name,
         package_name=request.package.name,
@@ -89,11 +108,14 @@ def create_job(request: job_service_pb2.CreateJobRequest) -> CreateJob:
         site_kind=site_kind,
         site_name=site_name,
         priority=priority,
-        deferred=request.deferred,
+        deferral_limit=deferral_limit,
         not_before=not_before,
         latest_start=latest_start,
         run_timeout=run_timeout,
         heartbeat_timeout=heartbeat,
+        start_timeout=start_timeout,
+        output_timeout=output_timeout,
+        cancel_grace=cancel_grace,
         labels=dict(request.labels),
         request_id=request.request_id,
         fingerprint=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
@@ -128,7 +150,7 @@ def job_id(value: int) -> int:
 def reason(value: str) -> str:
     """Raises InvalidArgument unless it can stand in a history."""
     wrong = Violations()
-    wrong.line("reason", value, 500)
+    wrong.line("reason", value, REASON_CHARACTERS)
     wrong.refuse()
     return value
 
@@ -203,6 +225,10 @@ def to_listed(row: Row[Any]) -> job_pb2.Job:
         credentials=credentials.references(uses),
         wait=_wait(row),
         rerun_of_job_id=row.rerun_of,
+        deferral_expire_time=to_timestamp(row.deferral_ends_at if row.status == Status.DEFERRED else None),
+        start_timeout=to_duration(row.start_timeout),
+        output_timeout=to_duration(row.output_timeout),
+        cancel_grace=to_duration(row.cancel_grace),
     )
 
 

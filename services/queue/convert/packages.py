@@ -95,6 +95,7 @@ def _operation(name: str, operation: Operation) -> package_service_pb2.Operation
         name=name,
         description=operation.description,
         run_timeout=duration_pb2.Duration(seconds=operation.run_timeout) if operation.run_timeout else None,
+        cancel_grace=duration_pb2.Duration(seconds=operation.cancel_grace),
         inputs=[_input(n, i) for n, i in operation.inputs.items()],
         outputs=[
             package_service_pb2.Output(name=n, description=o.description, required=o.required)

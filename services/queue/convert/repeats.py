@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.queue import credentials
 from services.queue.convert import parameters
-from services.queue.convert.jobs import LONGEST_RUN, job_id
+from services.queue.convert.jobs import LONGEST_RUN, REASON_CHARACTERS, job_id
 from services.queue.convert.selection import JOB_TYPES
 from services.queue.jobs import JobView
 from services.queue.tables import JobType
@@ -15,12 +15,13 @@ from sis.queue.v1 import job_pb2, job_service_pb2
 _TYPE_NUMBERS = numbers(JOB_TYPES)
 
 
-def rerun(request: job_service_pb2.RerunJobRequest) -> tuple[int, str]:
-    """The id of the job and the request id. Raises InvalidArgument."""
+def rerun(request: job_service_pb2.RerunJobRequest) -> tuple[int, str, str]:
+    """The id of the job, the request id and the reason. Raises InvalidArgument."""
     wrong = Violations()
     wrong.line("request_id", request.request_id, 64)
+    wrong.line("reason", request.reason, REASON_CHARACTERS)
     wrong.refuse()
-    return job_id(request.job_id), request.request_id
+    return job_id(request.job_id), request.request_id, request.reason
 
 
 def to_request(view: JobView) -> job_service_pb2.CreateJobRequest:
@@ -40,6 +41,9 @@ def to_request(view: JobView) -> job_service_pb2.CreateJobRequest:
         priority=row.priority,
         run_timeout=to_duration(run_timeout),
         heartbeat_timeout=to_duration(row.heartbeat_timeout),
+        start_timeout=to_duration(row.start_timeout),
+        output_timeout=to_duration(row.output_timeout),
+        cancel_grace=to_duration(row.cancel_grace),
         labels=row.labels,
         admin=accounts.get(ADMIN, ""),
         run_as=accounts.get(RUN_AS, ""),

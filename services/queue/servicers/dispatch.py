@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from services.queue import dispatch, lease_ends, packages, reports, sessions, wakes
 from services.queue.convert import dispatch as convert
 from services.queue.convert import packages as convert_packages
 from services.queue.wakes import Wakes
+from services.runtime import faults
 from services.runtime.database import Database
 from services.runtime.errors import InvalidArgument, SisError
 from services.runtime.interceptors import Context
@@ -17,6 +18,7 @@ from sis.queue.v1 import dispatch_service_pb2, dispatch_service_pb2_grpc
 
 WATCH_POLL_SECONDS = 5.0
 """A wake-up may be lost, and what is not done has to be said again: everything is looked at this often anyhow."""
+TAKE_BACK_SECONDS = 2.0
 
 
 class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
@@ -30,7 +32,7 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
         self, request: dispatch_service_pb2.OpenSessionRequest, context: Context
     ) -> dispatch_service_pb2.OpenSessionResponse:
         hello = convert.open_session(request)
-        async with self._database.begin() as connection:
+        async with self._database.begin("queue.session") as connection:
             welcome = await sessions.open_session(connection, hello)
         return convert.to_welcome(welcome)
 
@@ -46,7 +48,7 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
         self, request: dispatch_service_pb2.ClaimRequest, context: Context
     ) -> dispatch_service_pb2.ClaimResponse:
         capacities = convert.capacities(request)
-        async with self._database.begin() as connection:
+        async with self._database.begin("queue.claim") as connection:
             assignments, stale = await dispatch.claim(connection, capacities)
         return convert.to_claims(assignments, stale)
 
@@ -72,41 +74,53 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
         self, request: dispatch_service_pb2.HeartbeatRequest, context: Context
     ) -> dispatch_service_pb2.HeartbeatResponse:
         heartbeats = convert.heartbeats(request)
-        async with self._database.begin() as connection:
-            stale, undelivered = await sessions.heartbeat(connection, heartbeats)
-        return convert.to_heartbeat_response(stale, undelivered)
+        async with self._database.begin("queue.beat") as connection:
+            answer = await sessions.heartbeat(connection, heartbeats)
+        return convert.to_heartbeat_response(answer)
 
     async def Watch(
         self, request: dispatch_service_pb2.WatchRequest, context: Context
     ) -> AsyncIterator[dispatch_service_pb2.WatchResponse]:
         hub = convert.hub(request)
         clock = asyncio.get_running_loop().time
-        due = dict.fromkeys((wakes.WORK, wakes.STOP, wakes.LEASES), clock())
+        # What needs the database comes first: the first response proves that it serves.
+        due = dict.fromkeys((wakes.STOP, wakes.LEASES, wakes.WORK), clock())
         heard: set[str] = set()
-        with self._waker.subscribe(*due) as news:
-            while True:
-                for topic in due:
-                    if topic in heard or clock() >= due[topic]:
-                        due[topic] = clock() + WATCH_POLL_SECONDS
-                        if (response := await self._news(topic, hub)) is not None:
-                            yield response
-                heard = await self._waker.wait(news, max(0.0, min(due.values()) - clock()))
+        in_hand = lease_ends.InHand()
+        try:
+            with self._waker.subscribe(*due) as news:
+                while True:
+                    for topic in due:
+                        if topic in heard or clock() >= due[topic]:
+                            due[topic] = clock() + WATCH_POLL_SECONDS
+                            if (response := await self._news(topic, hub, in_hand)) is not None:
+                                faults.point(f"queue.{topic}.sending")
+                                yield response
+                                faults.point(f"queue.{topic}.sent")
+                    heard = await self._waker.wait(news, max(0.0, min(due.values()) - clock()))
+        finally:
+            # Where it fails, the ends are handed out again a little later.
+            with suppress(SisError, TimeoutError):
+                async with asyncio.timeout(TAKE_BACK_SECONDS), self._database.begin() as connection:
+                    await in_hand.take_back(connection)
 
-    async def _news(self, topic: str, hub: str) -> dispatch_service_pb2.WatchResponse | None:
+    async def _news(
+        self, topic: str, hub: str, in_hand: lease_ends.InHand
+    ) -> dispatch_service_pb2.WatchResponse | None:
         if topic == wakes.WORK:
             return dispatch_service_pb2.WatchResponse(wake=True)
         async with self._database.begin() as connection:
             if topic == wakes.STOP:
                 stops = await sessions.stops(connection, hub)
                 return convert.to_watch(stops) if stops else None
-            ends = await lease_ends.hand_out(connection)
+            ends = await in_hand.hand_out(connection)
             return convert.to_lease_ends(ends) if ends else None
 
     async def AcknowledgeLeaseEnds(
         self, request: dispatch_service_pb2.AcknowledgeLeaseEndsRequest, context: Context
     ) -> dispatch_service_pb2.AcknowledgeLeaseEndsResponse:
         delivered = convert.lease_ends(request)
-        async with self._database.begin() as connection:
+        async with self._database.begin("queue.acknowledgement") as connection:
             await lease_ends.acknowledge(connection, delivered)
         return dispatch_service_pb2.AcknowledgeLeaseEndsResponse()
 

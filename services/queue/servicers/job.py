@@ -13,6 +13,7 @@ from services.queue.convert import jobs as convert
 from services.queue.convert import repeats as convert_repeats
 from services.queue.convert import watching as convert_watching
 from services.queue.convert.output import to_chunks
+from services.queue.creation import Limits
 from services.queue.model import Actor, HistoryEntry
 from services.queue.ranges import Window
 from services.queue.wakes import Wakes
@@ -26,15 +27,16 @@ from sis.queue.v1 import job_service_pb2, job_service_pb2_grpc
 class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     """Adapts JobService to the operations on jobs."""
 
-    def __init__(self, database: Database, wakes: Wakes) -> None:
+    def __init__(self, database: Database, wakes: Wakes, limits: Limits) -> None:
         self._database = database
         self._wakes = wakes
+        self._limits = limits
 
     async def CreateJob(
         self, request: job_service_pb2.CreateJobRequest, context: Context
     ) -> job_service_pb2.CreateJobResponse:
-        command = convert.create_job(request)
-        async with self._database.begin() as connection:
+        command = convert.create_job(request, self._limits)
+        async with self._database.begin("queue.create") as connection:
             view = await creation.create(connection, command, _actor())
         return job_service_pb2.CreateJobResponse(job=convert.to_job(view))
 
@@ -125,16 +127,16 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     async def ActivateJob(
         self, request: job_service_pb2.ActivateJobRequest, context: Context
     ) -> job_service_pb2.ActivateJobResponse:
-        job_id = convert.job_id(request.job_id)
+        job_id, reason = convert.job_id(request.job_id), convert.reason(request.reason)
         async with self._database.begin() as connection:
-            view = await jobs.activate(connection, job_id, _actor())
+            view = await jobs.activate(connection, job_id, _actor(), reason)
         return job_service_pb2.ActivateJobResponse(job=convert.to_job(view))
 
     async def CancelJob(
         self, request: job_service_pb2.CancelJobRequest, context: Context
     ) -> job_service_pb2.CancelJobResponse:
         job_id, reason = convert.job_id(request.job_id), convert.reason(request.reason)
-        async with self._database.begin() as connection:
+        async with self._database.begin("queue.cancel") as connection:
             view = await jobs.cancel(connection, job_id, _actor(), reason)
         return job_service_pb2.CancelJobResponse(job=convert.to_job(view))
 
@@ -142,24 +144,24 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.AbortJobRequest, context: Context
     ) -> job_service_pb2.AbortJobResponse:
         job_id, reason = convert.job_id(request.job_id), convert.reason(request.reason)
-        async with self._database.begin() as connection:
-            view = await jobs.abort(connection, job_id, _actor(), reason)
+        async with self._database.begin("queue.abort") as connection:
+            view = await jobs.abort(connection, job_id, _actor(), reason, force=request.force)
         return job_service_pb2.AbortJobResponse(job=convert.to_job(view))
 
     async def DeleteJob(
         self, request: job_service_pb2.DeleteJobRequest, context: Context
     ) -> job_service_pb2.DeleteJobResponse:
-        job_id = convert.job_id(request.job_id)
+        job_id, reason = convert.job_id(request.job_id), convert.reason(request.reason)
         async with self._database.begin() as connection:
-            await jobs.delete(connection, job_id, _actor())
+            await jobs.delete(connection, job_id, _actor(), reason)
         return job_service_pb2.DeleteJobResponse()
 
     async def RerunJob(
         self, request: job_service_pb2.RerunJobRequest, context: Context
     ) -> job_service_pb2.RerunJobResponse:
-        job_id, request_id = convert_repeats.rerun(request)
+        job_id, request_id, reason = convert_repeats.rerun(request)
         async with self._database.begin() as connection:
-            view = await creation.rerun(connection, job_id, request_id, _actor())
+            view = await creation.rerun(connection, job_id, request_id, _actor(), reason)
         return job_service_pb2.RerunJobResponse(job=convert.to_job(view))
 
     async def CopyJob(

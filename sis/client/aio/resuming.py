@@ -84,3 +84,26 @@ async def resuming_bytes(
             yield response
             if length and not remaining():
                 return  # to be opened again for no bytes would mean for all
+
+
+async def until_begun(
+    open_stream: Callable[[], AsyncGenerator[_Response]], *, patience: float = PATIENCE_SECONDS
+) -> AsyncGenerator[_Response]:
+    """The responses of a stream that cannot be resumed: it is opened again only while it breaks before its first one.
+
+    Raises:
+        ApiError: the call was refused, broke off later, or for `patience` seconds no stream brought a response.
+    """
+    left, begun = Patience(patience), False
+    while True:
+        try:
+            async with aclosing(open_stream()) as responses:
+                async for response in responses:
+                    begun = True
+                    yield response
+        except ApiError as error:
+            if begun:
+                raise
+            await asyncio.sleep(left.pause(error))
+        else:
+            return

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import grpc
 
 from sis.client.sync.connection import Connection
-from sis.client.sync.resuming import OnInterruption, resuming, resuming_bytes
+from sis.client.sync.resuming import OnInterruption, resuming, resuming_bytes, until_begun
 from sis.queue.v1 import job_pb2, job_service_pb2_grpc
 from sis.queue.v1 import job_service_pb2 as pb
 
@@ -117,6 +117,7 @@ class Jobs:
         validate_only: bool = False,
         reason: str = "",
         request_id: str = "",
+        force: bool = False,
     ) -> Generator[pb.ApplyVerbResponse]:
         """Do the same to many jobs, as this is iterated: how many they are, then the result for each
         (`sis.client.from_status` makes an ApiError of why one was refused). Closing it early ends the call.
@@ -133,6 +134,7 @@ class Jobs:
             validate_only=validate_only,
             reason=reason,
             request_id=request_id,
+            force=force,
         )
         return self._connection.stream(self._stub.ApplyVerb, request)
 
@@ -140,9 +142,9 @@ class Jobs:
         """Why a job waits."""
         return self._connection.call(self._stub.ExplainJob, pb.ExplainJobRequest(job_id=job_id))
 
-    def rerun(self, job_id: int, request_id: str = "") -> job_pb2.Job:
+    def rerun(self, job_id: int, request_id: str = "", reason: str = "") -> job_pb2.Job:
         """Put a job on the queue that repeats one that has ended: the new one. The request id as with `create`."""
-        request = pb.RerunJobRequest(job_id=job_id, request_id=request_id or str(uuid.uuid4()))
+        request = pb.RerunJobRequest(job_id=job_id, request_id=request_id or str(uuid.uuid4()), reason=reason)
         response = self._connection.call(self._stub.RerunJob, request)
         return response.job
 
@@ -180,8 +182,10 @@ class Jobs:
     def debug_log(
         self, job_id: int, view: pb.DebugLogView.ValueType = pb.DEBUG_LOG_VIEW_STANDARD
     ) -> Generator[pb.GetDebugLogResponse]:
-        """The log of all attempts and the history, merged by time."""
-        return self._connection.stream(self._stub.GetDebugLog, pb.GetDebugLogRequest(job_id=job_id, view=view))
+        """The log of all attempts and the history, merged by time. A connection that breaks before the first of it is
+        tried again for a minute."""
+        request = pb.GetDebugLogRequest(job_id=job_id, view=view)
+        return until_begun(lambda: self._connection.stream(self._stub.GetDebugLog, request))
 
     def history(self, job_id: int) -> Iterator[job_pb2.HistoryEntry]:
         """Who did what to the job, oldest first."""
@@ -194,9 +198,10 @@ class Jobs:
             if not token:
                 return
 
-    def activate(self, job_id: int) -> job_pb2.Job:
+    def activate(self, job_id: int, reason: str = "") -> job_pb2.Job:
         """Release a deferred job now. Safe to retry."""
-        response = self._connection.call(self._stub.ActivateJob, pb.ActivateJobRequest(job_id=job_id))
+        request = pb.ActivateJobRequest(job_id=job_id, reason=reason)
+        response = self._connection.call(self._stub.ActivateJob, request)
         return response.job
 
     def cancel(self, job_id: int, reason: str = "") -> job_pb2.Job:
@@ -205,15 +210,15 @@ class Jobs:
         response = self._connection.call(self._stub.CancelJob, request)
         return response.job
 
-    def abort(self, job_id: int, reason: str = "") -> job_pb2.Job:
-        """End a job by force. Safe to retry."""
-        request = pb.AbortJobRequest(job_id=job_id, reason=reason)
+    def abort(self, job_id: int, reason: str = "", *, force: bool = False) -> job_pb2.Job:
+        """End a job by force; with `force`, also let go of one whose agent is gone. Safe to retry."""
+        request = pb.AbortJobRequest(job_id=job_id, reason=reason, force=force)
         response = self._connection.call(self._stub.AbortJob, request)
         return response.job
 
-    def delete(self, job_id: int) -> None:
-        """Hide a job for good. The second time it is JOB_NOT_FOUND."""
-        self._connection.call(self._stub.DeleteJob, pb.DeleteJobRequest(job_id=job_id))
+    def delete(self, job_id: int, reason: str = "") -> None:
+        """Hide a job for good. The second time it is JOB_NOT_FOUND, which says who deleted it, when and why."""
+        self._connection.call(self._stub.DeleteJob, pb.DeleteJobRequest(job_id=job_id, reason=reason))
 
     def _follow(
         self,

@@ -85,3 +85,26 @@ def resuming_bytes(
             yield response
             if length and not remaining():
                 return  # to be opened again for no bytes would mean for all
+
+
+def until_begun(
+    open_stream: Callable[[], Generator[_Response]], *, patience: float = PATIENCE_SECONDS
+) -> Generator[_Response]:
+    """The responses of a stream that cannot be resumed: it is opened again only while it breaks before its first one.
+
+    Raises:
+        ApiError: the call was refused, broke off later, or for `patience` seconds no stream brought a response.
+    """
+    left, begun = Patience(patience), False
+    while True:
+        try:
+            with closing(open_stream()) as responses:
+                for response in responses:
+                    begun = True
+                    yield response
+        except ApiError as error:
+            if begun:
+                raise
+            time.sleep(left.pause(error))
+        else:
+            return

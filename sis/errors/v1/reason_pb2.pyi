@@ -101,6 +101,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """What came after the resume token is not known any more: begin again without it."""
     REASON_JOB_CHANGED: _Reason.ValueType  # 50
     """The job changed while it was decided what to do with it: it is not what the filter selects any more."""
+    REASON_FORCE_REFUSED: _Reason.ValueType  # 51
+    """The agent of the job is not gone: it may still confirm the stop."""
     REASON_ROUTE_NOT_FOUND: _Reason.ValueType  # 60
     """Of the gateway, which speaks HTTP. There is nothing at this path."""
     REASON_METHOD_NOT_ALLOWED: _Reason.ValueType  # 61
@@ -198,6 +200,8 @@ REASON_RESUME_EXPIRED: Reason.ValueType  # 49
 """What came after the resume token is not known any more: begin again without it."""
 REASON_JOB_CHANGED: Reason.ValueType  # 50
 """The job changed while it was decided what to do with it: it is not what the filter selects any more."""
+REASON_FORCE_REFUSED: Reason.ValueType  # 51
+"""The agent of the job is not gone: it may still confirm the stop."""
 REASON_ROUTE_NOT_FOUND: Reason.ValueType  # 60
 """Of the gateway, which speaks HTTP. There is nothing at this path."""
 REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 61

@@ -787,21 +787,29 @@ class HeartbeatResponse(_message.Message):
 
     STALE_SESSIONS_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    STOPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stale_sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]: ...
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentAssignment]:
         """Attempts claimed a while ago that were neither accepted nor in the beat: their delivery was lost; deliver again."""
 
+    @_builtins.property
+    def stops(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentStop]:
+        """Attempts in the beat that were given up here, or are not known any more: end them. Their reports are refused, by
+        which the agent knows that it is to forget them.
+        """
+
     def __init__(
         self,
         *,
         stale_sessions: _abc.Iterable[Global___Session] | None = ...,
         assignments: _abc.Iterable[Global___AgentAssignment] | None = ...,
+        stops: _abc.Iterable[Global___AgentStop] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "stale_sessions", b"stale_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "stale_sessions", b"stale_sessions", "stops", b"stops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -349,7 +349,7 @@ class _LogVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogVerdict
     LOG_VERDICT_TRUNCATED: _LogVerdict.ValueType  # 3
     """As COMPLETE, but output beyond the cap was discarded at the site."""
     LOG_VERDICT_GAPPED: _LogVerdict.ValueType  # 4
-    """The end never arrived."""
+    """The end never arrived, or what the site has is not what arrived here, or was damaged there."""
 
 class LogVerdict(_LogVerdict, metaclass=_LogVerdictEnumTypeWrapper):
     """How complete a log is."""
@@ -362,7 +362,7 @@ LOG_VERDICT_COMPLETE: LogVerdict.ValueType  # 2
 LOG_VERDICT_TRUNCATED: LogVerdict.ValueType  # 3
 """As COMPLETE, but output beyond the cap was discarded at the site."""
 LOG_VERDICT_GAPPED: LogVerdict.ValueType  # 4
-"""The end never arrived."""
+"""The end never arrived, or what the site has is not what arrived here, or was damaged there."""
 Global___LogVerdict: _TypeAlias = LogVerdict  # noqa: Y015
 
 @_typing.final
@@ -469,6 +469,10 @@ class Job(_message.Message):
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     RERUN_OF_JOB_ID_FIELD_NUMBER: _builtins.int
+    DEFERRAL_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    START_TIMEOUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    CANCEL_GRACE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
     """The number by which people know the job. (In JSON a string, "42".)"""
     display_name: _builtins.str
@@ -554,6 +558,22 @@ class Job(_message.Message):
     def wait(self) -> Global___JobWait:
         """Why the job waits and when it is tried again, where something other than a free slot keeps it."""
 
+    @_builtins.property
+    def deferral_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """A job that is held until somebody activates it expires at this time."""
+
+    @_builtins.property
+    def start_timeout(self) -> _duration_pb2.Duration:
+        """From the claim to the first process."""
+
+    @_builtins.property
+    def output_timeout(self) -> _duration_pb2.Duration:
+        """From the payload's end to the end of the job."""
+
+    @_builtins.property
+    def cancel_grace(self) -> _duration_pb2.Duration:
+        """Between TERM and KILL when the job is canceled."""
+
     def __init__(
         self,
         *,
@@ -594,10 +614,14 @@ class Job(_message.Message):
         credentials: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         wait: Global___JobWait | None = ...,
         rerun_of_job_id: _builtins.int = ...,
+        deferral_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        start_timeout: _duration_pb2.Duration | None = ...,
+        output_timeout: _duration_pb2.Duration | None = ...,
+        cancel_grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "complete_time", b"complete_time", "create_time", b"create_time", "heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "package", b"package", "result_code", b"result_code", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "stop_evidence", b"stop_evidence", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "cancel_grace", b"cancel_grace", "complete_time", b"complete_time", "create_time", b"create_time", "deferral_expire_time", b"deferral_expire_time", "heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "output_timeout", b"output_timeout", "package", b"package", "result_code", b"result_code", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "start_timeout", b"start_timeout", "stop_evidence", b"stop_evidence", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "admin", b"admin", "agent", b"agent", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "complete_time", b"complete_time", "create_time", b"create_time", "creator", b"creator", "credentials", b"credentials", "display_name", b"display_name", "failure_reason", b"failure_reason", "heartbeat_timeout", b"heartbeat_timeout", "job_id", b"job_id", "labels", b"labels", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "operation", b"operation", "outputs", b"outputs", "package", b"package", "parameters", b"parameters", "priority", b"priority", "processes", b"processes", "progress_percent", b"progress_percent", "progress_text", b"progress_text", "rerun_of_job_id", b"rerun_of_job_id", "result_code", b"result_code", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "status", b"status", "status_message", b"status_message", "stop_evidence", b"stop_evidence", "stop_state", b"stop_state", "target", b"target", "type", b"type", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "admin", b"admin", "agent", b"agent", "attempt", b"attempt", "cancel_grace", b"cancel_grace", "cancel_requested", b"cancel_requested", "complete_time", b"complete_time", "create_time", b"create_time", "creator", b"creator", "credentials", b"credentials", "deferral_expire_time", b"deferral_expire_time", "display_name", b"display_name", "failure_reason", b"failure_reason", "heartbeat_timeout", b"heartbeat_timeout", "job_id", b"job_id", "labels", b"labels", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "operation", b"operation", "output_timeout", b"output_timeout", "outputs", b"outputs", "package", b"package", "parameters", b"parameters", "priority", b"priority", "processes", b"processes", "progress_percent", b"progress_percent", "progress_text", b"progress_text", "rerun_of_job_id", b"rerun_of_job_id", "result_code", b"result_code", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "start_timeout", b"start_timeout", "status", b"status", "status_message", b"status_message", "stop_evidence", b"stop_evidence", "stop_state", b"stop_state", "target", b"target", "type", b"type", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__result_code: _TypeAlias = _typing.Literal["result_code"]  # noqa: Y015
     _WhichOneofArgType__result_code: _TypeAlias = _typing.Literal["_result_code", b"_result_code"]  # noqa: Y015
@@ -882,8 +906,10 @@ class StopEvidence(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     SURVIVORS_FIELD_NUMBER: _builtins.int
     method: _builtins.str
-    """How the tree was looked at: "cgroup" or "subreaper"; once the supervisor was lost also "environment" (the weakest:
-    by what the processes' environments say) or "reboot"; "" where nothing was ever started.
+    """How the tree was looked at: "cgroup" or "subreaper"; once the supervisor was lost also "guardian" (by the process
+    above the supervisor, to which all that it leaves behind goes), "reboot", or, where the guardian was lost as well,
+    "environment" (by the marks that the processes bear: finding nothing proves nothing); "" where nothing was ever
+    started.
     """
     tree_empty: _builtins.bool
     """Whether the tree was seen empty."""

@@ -156,6 +156,10 @@ class CreateJobRequest(_message.Message):
     ADMIN_FIELD_NUMBER: _builtins.int
     RUN_AS_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    DEFERRAL_LIMIT_FIELD_NUMBER: _builtins.int
+    START_TIMEOUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    CANCEL_GRACE_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """1 to 200 characters, no control characters."""
     type: _job_pb2.JobType.ValueType
@@ -202,6 +206,28 @@ class CreateJobRequest(_message.Message):
     def credentials(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Those that the operation declares, by its reference."""
 
+    @_builtins.property
+    def deferral_limit(self) -> _duration_pb2.Duration:
+        """How long a job that is created deferred may be held before it expires: 1 min to what the suite permits, which is
+        also what counts unless given. Only with `deferred`.
+        """
+
+    @_builtins.property
+    def start_timeout(self) -> _duration_pb2.Duration:
+        """How long it may take from the claim to the first process, the fetching of the package included. 5 min unless given;
+        10 s to 1 day.
+        """
+
+    @_builtins.property
+    def output_timeout(self) -> _duration_pb2.Duration:
+        """How long it may take to end what the payload left behind and to read its outputs. 60 s unless given; 10 s to 1 h."""
+
+    @_builtins.property
+    def cancel_grace(self) -> _duration_pb2.Duration:
+        """How long the payload has after the TERM of a cancel, before the KILL. Instead of the operation's own, which is 10 s
+        unless the package says otherwise; 0 s to 1 h.
+        """
+
     def __init__(
         self,
         *,
@@ -222,10 +248,14 @@ class CreateJobRequest(_message.Message):
         admin: _builtins.str = ...,
         run_as: _builtins.str = ...,
         credentials: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        deferral_limit: _duration_pb2.Duration | None = ...,
+        start_timeout: _duration_pb2.Duration | None = ...,
+        output_timeout: _duration_pb2.Duration | None = ...,
+        cancel_grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "not_before", b"not_before", "package", b"package", "run_timeout", b"run_timeout", "site_target", b"site_target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_grace", b"cancel_grace", "deferral_limit", b"deferral_limit", "heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "not_before", b"not_before", "output_timeout", b"output_timeout", "package", b"package", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_timeout", b"start_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "credentials", b"credentials", "deferred", b"deferred", "display_name", b"display_name", "heartbeat_timeout", b"heartbeat_timeout", "labels", b"labels", "latest_start", b"latest_start", "not_before", b"not_before", "operation", b"operation", "package", b"package", "parameters", b"parameters", "priority", b"priority", "request_id", b"request_id", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "cancel_grace", b"cancel_grace", "credentials", b"credentials", "deferral_limit", b"deferral_limit", "deferred", b"deferred", "display_name", b"display_name", "heartbeat_timeout", b"heartbeat_timeout", "labels", b"labels", "latest_start", b"latest_start", "not_before", b"not_before", "operation", b"operation", "output_timeout", b"output_timeout", "package", b"package", "parameters", b"parameters", "priority", b"priority", "request_id", b"request_id", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_timeout", b"start_timeout", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -542,15 +572,18 @@ class ApplyVerbRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     verb: Global___JobVerb.ValueType
     expected_count: _builtins.int
     """With a filter: how many jobs the caller believes to match. Nothing is done when they are not as many."""
     validate_only: _builtins.bool
     """Do nothing; tell what would be."""
     reason: _builtins.str
-    """Why, for the history of a cancel or an abort: at most 500 characters."""
+    """Why, for the history: at most 500 characters."""
     request_id: _builtins.str
     """With RERUN: 1 to 36 characters, unique for the caller. A random UUID does."""
+    force: _builtins.bool
+    """With ABORT: as in AbortJob."""
     @_builtins.property
     def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The jobs, at most 1,000, each once; or …"""
@@ -569,10 +602,11 @@ class ApplyVerbRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count", "expected_count", b"expected_count", "filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count", "expected_count", b"expected_count", "filter", b"filter", "job_ids", b"job_ids", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count", "expected_count", b"expected_count", "filter", b"filter", "force", b"force", "job_ids", b"job_ids", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_count: _TypeAlias = _typing.Literal["expected_count"]  # noqa: Y015
     _WhichOneofArgType__expected_count: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count"]  # noqa: Y015
@@ -785,18 +819,22 @@ class RerunJobRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
     request_id: _builtins.str
     """Makes a retry safe: 1 to 64 characters, unique for the caller. A random UUID does."""
+    reason: _builtins.str
+    """Why, for the histories of both jobs: at most 500 characters."""
     def __init__(
         self,
         *,
         job_id: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1111,15 +1149,19 @@ class ActivateJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
+    reason: _builtins.str
+    """Why, for the history: at most 500 characters."""
     def __init__(
         self,
         *,
         job_id: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1194,18 +1236,22 @@ class AbortJobRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
     reason: _builtins.str
     """Why, for the history: at most 500 characters."""
+    force: _builtins.bool
+    """Let go of a job whose agent is gone."""
     def __init__(
         self,
         *,
         job_id: _builtins.int = ...,
         reason: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "job_id", b"job_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1236,15 +1282,19 @@ class DeleteJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
+    reason: _builtins.str
+    """Why: at most 500 characters. Whoever asks for the job later is told who deleted it, when, and this."""
     def __init__(
         self,
         *,
         job_id: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

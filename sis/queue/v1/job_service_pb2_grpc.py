@@ -265,7 +265,12 @@ class JobServiceServicer:
     def AbortJob(self, request, context):
         """Ends a job by force: ABORTED at once; its agent kills the tree, and `stop_state` tells when that is proven.
         An aborted job is returned as it is, so a retry is safe.
-        NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (ended).
+        With `force`: for a job that is AWOL, or has ended with a stop that nobody can confirm, because its agent is gone.
+        What it still holds (leases, its place on the agent, the end of its log) is let go without evidence: the log is
+        sealed as it is and the stop stays UNCONFIRMED. An agent that returns with it is told to end it and forget it. A job
+        that holds nothing any more is returned as it is.
+        NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (ended), FORCE_REFUSED (its agent may still confirm
+        the stop).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -109,7 +109,12 @@ class JobServiceStub:
     AbortJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.AbortJobRequest, _job_service_pb2.AbortJobResponse]
     """Ends a job by force: ABORTED at once; its agent kills the tree, and `stop_state` tells when that is proven.
     An aborted job is returned as it is, so a retry is safe.
-    NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (ended).
+    With `force`: for a job that is AWOL, or has ended with a stop that nobody can confirm, because its agent is gone.
+    What it still holds (leases, its place on the agent, the end of its log) is let go without evidence: the log is
+    sealed as it is and the stop stays UNCONFIRMED. An agent that returns with it is told to end it and forget it. A job
+    that holds nothing any more is returned as it is.
+    NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (ended), FORCE_REFUSED (its agent may still confirm
+    the stop).
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]
     """Hides a job at once and for good; it is purged when its stop is settled. A job that has not started is canceled
@@ -198,7 +203,12 @@ class JobServiceAsyncStub(JobServiceStub):
     AbortJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.AbortJobRequest, _job_service_pb2.AbortJobResponse]  # type: ignore[assignment]
     """Ends a job by force: ABORTED at once; its agent kills the tree, and `stop_state` tells when that is proven.
     An aborted job is returned as it is, so a retry is safe.
-    NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (ended).
+    With `force`: for a job that is AWOL, or has ended with a stop that nobody can confirm, because its agent is gone.
+    What it still holds (leases, its place on the agent, the end of its log) is let go without evidence: the log is
+    sealed as it is and the stop stays UNCONFIRMED. An agent that returns with it is told to end it and forget it. A job
+    that holds nothing any more is returned as it is.
+    NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (ended), FORCE_REFUSED (its agent may still confirm
+    the stop).
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Hides a job at once and for good; it is purged when its stop is settled. A job that has not started is canceled
@@ -380,7 +390,12 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_service_pb2.AbortJobResponse, _abc.Awaitable[_job_service_pb2.AbortJobResponse]]:
         """Ends a job by force: ABORTED at once; its agent kills the tree, and `stop_state` tells when that is proven.
         An aborted job is returned as it is, so a retry is safe.
-        NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (ended).
+        With `force`: for a job that is AWOL, or has ended with a stop that nobody can confirm, because its agent is gone.
+        What it still holds (leases, its place on the agent, the end of its log) is let go without evidence: the log is
+        sealed as it is and the stop stays UNCONFIRMED. An agent that returns with it is told to end it and forget it. A job
+        that holds nothing any more is returned as it is.
+        NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (ended), FORCE_REFUSED (its agent may still confirm
+        the stop).
         """
 
     @_abc_1.abstractmethod

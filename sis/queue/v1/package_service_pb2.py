@@ -30,7 +30,7 @@ from sis.credentials.v1 import credential_pb2 as sis_dot_credentials_dot_v1_dot_
 from sis.http.v1 import byte_stream_pb2 as sis_dot_http_dot_v1_dot_byte__stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sis/queue/v1/package_service.proto\x12\x0csis.queue.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#sis/credentials/v1/credential.proto\x1a\x1dsis/http/v1/byte_stream.proto\"\xf3\x01\n\x07Package\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x11\n\tpublisher\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x11\n\tplatforms\x18\x06 \x03(\t\x12+\n\noperations\x18\x07 \x03(\x0b\x32\x17.sis.queue.v1.Operation\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12-\n\tpush_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06pusher\x18\n \x01(\t\"\xe2\x01\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12.\n\x0brun_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x06inputs\x18\x04 \x03(\x0b\x32\x13.sis.queue.v1.Input\x12%\n\x07outputs\x18\x05 \x03(\x0b\x32\x14.sis.queue.v1.Output\x12\x36\n\x0b\x63redentials\x18\x06 \x03(\x0b\x32!.sis.queue.v1.CredentialReference\"\x8e\x01\n\x13\x43redentialReference\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x31\n\x05kinds\x18\x04 \x03(\x0e\x32\".sis.credentials.v1.CredentialKind\x12\x10\n\x08\x64\x65livery\x18\x05 \x01(\t\"\xbb\x01\n\x05Input\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x10\n\x08required\x18\x05 \x01(\x08\x12\x1a\n\rdefault_value\x18\x06 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07pattern\x18\x07 \x01(\t\x12\x0f\n\x07\x63hoices\x18\x08 \x03(\t\x12\x11\n\tsensitive\x18\t \x01(\x08\x42\x10\n\x0e_default_value\"=\n\x06Output\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\"_\n\x12PushPackageRequest\x12-\n\x06upload\x18\x01 \x01(\x0b\x32\x1b.sis.queue.v1.PackageUploadH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"3\n\rPackageUpload\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"N\n\x13PushPackageResponse\x12&\n\x07package\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Package\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"J\n\x13ListPackagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"X\n\x14ListPackagesResponse\x12\'\n\x08packages\x18\x01 \x03(\x0b\x32\x15.sis.queue.v1.Package\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x11GetPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07version\x18\x02 \x01(\t\"<\n\x12GetPackageResponse\x12&\n\x07package\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Package\"]\n\x16\x44ownloadPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06length\x18\x04 \x01(\x03\"c\n\x17\x44ownloadPackageResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1c.sis.queue.v1.PackageArchiveH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"S\n\x0ePackageArchive\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x32\xcb\x04\n\x0ePackageService\x12\x9a\x01\n\x0bPushPackage\x12 .sis.queue.v1.PushPackageRequest\x1a!.sis.queue.v1.PushPackageResponse\"D\x82\xd3\x18,\n\x10\x61pplication/gzip\x12\x05\x63hunk\x1a\x11upload.size_bytes\x82\xd3\xe4\x93\x02\x0e\"\x0c/v1/packages(\x01\x12k\n\x0cListPackages\x12!.sis.queue.v1.ListPackagesRequest\x1a\".sis.queue.v1.ListPackagesResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/packages\x12l\n\nGetPackage\x12\x1f.sis.queue.v1.GetPackageRequest\x1a .sis.queue.v1.GetPackageResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/packages/{name}\x12\xc0\x01\n\x0f\x44ownloadPackage\x12$.sis.queue.v1.DownloadPackageRequest\x1a%.sis.queue.v1.DownloadPackageResponse\"^\x82\xd3\x18\x37\n\x10\x61pplication/gzip\x12\x05\x63hunk\x1a\x0finfo.size_bytes\"\x0binfo.digest\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/packages/{name}/archive0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sis/queue/v1/package_service.proto\x12\x0csis.queue.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#sis/credentials/v1/credential.proto\x1a\x1dsis/http/v1/byte_stream.proto\"\xf3\x01\n\x07Package\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x11\n\tpublisher\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x11\n\tplatforms\x18\x06 \x03(\t\x12+\n\noperations\x18\x07 \x03(\x0b\x32\x17.sis.queue.v1.Operation\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12-\n\tpush_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06pusher\x18\n \x01(\t\"\x93\x02\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12.\n\x0brun_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x06inputs\x18\x04 \x03(\x0b\x32\x13.sis.queue.v1.Input\x12%\n\x07outputs\x18\x05 \x03(\x0b\x32\x14.sis.queue.v1.Output\x12\x36\n\x0b\x63redentials\x18\x06 \x03(\x0b\x32!.sis.queue.v1.CredentialReference\x12/\n\x0c\x63\x61ncel_grace\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8e\x01\n\x13\x43redentialReference\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x31\n\x05kinds\x18\x04 \x03(\x0e\x32\".sis.credentials.v1.CredentialKind\x12\x10\n\x08\x64\x65livery\x18\x05 \x01(\t\"\xbb\x01\n\x05Input\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x10\n\x08required\x18\x05 \x01(\x08\x12\x1a\n\rdefault_value\x18\x06 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07pattern\x18\x07 \x01(\t\x12\x0f\n\x07\x63hoices\x18\x08 \x03(\t\x12\x11\n\tsensitive\x18\t \x01(\x08\x42\x10\n\x0e_default_value\"=\n\x06Output\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\"_\n\x12PushPackageRequest\x12-\n\x06upload\x18\x01 \x01(\x0b\x32\x1b.sis.queue.v1.PackageUploadH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"3\n\rPackageUpload\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"N\n\x13PushPackageResponse\x12&\n\x07package\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Package\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"J\n\x13ListPackagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"X\n\x14ListPackagesResponse\x12\'\n\x08packages\x18\x01 \x03(\x0b\x32\x15.sis.queue.v1.Package\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x11GetPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07version\x18\x02 \x01(\t\"<\n\x12GetPackageResponse\x12&\n\x07package\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Package\"]\n\x16\x44ownloadPackageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06length\x18\x04 \x01(\x03\"c\n\x17\x44ownloadPackageResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1c.sis.queue.v1.PackageArchiveH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"S\n\x0ePackageArchive\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x32\xcb\x04\n\x0ePackageService\x12\x9a\x01\n\x0bPushPackage\x12 .sis.queue.v1.PushPackageRequest\x1a!.sis.queue.v1.PushPackageResponse\"D\x82\xd3\x18,\n\x10\x61pplication/gzip\x12\x05\x63hunk\x1a\x11upload.size_bytes\x82\xd3\xe4\x93\x02\x0e\"\x0c/v1/packages(\x01\x12k\n\x0cListPackages\x12!.sis.queue.v1.ListPackagesRequest\x1a\".sis.queue.v1.ListPackagesResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/packages\x12l\n\nGetPackage\x12\x1f.sis.queue.v1.GetPackageRequest\x1a .sis.queue.v1.GetPackageResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/packages/{name}\x12\xc0\x01\n\x0f\x44ownloadPackage\x12$.sis.queue.v1.DownloadPackageRequest\x1a%.sis.queue.v1.DownloadPackageResponse\"^\x82\xd3\x18\x37\n\x10\x61pplication/gzip\x12\x05\x63hunk\x1a\x0finfo.size_bytes\"\x0binfo.digest\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/packages/{name}/archive0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,33 +52,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PACKAGE']._serialized_start=249
   _globals['_PACKAGE']._serialized_end=492
   _globals['_OPERATION']._serialized_start=495
-  _globals['_OPERATION']._serialized_end=721
-  _globals['_CREDENTIALREFERENCE']._serialized_start=724
-  _globals['_CREDENTIALREFERENCE']._serialized_end=866
-  _globals['_INPUT']._serialized_start=869
-  _globals['_INPUT']._serialized_end=1056
-  _globals['_OUTPUT']._serialized_start=1058
-  _globals['_OUTPUT']._serialized_end=1119
-  _globals['_PUSHPACKAGEREQUEST']._serialized_start=1121
-  _globals['_PUSHPACKAGEREQUEST']._serialized_end=1216
-  _globals['_PACKAGEUPLOAD']._serialized_start=1218
-  _globals['_PACKAGEUPLOAD']._serialized_end=1269
-  _globals['_PUSHPACKAGERESPONSE']._serialized_start=1271
-  _globals['_PUSHPACKAGERESPONSE']._serialized_end=1349
-  _globals['_LISTPACKAGESREQUEST']._serialized_start=1351
-  _globals['_LISTPACKAGESREQUEST']._serialized_end=1425
-  _globals['_LISTPACKAGESRESPONSE']._serialized_start=1427
-  _globals['_LISTPACKAGESRESPONSE']._serialized_end=1515
-  _globals['_GETPACKAGEREQUEST']._serialized_start=1517
-  _globals['_GETPACKAGEREQUEST']._serialized_end=1573
-  _globals['_GETPACKAGERESPONSE']._serialized_start=1575
-  _globals['_GETPACKAGERESPONSE']._serialized_end=1635
-  _globals['_DOWNLOADPACKAGEREQUEST']._serialized_start=1637
-  _globals['_DOWNLOADPACKAGEREQUEST']._serialized_end=1730
-  _globals['_DOWNLOADPACKAGERESPONSE']._serialized_start=1732
-  _globals['_DOWNLOADPACKAGERESPONSE']._serialized_end=1831
-  _globals['_PACKAGEARCHIVE']._serialized_start=1833
-  _globals['_PACKAGEARCHIVE']._serialized_end=1916
-  _globals['_PACKAGESERVICE']._serialized_start=1919
-  _globals['_PACKAGESERVICE']._serialized_end=2506
+  _globals['_OPERATION']._serialized_end=770
+  _globals['_CREDENTIALREFERENCE']._serialized_start=773
+  _globals['_CREDENTIALREFERENCE']._serialized_end=915
+  _globals['_INPUT']._serialized_start=918
+  _globals['_INPUT']._serialized_end=1105
+  _globals['_OUTPUT']._serialized_start=1107
+  _globals['_OUTPUT']._serialized_end=1168
+  _globals['_PUSHPACKAGEREQUEST']._serialized_start=1170
+  _globals['_PUSHPACKAGEREQUEST']._serialized_end=1265
+  _globals['_PACKAGEUPLOAD']._serialized_start=1267
+  _globals['_PACKAGEUPLOAD']._serialized_end=1318
+  _globals['_PUSHPACKAGERESPONSE']._serialized_start=1320
+  _globals['_PUSHPACKAGERESPONSE']._serialized_end=1398
+  _globals['_LISTPACKAGESREQUEST']._serialized_start=1400
+  _globals['_LISTPACKAGESREQUEST']._serialized_end=1474
+  _globals['_LISTPACKAGESRESPONSE']._serialized_start=1476
+  _globals['_LISTPACKAGESRESPONSE']._serialized_end=1564
+  _globals['_GETPACKAGEREQUEST']._serialized_start=1566
+  _globals['_GETPACKAGEREQUEST']._serialized_end=1622
+  _globals['_GETPACKAGERESPONSE']._serialized_start=1624
+  _globals['_GETPACKAGERESPONSE']._serialized_end=1684
+  _globals['_DOWNLOADPACKAGEREQUEST']._serialized_start=1686
+  _globals['_DOWNLOADPACKAGEREQUEST']._serialized_end=1779
+  _globals['_DOWNLOADPACKAGERESPONSE']._serialized_start=1781
+  _globals['_DOWNLOADPACKAGERESPONSE']._serialized_end=1880
+  _globals['_PACKAGEARCHIVE']._serialized_start=1882
+  _globals['_PACKAGEARCHIVE']._serialized_end=1965
+  _globals['_PACKAGESERVICE']._serialized_start=1968
+  _globals['_PACKAGESERVICE']._serialized_end=2555
 # @@protoc_insertion_point(module_scope)

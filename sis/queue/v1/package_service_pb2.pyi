@@ -87,6 +87,7 @@ class Operation(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    CANCEL_GRACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     @_builtins.property
@@ -99,6 +100,10 @@ class Operation(_message.Message):
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Output]: ...
     @_builtins.property
     def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___CredentialReference]: ...
+    @_builtins.property
+    def cancel_grace(self) -> _duration_pb2.Duration:
+        """Between TERM and KILL when a job is canceled."""
+
     def __init__(
         self,
         *,
@@ -108,10 +113,11 @@ class Operation(_message.Message):
         inputs: _abc.Iterable[Global___Input] | None = ...,
         outputs: _abc.Iterable[Global___Output] | None = ...,
         credentials: _abc.Iterable[Global___CredentialReference] | None = ...,
+        cancel_grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["run_timeout", b"run_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_grace", b"cancel_grace", "run_timeout", b"run_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "description", b"description", "inputs", b"inputs", "name", b"name", "outputs", b"outputs", "run_timeout", b"run_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_grace", b"cancel_grace", "credentials", b"credentials", "description", b"description", "inputs", b"inputs", "name", b"name", "outputs", b"outputs", "run_timeout", b"run_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

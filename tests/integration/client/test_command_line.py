@@ -130,6 +130,30 @@ def test_verbs(sis: Sis, script: Script, verb: str) -> None:
     assert json.loads(ran.out)["jobId"] == "42"
 
 
+def test_every_verb_takes_a_reason_and_abort_a_force(sis: Sis, script: Script) -> None:
+    script.answer("ActivateJob", pb.ActivateJobResponse(job=job()))
+    script.answer("AbortJob", *[pb.AbortJobResponse(job=job())] * 2)
+    script.answer("DeleteJob", pb.DeleteJobResponse())
+    script.answer("RerunJob", pb.RerunJobResponse(job=job()))
+    for verb in ("activate", "abort", "delete", "rerun"):
+        assert sis("jobs", verb, "42", "--reason", "why not").code == 0
+    assert sis("jobs", "abort", "42", "--force").code == 0
+    *reasoned, forced = sorted((request for _, request in script.requests), key=lambda r: getattr(r, "force", False))
+    assert [request.reason for request in reasoned] == ["why not"] * 4
+    assert (forced.force, forced.reason) == (True, "")
+
+
+def test_the_deadlines_of_a_job(sis: Sis, script: Script) -> None:
+    offer(script)
+    script.answer("CreateJob", pb.CreateJobResponse(job=job()))
+    given = ("--deferral-limit", "1d", "--start-timeout", "10m", "--output-timeout", "90s", "--cancel-grace", "0s")
+    assert sis(*CREATE, "--defer", *given).code == 0
+    request = script.asked("CreateJob")[0]
+    assert request.HasField("cancel_grace")
+    limits = (request.deferral_limit, request.start_timeout, request.output_timeout, request.cancel_grace)
+    assert [limit.seconds for limit in limits] == [86_400, 600, 90, 0]
+
+
 def test_delete(sis: Sis, script: Script) -> None:
     script.answer("DeleteJob", pb.DeleteJobResponse(), JobNotFound("gone"))
     ran = sis("jobs", "delete", "1", "2")

@@ -50,6 +50,15 @@ def test_a_verb_for_all_that_options_choose(sis: Sis, script: Script) -> None:
     assert ran.code == 0
 
 
+def test_many_are_let_go_by_force(sis: Sis, script: Script) -> None:
+    script.answer("ApplyVerb", results(REFUSED), results(REFUSED))
+    for more in (("--dry-run",), ("--yes",)):
+        assert sis("jobs", "abort", "--status", "awol", "--force", "--reason", "scrapped", *more).code == 1
+    assert [(r.verb, r.force, r.reason) for r in script.asked("ApplyVerb")] == [
+        (pb.JOB_VERB_ABORT, True, "scrapped"),
+    ] * 2
+
+
 @pytest.mark.parametrize("which", [("1", "2", "1"), ("--status", "waiting")])
 def test_a_dry_run_does_nothing(sis: Sis, script: Script, which: tuple[str, ...]) -> None:
     script.answer("ApplyVerb", results(pb.JobResult(job_id=1), REFUSED))

@@ -186,7 +186,7 @@ async def test_a_watch_survives_a_cut(server: QueueServer, authority: Certificat
     direct = Endpoints(f"127.0.0.1:{server.ports[0]}", Token(TOKEN), ca)
     broken = asyncio.Event()
     async with (
-        TcpProxy("127.0.0.1", server.ports[0]) as proxy,
+        TcpProxy(f"127.0.0.1:{server.ports[0]}") as proxy,
         AsyncClient(direct) as near,
         AsyncClient(Endpoints(proxy.endpoint, Token(TOKEN), ca)) as far,
     ):

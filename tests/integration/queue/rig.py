@@ -3,30 +3,31 @@ checker of what that must leave behind."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import itertools
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import Row, select, text
 
 from services.queue import creation, dispatch, explanations, jobs, lease_ends, packages, reports, sessions
 from services.queue.creation import CreateJob, Priority
-from services.queue.errors import IllegalTransition
 from services.queue.explanations import Explanation
-from services.queue.frames import Frame, extend_digest
+from services.queue.frames import Frame
 from services.queue.jobs import JobView
 from services.queue.model import Actor, HistoryEntry, LeaseEnd, LeaseRefusal, RefusalReason
 from services.queue.reports import Accepted, Declined, Report, Result
 from services.queue.sessions import AttemptKey, Heartbeat, OpenSession, Session, Welcome
-from services.queue.states import TERMINAL, Event, Status, next_status
-from services.queue.tables import attempts, log
+from services.queue.states import TERMINAL
+from services.queue.tables import attempts
 from services.queue.tables import jobs as job_table
 from services.queue.tables import lease_ends as outbox
 from services.runtime.database import Database
 from sis.packages import archive
+from tests.support import promises
 from tests.support.frames import Spool
 
 ALICE = Actor("alice", "10.0.0.1")
@@ -52,12 +53,15 @@ class Rig:
         values: dict[str, Any] = {
             "display_name": "hello", "package_name": "core.shell", "package_version": "", "operation": "run",
             "parameters": {"script": "echo hello"}, "site_kind": "group", "site_name": self.group,
-            "priority": Priority.NORMAL, "deferred": False, "not_before": None, "latest_start": None,
-            "run_timeout": None, "heartbeat_timeout": timedelta(seconds=120), "labels": {}, "request_id": "",
+            "priority": Priority.NORMAL, "deferral_limit": None, "not_before": None, "latest_start": None,
+            "run_timeout": None, "heartbeat_timeout": timedelta(seconds=120), "start_timeout": timedelta(minutes=5),
+            "output_timeout": timedelta(seconds=60), "cancel_grace": None, "labels": {}, "request_id": "",
             "fingerprint": b"",
         }  # fmt: skip
         if "agent" in changes:
             values |= {"site_kind": "agent", "site_name": self.agent(changes.pop("agent"))}
+        if changes.pop("deferred", False):
+            values["deferral_limit"] = timedelta(days=30)
         return CreateJob(**(values | changes))
 
     async def create(self, **changes: Any) -> int:
@@ -116,7 +120,7 @@ class Rig:
     async def hand_out(self) -> list[LeaseEnd]:
         """What a hub that watches is given of the outbox."""
         async with self.database.begin() as connection:
-            return await lease_ends.hand_out(connection)
+            return await lease_ends.InHand().hand_out(connection)
 
     async def acknowledge(self, *ends: LeaseEnd) -> None:
         async with self.database.begin() as connection:
@@ -135,8 +139,8 @@ class Rig:
         """A heartbeat: the stale sessions, and what is delivered again."""
         beat = Heartbeat(self.session(name), frozenset(keys), draining)
         async with self.database.begin() as connection:
-            stale, again = await sessions.heartbeat(connection, [beat])
-        return stale, [AttemptKey(assignment.job_id, assignment.attempt) for _, assignment in again]
+            answer = await sessions.heartbeat(connection, [beat])
+        return answer.stale, [AttemptKey(again.job_id, again.attempt) for _, again in answer.undelivered]
 
     async def stops(self, hub: str = "hub-1") -> dict[AttemptKey, str]:
         """The stop commands for this rig's agents."""
@@ -158,21 +162,21 @@ class Rig:
         async with self.database.begin() as connection:
             return await jobs.cancel(connection, job_id, ALICE, "")
 
-    async def abort(self, job_id: int) -> JobView:
+    async def abort(self, job_id: int, reason: str = "", *, force: bool = False) -> JobView:
         async with self.database.begin() as connection:
-            return await jobs.abort(connection, job_id, ALICE, "")
+            return await jobs.abort(connection, job_id, ALICE, reason, force=force)
 
-    async def delete(self, job_id: int) -> None:
+    async def delete(self, job_id: int, reason: str = "") -> None:
         async with self.database.begin() as connection:
-            await jobs.delete(connection, job_id, ALICE)
+            await jobs.delete(connection, job_id, ALICE, reason)
 
-    async def activate(self, job_id: int) -> JobView:
+    async def activate(self, job_id: int, reason: str = "") -> JobView:
         async with self.database.begin() as connection:
-            return await jobs.activate(connection, job_id, ALICE)
+            return await jobs.activate(connection, job_id, ALICE, reason)
 
-    async def rerun(self, job_id: int, request_id: str = "") -> JobView:
+    async def rerun(self, job_id: int, request_id: str = "", reason: str = "") -> JobView:
         async with self.database.begin() as connection:
-            return await creation.rerun(connection, job_id, request_id, ALICE)
+            return await creation.rerun(connection, job_id, request_id, ALICE, reason)
 
     async def whole(self, job_id: int) -> JobView:
         async with self.database.begin() as connection:
@@ -231,40 +235,16 @@ class Rig:
 
 
 async def check(database: Database, job_ids: Sequence[int]) -> None:
-    """Assert what is true of these jobs whatever happened to them:
-
-    the history is without a gap and each row follows from the one before by the rulebook; nothing leaves a terminal
-    status; each attempt was claimed once and accepted at most once, and all but the last are sealed; the log of each
-    attempt is without a gap and has the digest that its row says.
-    """
+    """Assert what is true of these jobs whatever happened to them (`tests.support.promises`)."""
     async with database.begin() as connection:
-        found = (await connection.execute(select(job_table).where(job_table.c.job_id.in_(job_ids)))).all()
-        tried = (await connection.execute(select(attempts).where(attempts.c.job_id.in_(job_ids)))).all()
-        frames = (
-            await connection.execute(
-                select(log).where(log.c.job_id.in_(job_ids)).order_by(log.c.job_id, log.c.attempt, log.c.sequence)
-            )
-        ).all()
-        histories = {i: await jobs.history_after(connection, i, 0, 10_000) for i in job_ids}
-    for job in found:
-        history = histories[job.job_id]
-        _check_history(job, history)
-        own = [a for a in tried if a.job_id == job.job_id]
-        assert len(own) == job.attempt == sum(e.event == "CLAIM" for e in history)
-        assert all(a.sealed_at is not None for a in own if a.number < job.attempt)
-        if job.status in TERMINAL:
-            assert job.completed_at is not None
-    accepted = [(e.attempt, i) for i in job_ids for e in histories[i] if e.event == "ACCEPT"]
-    assert len(accepted) == len(set(accepted)), "an attempt was accepted twice"
-    by_attempt = {key: list(rows) for key, rows in itertools.groupby(frames, key=lambda r: (r.job_id, r.attempt))}
-    for row in tried:
-        digest = bytes(32)
-        bodies = by_attempt.pop((row.job_id, row.number), [])
-        assert [f.sequence for f in bodies] == list(range(1, row.sequence + 1))
-        for frame in bodies:
-            digest = extend_digest(digest, bytes(frame.body))
-        assert bytes(row.digest) == digest
-    assert not by_attempt, "a log without an attempt"
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, psycopg.AsyncConnection)
+        promises.check(await asyncio.to_thread(_read, driver.info.dsn, job_ids))
+
+
+def _read(conninfo: str, job_ids: Sequence[int]) -> promises.Record:
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        return promises.read(connection, job_ids)
 
 
 async def check_lease_ends(database: Database, job_ids: Sequence[int]) -> None:
@@ -283,26 +263,6 @@ async def check_lease_ends(database: Database, job_ids: Sequence[int]) -> None:
         if not job.credentials:
             expected = {}
         assert {e.attempt: e.job_over for e in ends if e.job_id == job.job_id} == expected, job
-
-
-def _check_history(job: Row[Any], history: Sequence[HistoryEntry]) -> None:
-    assert [e.sequence for e in history] == list(range(1, job.history_sequence + 1))
-    before: Status | None = None
-    for entry in history:
-        assert entry.from_status == before, f"job {job.job_id}: {history}"
-        if before is not None and entry.to_status is not before:
-            assert before not in TERMINAL
-            assert entry.to_status in _permitted(before, Event(entry.event))
-        before = entry.to_status
-    assert before == job.status
-
-
-def _permitted(status: Status, event: Event) -> set[Status]:
-    found = set()
-    for accepted, canceled in itertools.product((False, True), repeat=2):
-        with contextlib.suppress(IllegalTransition):
-            found.add(next_status(status, event, accepted=accepted, cancel_recorded=canceled))
-    return found
 
 
 def of(*batches: tuple[Frame, ...]) -> tuple[Frame, ...]:

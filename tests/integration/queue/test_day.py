@@ -111,13 +111,13 @@ class Day:
         rig = self.rig
         heard = [site for site in self.sites.values() if site.heard]
         async with rig.database.begin() as connection:
-            _, again = await sessions.heartbeat(
+            answer = await sessions.heartbeat(
                 connection, [Heartbeat(rig.session(site.name), frozenset(site.in_hand)) for site in heard]
             )
         async with rig.database.begin() as connection:
             room = [Capacity(rig.agent(s.name), rig.epochs[s.name], 6 - len(s.in_hand)) for s in heard]
             claimed, _ = await dispatch.claim(connection, room)
-        await self.take([(agent, AttemptKey(a.job_id, a.attempt)) for agent, a in (*again, *claimed)])
+        await self.take([(agent, AttemptKey(a.job_id, a.attempt)) for agent, a in (*answer.undelivered, *claimed)])
         await self.work(heard)
         await self.sweepers[self.step % 2].sweep()
         if self.step % 5 == 0:

@@ -126,8 +126,9 @@ async def test_answers_with_files_are_bounded_and_the_rest_is_delivered_again(ow
         await clock.advance(6)
         beat = Heartbeat(own_rig.session("a"), frozenset(), draining=False)
         async with own_rig.database.begin() as connection:
-            superseded, assigned = await sessions.heartbeat(connection, [beat])
-        answers.append(convert.to_heartbeat_response(superseded, assigned).ByteSize())
+            answer = await sessions.heartbeat(connection, [beat])
+        assigned = answer.undelivered
+        answers.append(convert.to_heartbeat_response(answer).ByteSize())
     assert set(delivered) == {*large, *small}
     assert all(delivered[job_id] == files for job_id in large)
     assert max(answers) < MESSAGE_BYTES and len(answers) > 2, answers

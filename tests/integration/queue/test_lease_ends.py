@@ -7,10 +7,12 @@ from datetime import timedelta
 
 import pytest
 
+from services.queue.lease_ends import InHand
 from services.queue.model import LeaseEnd, RefusalReason
+from services.queue.purge import PURGE_AFTER
 from services.queue.reports import Accepted
 from services.queue.sessions import AttemptKey, Verdict
-from services.queue.sweeper import PURGE_AFTER, Sweeper
+from services.queue.sweeper import Sweeper
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, check_lease_ends, of
 from tests.support.frames import Spool
@@ -269,6 +271,24 @@ async def test_an_end_is_one_hubs_for_half_a_minute_and_then_anothers(own_rig: R
     await own_rig.acknowledge(*ends)
     await own_clock.advance(3_600)
     assert await own_rig.hand_out() == []
+
+
+async def test_what_a_stream_leaves_behind_is_handed_out_at_once(own_rig: Rig, own_clock: Clock) -> None:
+    ends = await over(own_rig, 2)
+    one, other = InHand(), InHand()
+    async with own_rig.database.begin() as connection:
+        assert await one.hand_out(connection) == ends
+    await own_clock.advance(1)
+    later = await over(own_rig, 1)
+    async with own_rig.database.begin() as connection:
+        assert await other.hand_out(connection) == later
+    await own_rig.acknowledge(ends[0])
+    async with own_rig.database.begin() as connection:
+        await one.take_back(connection)
+    assert await own_rig.hand_out() == ends[1:], "neither what is acknowledged nor what is another's"
+    async with own_rig.database.begin() as connection:
+        await one.take_back(connection)
+    assert await own_rig.hand_out() == [], "it is that hub's since"
 
 
 async def test_the_oldest_go_first_in_batches(own_rig: Rig, own_clock: Clock) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import creation, reports, sessions
+from services.queue import creation, jobs, reports, sessions
 from services.queue.creation import CreateJob
 from services.queue.errors import IllegalTransition, StaleAttempt, StaleEpoch
 from services.queue.reports import Accepted, Declined, Report
@@ -305,3 +306,24 @@ async def test_two_hubs_report_for_each_others_jobs_without_a_deadlock(rig: Rig)
     rounds = await race(*[contestants] * 10, [*contestants, lambda: rig.hello(in_hand=keys, record_number=99)])
     assert not [answer for round_ in rounds for answer in round_ if isinstance(answer, SisError)]
     await check(rig.database, [key.job_id for key in keys])
+
+
+async def test_a_job_is_shown_as_it_was_at_one_moment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its agent gives it back while it is read."""
+    await rig.hello()
+    job_id = await rig.create()
+    (key,) = await rig.claim()
+    execute = AsyncConnection.execute
+
+    async def interrupted(self: AsyncConnection, *arguments: Any, **named: Any) -> Any:
+        found = await execute(self, *arguments, **named)
+        monkeypatch.undo()
+        await rig.decline(key)
+        return found
+
+    async with rig.database.begin() as connection:
+        monkeypatch.setattr(AsyncConnection, "execute", interrupted)
+        view = await jobs.view(connection, job_id)
+    assert view.attempt is not None
+    assert (view.job.status, view.attempt.verdict) == ("STARTING", "OPEN")
+    assert await rig.status(job_id) == "WAITING"

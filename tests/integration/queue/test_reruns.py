@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from services.queue import creation
 from services.queue.convert import jobs as convert
 from services.queue.convert.repeats import to_request
-from services.queue.creation import Priority
+from services.queue.creation import Limits, Priority
 from services.queue.errors import IllegalTransition, JobNotFound, RequestIdReused
 from services.queue.tables import jobs as job_table
 from services.queue.tables import request_ids
@@ -153,7 +153,7 @@ async def test_a_copy_makes_the_same_job_again(rig: Rig, clock: Clock, tmp_path:
     assert (request.admin, request.run_as, dict(request.credentials)) == ("root", "web", {"database": "main"})
     sent = pb.CreateJobRequest.FromString(request.SerializeToString())
     async with rig.database.begin() as connection:
-        made = (await creation.create(connection, convert.create_job(sent), ALICE)).job
+        made = (await creation.create(connection, convert.create_job(sent, Limits()), ALICE)).job
     assert made.job_id != old and repeated(made) == repeated(await rig.job(old))
     assert (made.rerun_of, made.latest_start) == (0, None)
 

@@ -32,6 +32,7 @@ ENUMS: dict[tuple[str, str], type[StrEnum]] = {
     ("attempts", "verdict"): LogVerdict,
     ("history", "from_status"): Status,
     ("history", "to_status"): Status,
+    ("removals", "status"): Status,
 }
 
 
@@ -136,3 +137,12 @@ def test_migrating_at_once_and_again_is_safe(database_url: str) -> None:
         assert connection.execute(text("SELECT count(*) FROM queue.alembic_version")).scalar_one() == 1
         assert connection.execute(text("SELECT count(*) FROM queue.jobs")).scalar_one() == 0
     engine.dispose()
+
+
+def test_the_space_of_the_log_is_used_again_soon(connection: sqlalchemy.Connection) -> None:
+    """Of its rows, and of their bodies, which are elsewhere."""
+    query = text(
+        "SELECT c.reloptions, t.reloptions FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid"
+        " WHERE c.oid = 'queue.log'::regclass"
+    )
+    assert connection.execute(query).one() == (["autovacuum_vacuum_scale_factor=0.05"],) * 2

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import sweeper as rules
-from services.queue import watching
+from services.queue import lifecycle, listing, overdue, purge, watching
 from services.queue.creation import Priority
+from services.queue.listing import JobFilter, ListJobs
 from services.queue.sessions import AttemptKey
 from services.queue.sweeper import Sweeper
+from services.runtime.errors import Unavailable
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, of
 
 SECOND = timedelta(seconds=1)
-KEPT = rules.PURGE_AFTER.total_seconds()
+KEPT = purge.PURGE_AFTER.total_seconds()
 
 
 @pytest.fixture
@@ -256,7 +260,7 @@ async def gone(rig: Rig, job_id: int) -> bool:
 
 
 async def test_a_deleted_job_is_kept_until_no_watch_needs_it(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
-    assert rules.PURGE_AFTER > watching.TOKEN_LIFE
+    assert purge.PURGE_AFTER > watching.TOKEN_LIFE
     job_id = await rig.create()
     await rig.delete(job_id)
     await clock.advance(KEPT - 1)
@@ -308,7 +312,7 @@ async def test_a_long_log_is_purged_in_parts(rig: Rig, clock: Clock, sweeper: Sw
     await rig.execute(
         "INSERT INTO queue.log SELECT job_id, attempt, n, channel, severity, at, body FROM queue.log,"
         " generate_series(10, :last) n WHERE job_id = :job_id AND sequence = 1",
-        job_id=key.job_id, last=10 + 2 * rules.PURGE_ROWS,
+        job_id=key.job_id, last=10 + 2 * purge.FRAMES,
     )  # fmt: skip
     other = await rig.create()
     await rig.delete(key.job_id)
@@ -354,10 +358,85 @@ async def test_sweepers_share_the_work_and_do_everything_once(rig: Rig, clock: C
     await check(rig.database, [*released, *expired])
 
 
+async def test_a_sweeper_goes_on_while_another_stands_still_with_its_batch(rig: Rig, clock: Clock) -> None:
+    due = clock.now + SECOND
+    released = await rig.create_many(6, not_before=due)
+    purged = await rig.create_many(6)
+    for job_id in purged:
+        await rig.delete(job_id)
+    await clock.advance(KEPT + 1)
+    held = [*released[:3], *purged[:3]]
+    async with rig.database.begin() as connection:
+        lock = text("SELECT FROM queue.jobs WHERE job_id = ANY(:job_ids) FOR UPDATE")
+        await connection.execute(lock, {"job_ids": held})
+        await Sweeper(rig.database).sweep()
+        assert await rig.statuses(released) == {
+            job_id: "DEFERRED" if job_id in held else "WAITING" for job_id in released
+        }
+        assert list(await rig.statuses(purged)) == purged[:3]
+    await Sweeper(rig.database).sweep()
+    assert set((await rig.statuses(released)).values()) == {"WAITING"}
+    assert await rig.statuses(purged) == {}
+
+
+async def test_a_purge_is_in_nobodys_way(rig: Rig, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in that of those who claim, report, create, delete and list, whatever it has in hand."""
+    gone = await rig.create_many(3)
+    for job_id in gone:
+        await rig.delete(job_id)
+    await clock.advance(KEPT + 1)
+    key, spool = await rig.started("a")
+    standing, go_on = asyncio.Event(), asyncio.Event()
+    remove = purge._remove_jobs
+
+    async def stands_still(connection: AsyncConnection, job_ids: Collection[int]) -> bool:
+        found = await remove(connection, job_ids)
+        standing.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(purge, "_remove_jobs", stands_still)
+    purging = asyncio.create_task(purge.Purge(rig.database).step())
+    await standing.wait()
+    async with asyncio.timeout(20):
+        await rig.report(key, of(spool.payload_ended(0), spool.finished("SUCCEEDED")))
+        await rig.delete(key.job_id)
+        again, _ = await rig.started("a")
+        await rig.beat("a", again)
+        async with rig.database.begin() as connection:
+            page = await listing.list_page(connection, ListJobs(JobFilter(), 50, "", "job_id", True, b""))
+        assert again.job_id in [row.job_id for row in page.jobs]
+    assert not purging.done()
+    go_on.set()
+    await purging
+    assert await rig.statuses(gone) == {}
+
+
+async def test_a_rule_that_fails_keeps_none_of_the_others(
+    rig: Rig, clock: Clock, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deferred = await rig.create(not_before=clock.now + SECOND)
+    late = await rig.create(latest_start=clock.now + SECOND)
+    deleted = await rig.create()
+    await rig.delete(deleted)
+    await clock.elapse(KEPT + 1)
+
+    def fails(*_: object) -> None:
+        raise Unavailable("not now")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(lifecycle, "release", fails)
+        await sweeper.sweep()
+    assert [await rig.status(job_id) for job_id in (deferred, late)] == ["DEFERRED", "EXPIRED"]
+    assert await gone(rig, deleted)
+    await sweeper.sweep()
+    assert await rig.status(deferred) == "WAITING"
+
+
 async def test_a_batch_that_was_full_says_that_there_is_more(
     rig: Rig, clock: Clock, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "BATCH", 5)
+    monkeypatch.setattr(overdue, "BATCH", 5)
     job_ids = await rig.create_many(12, not_before=clock.now + SECOND)
     await clock.advance(1)
     assert [await sweeper.sweep() for _ in range(3)] == [True, True, False]

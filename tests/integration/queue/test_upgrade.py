@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 
 import alembic.command
 import alembic.config
@@ -14,6 +16,7 @@ from sqlalchemy import make_url, text
 from services.queue import main
 from services.queue.reports import Accepted
 from services.queue.sessions import AttemptKey
+from services.queue.sweeper import Sweeper
 from services.queue.tables import SCHEMA
 from services.runtime.database import Database
 from services.runtime.migrations import migrate
@@ -71,12 +74,15 @@ async def test_every_row_is_kept_and_names_no_credentials(upgraded: Rig) -> None
         assert (await connection.execute(text("SELECT count(*) FROM queue.history"))).scalar_one() == 5
         assert (await connection.execute(text("SELECT count(*) FROM queue.lease_ends"))).scalar_one() == 0
         version = (await connection.execute(text("SELECT version_num FROM queue.alembic_version"))).scalar_one()
-    assert version == "0003"
+    assert version == "0005"
     assert [row.status for row in rows] == ["WAITING", "RUNNING", "FAILED", "DEFERRED", "AWOL"]
     for row in rows:
         assert (row.credentials, row.wait_reason, row.wait_message) == ([], None, "")
         assert (row.platforms, row.rerun_of) == (["linux", "darwin", "windows"], 0)
         assert (row.labels, row.heartbeat_timeout, row.creator) == ({"team": "a"}, timedelta(seconds=120), "alice")
+        # What the releases before meant by their constants; what they hold expires by no limit.
+        assert (row.start_timeout, row.output_timeout) == (timedelta(minutes=5), timedelta(seconds=60))
+        assert (row.cancel_grace, row.deferral_ends_at) == (timedelta(seconds=10), None)
 
 
 async def test_what_was_there_is_explained_and_repeated(upgraded: Rig) -> None:
@@ -102,3 +108,28 @@ async def test_what_was_under_way_goes_on_to_its_end(upgraded: Rig) -> None:
     statuses = await upgraded.statuses(range(1, 6))
     assert statuses == {1: "SUCCEEDED", 2: "SUCCEEDED", 3: "FAILED", 4: "CANCELED", 5: "SUCCEEDED"}
     assert await upgraded.lease_ends(*statuses) == []
+
+
+async def test_a_replica_of_the_release_before_goes_on_beside_this_one(upgraded: Rig) -> None:
+    """It writes rows without the columns that it does not know, and activates without ending the deferral."""
+    await upgraded.execute(ROWS.split(";")[1])
+    held, activated = 9, 4
+    await upgraded.execute(
+        "UPDATE queue.jobs SET deferral_ends_at = now() - interval '1 s', status = 'WAITING' WHERE job_id = :job_id",
+        job_id=activated,
+    )
+    await Sweeper(upgraded.database).sweep()
+    assert await upgraded.statuses([held, activated]) == {held: "DEFERRED", activated: "WAITING"}
+    released = (await upgraded.activate(held)).job
+    assert (released.status, released.start_timeout) == ("WAITING", timedelta(minutes=5))
+
+
+async def test_what_is_stored_of_a_plain_package_is_what_the_release_before_can_read(
+    upgraded: Rig, tmp_path: Path
+) -> None:
+    await upgraded.push(tmp_path, "{name: test.plain, version: 1.0.0, operations: {use: {command: ['true']}}}")
+    async with upgraded.database.begin() as connection:
+        query = "SELECT manifest FROM queue.packages WHERE name = 'test.plain'"
+        stored = json.loads((await connection.execute(text(query))).scalar_one())
+    # Its models take no field that they do not know.
+    assert stored == {"name": "test.plain", "version": "1.0.0", "operations": {"use": {"command": ["true"]}}}

@@ -60,6 +60,25 @@ def test_a_rerun_with_a_file() -> None:
     assert r"(the file a\x1b.csv, 1.5 KiB, SHA-256 ab)" in shown
 
 
+def test_the_deadlines_of_a_job() -> None:
+    job = job_pb2.Job(job_id=1)
+    job.deferral_expire_time.FromSeconds(0)
+    job.start_timeout.FromSeconds(300)
+    job.output_timeout.FromSeconds(90)
+    job.cancel_grace.FromSeconds(0)
+    shown = page(job)
+    for part in (
+        "Held until",
+        "at the latest",
+        "Start timeout",
+        "5 min",
+        "Output timeout",
+        "1 min 30 s",
+        "Cancel grace",
+    ):
+        assert part in shown
+
+
 def test_json_is_laid_out_and_stays_json() -> None:
     job = job_pb2.Job(job_id=1)
     job.outputs.add(name="differences", value='[{"name": "git", "from": null, "to": true, "in": 1, "at": ["a", "b"]}]')

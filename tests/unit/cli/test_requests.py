@@ -121,9 +121,15 @@ def test_a_copy_is_held_in_one_way(options: dict[str, Any], deferred: bool, held
 
 
 def test_a_copy_of_a_held_job_is_released() -> None:
-    request, given = create(deferred=True), JobOptions(deferred=False)
+    request, given = create(deferred=True, deferral_limit="1h"), JobOptions(deferred=False)
     requests.override(request, requests.job(given, NOW), given)
-    assert not request.deferred
+    assert not request.deferred and not request.HasField("deferral_limit")
+
+
+def test_no_grace_takes_the_place_of_one() -> None:
+    request, given = create(cancel_grace="30s"), JobOptions(cancel_grace="0s")
+    requests.override(request, requests.job(given, NOW), given)
+    assert request.HasField("cancel_grace") and request.cancel_grace.seconds == 0
 
 
 def test_a_filter() -> None:

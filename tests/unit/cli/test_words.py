@@ -47,7 +47,15 @@ def test_the_choices_of_an_option_are_those_of_the_contract(choices: Any, enum: 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.35, "350 ms"), (4.2, "4.2 s"), (30, "30 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (90_061, "1 d 1 h")],
+    [
+        (0, "0 s"),
+        (0.35, "350 ms"),
+        (4.2, "4.2 s"),
+        (30, "30 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (90_061, "1 d 1 h"),
+    ],
 )
 def test_durations(seconds: float, shown: str) -> None:
     assert words.duration(seconds) == shown

@@ -73,3 +73,10 @@ def test_what_is_repeated_is_in_the_contracts() -> None:
     for service, methods in service_config.RETRIED.items():
         known = descriptor_pool.Default().FindServiceByName(service).methods_by_name
         assert set(methods) <= set(known)
+
+
+def test_no_stream_is_left_to_grpc_to_repeat() -> None:
+    # Of a stream that gRPC repeats, nothing may ever come again when its server dies between the tries.
+    for service, methods in service_config.RETRIED.items():
+        known = descriptor_pool.Default().FindServiceByName(service).methods_by_name
+        assert not [name for name in methods if known[name].server_streaming or known[name].client_streaming]

@@ -19,7 +19,7 @@ CUT = ApiError("UNAVAILABLE", "cut")
 
 
 class Flavour:
-    """The two functions of one of the clients, for streams that are written as lists."""
+    """The functions of one of the clients, for streams that are written as lists."""
 
     def __init__(self, runner: asyncio.Runner | None) -> None:
         self._runner = runner
@@ -29,6 +29,9 @@ class Flavour:
 
     def resuming_bytes(self, open_stream: Callable[..., list[Any]], *arguments: Any, **named: Any) -> Iterator[Any]:
         return self._begun("resuming_bytes", open_stream, *arguments, **named)
+
+    def until_begun(self, open_stream: Callable[[], list[Any]], **named: Any) -> Iterator[Any]:
+        return self._begun("until_begun", open_stream, **named)
 
     def _begun(self, name: str, open_stream: Callable[..., list[Any]], *arguments: Any, **named: Any) -> Iterator[Any]:
         def items(*position: Any) -> Iterator[Any]:
@@ -86,6 +89,18 @@ def test_a_refusal_is_not_tried_again(flavour: Flavour, error: ApiError) -> None
     streams = iter([["a", error]])
     with pytest.raises(ApiError, match="no"):
         list(flavour.resuming(lambda: next(streams), lambda response: None))
+
+
+def test_what_cannot_be_resumed_is_opened_again_until_it_has_begun(flavour: Flavour) -> None:
+    streams: Iterator[list[Any]] = iter([[CUT], [CUT], ["a", "b"]])
+    assert list(flavour.until_begun(lambda: next(streams))) == ["a", "b"]
+    streams = iter([[CUT], ["a", CUT]])
+    seen = flavour.until_begun(lambda: next(streams))
+    assert next(seen) == "a"
+    with pytest.raises(ApiError, match="cut"):
+        next(seen)
+    with pytest.raises(ApiError, match="cut"):
+        list(flavour.until_begun(lambda: [CUT], patience=0.3))
 
 
 class Source:

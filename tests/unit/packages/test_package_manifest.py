@@ -67,6 +67,7 @@ def test_a_manifest_is_read() -> None:
 def test_a_manifest_survives_json() -> None:
     read = manifest.parse(GOOD)
     assert Manifest.model_validate_json(read.model_dump_json()) == read
+    assert Manifest.model_validate_json(read.model_dump_json(exclude_defaults=True)) == read
 
 
 def test_every_shipped_manifest_is_right() -> None:
@@ -105,7 +106,7 @@ def test_every_mistake_is_named_at_once() -> None:
         "platforms[1]": "must be one of linux, darwin, windows",
         "operations.run.speed": (
             "is not a field; the fields here are "
-            "description, inputs, credentials, outputs, interpreter, command, run_timeout, output_markers"
+            "description, inputs, credentials, outputs, interpreter, command, run_timeout, cancel_grace, output_markers"
         ),
         "operations.run.run_timeout": ("must be seconds, or a number with s, m, h or d, such as 5m; 0 means no limit"),
         "operations.run.inputs.x.type": "must be one of string, integer, boolean, enum, list, file",
@@ -159,6 +160,12 @@ MISTAKES: list[tuple[dict[str, object], str, str]] = [
     ({"command": ["go", "}"]}, "command[1]", "has a lone '}'"),
     ({"command": ["go"] * 201}, "command", "has more than 200 entries"),
     ({"run_timeout": "400d"}, "run_timeout", "is longer than a year"),
+    ({"cancel_grace": "61m"}, "cancel_grace", "is longer than an hour"),
+    (
+        {"cancel_grace": "soon"},
+        "cancel_grace",
+        "must be seconds, or a number with s, m, h or d, such as 5m; 0 means KILL",
+    ),
     ({"run_timeout": -1}, "run_timeout", "must be seconds"),
     ({"run_timeout": True}, "run_timeout", "must be seconds"),
     (

@@ -30,6 +30,7 @@ operations:
   run:
     command: ["true"]
     run_timeout: 90s
+    cancel_grace: 2m
     inputs:
       word: {type: string, required: true, pattern: "[a-z`|]+", hint: "lower-case, please"}
       mail: {type: string, required: true, hint: "@everybody"}
@@ -103,7 +104,7 @@ def test_a_page_tells_everything_and_is_no_markup() -> None:
         r"Does \*everything\* \<b>at once\</b> \| or \[nothing](x), with \_emphasis\_ and free_space."
     )
     for part in (
-        "It may run for 90s.",
+        "It may run for 90s. Canceled, it has 2m to end by itself.",
         r"| `word` | string | yes |  | ``[a-z`\|]+`` | `lower-case, please` |  |",
         "| `colour` | enum | yes |  | `light red`, `blue` |  |  |",
         "| `names` | list |  | `a`, `b` |  |  |  |",

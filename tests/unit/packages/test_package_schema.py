@@ -23,6 +23,7 @@ VALIDATOR = jsonschema.Draft202012Validator(schema.document_schema())
 # What one of these is wrong with needs more than a schema: what a text means, or a rule between distant parts.
 BEYOND = {
     "is longer than a year",
+    "is longer than an hour",
     "is not a usable regular",
     "must be one integer value",
     "has more than one delivery by stdin",
@@ -62,6 +63,7 @@ def test_what_is_shipped_is_valid(path: Path) -> None:
         {"command": [5, "{{x}}", "", "{package}{work}", "line\nbreak"], "description": 7, "interpreter": True},
         {"command": ["a{{param.x}}"], "run_timeout": 0},
         *({"run_timeout": each} for each in (31_536_000, "5m", "1d", "0", "000000001s")),
+        *({"cancel_grace": each} for each in (0, "30s", "1h")),
         {"inputs": {"x": {"type": "enum", "choices": [1, True, "no"], "default": 1}}},
         {"inputs": {"x": {"type": "list", "default": [1, True, ""], "choices": []}}},
         {"inputs": {"x": {"type": "file", "required": True, "hint": "a log", "pattern": "", "default": None}}},

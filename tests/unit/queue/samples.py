@@ -25,7 +25,9 @@ def job(status: Status, current: Attempt | None = None, **changes: Any) -> Job:
     values: dict[str, Any] = {
         "job_id": 7, "status": status, "attempt_number": current.number if current else 0,
         "agent": current.agent if current else "", "queued_at": NOW, "not_before": None, "latest_start": None,
-        "run_timeout": None, "heartbeat_timeout": timedelta(seconds=120), "started_at": None, "completed_at": None,
+        "run_timeout": None, "heartbeat_timeout": timedelta(seconds=120), "deferral_ends_at": None,
+        "start_timeout": timedelta(minutes=5), "output_timeout": timedelta(seconds=60),
+        "cancel_grace": timedelta(seconds=10), "started_at": None, "completed_at": None,
         "cancel_requested_at": None, "stop_state": StopState.NONE, "retry_at": None, "hidden_at": None,
         "result_code": None, "failure_reason": "", "status_message": "", "outputs": {}, "progress_percent": 0,
         "progress_text": "", "history_sequence": 0, "attempt": current,

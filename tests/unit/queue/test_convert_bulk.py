@@ -37,7 +37,8 @@ FAILED = pb.JobFilter(statuses=[job_pb2.JOB_STATUS_FAILED])
         ({"verb": 4, "job_ids": [1], "expected_count": 1}, {"expected_count"}),
         ({"verb": 4, "filter": FAILED, "expected_count": -1}, {"expected_count"}),
         ({"verb": 2, "job_ids": [1], "reason": "a\nb"}, {"reason"}),
-        ({"verb": 1, "job_ids": [1], "reason": "why"}, {"reason"}),
+        ({"verb": 1, "job_ids": [1], "reason": "x" * 501}, {"reason"}),
+        ({"verb": 2, "job_ids": [1], "force": True}, {"force"}),
         ({"verb": 5, "job_ids": [1], "request_id": "x" * 37}, {"request_id"}),
         ({"verb": 3, "job_ids": [1], "request_id": "x"}, {"request_id"}),
     ],
@@ -51,6 +52,8 @@ def test_a_wrong_field_is_named(request_: dict[str, Any], fields: set[str]) -> N
 def test_what_is_right_is_taken() -> None:
     by_ids = convert.apply_verb(pb.ApplyVerbRequest(verb=5, job_ids=range(1, 1_001), request_id="x" * 36))
     assert (by_ids.verb, len(by_ids.job_ids), by_ids.filter, by_ids.request_id) == (Verb.RERUN, 1_000, None, "x" * 36)
+    assert not by_ids.force and convert.apply_verb(pb.ApplyVerbRequest(verb=3, job_ids=[1], force=True)).force
+    assert all(convert.apply_verb(pb.ApplyVerbRequest(verb=v, job_ids=[1], reason="why")).reason for v in range(1, 6))
     request = pb.ApplyVerbRequest(verb=2, filter=FAILED, expected_count=0, reason="why", validate_only=True)
     request.filter.complete_time_before.FromJsonString("2026-01-01T00:00:00Z")
     by_filter = convert.apply_verb(request)

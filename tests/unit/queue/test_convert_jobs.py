@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.queue.convert import jobs as convert
 from services.queue.convert import packages as convert_packages
-from services.queue.creation import CreateJob, Priority
+from services.queue.creation import CreateJob, Limits, Priority
 from services.queue.listing import ORDERS
 from services.queue.logs import DebugLogView
 from services.queue.packages import Package
@@ -40,15 +40,27 @@ def refused(call: Callable[[], object]) -> dict[str, str]:
 
 
 def test_a_plain_request_has_the_documented_defaults() -> None:
-    command = convert.create_job(request())
+    command = convert.create_job(request(), Limits())
     assert isinstance(command, CreateJob)
-    assert (command.priority, command.deferred, command.run_timeout) == (Priority.NORMAL, False, None)
-    assert command.heartbeat_timeout == timedelta(seconds=120)
+    assert (command.priority, command.deferral_limit, command.run_timeout) == (Priority.NORMAL, None, None)
+    assert (command.heartbeat_timeout, command.start_timeout) == (timedelta(seconds=120), timedelta(minutes=5))
+    assert (command.output_timeout, command.cancel_grace) == (timedelta(seconds=60), None)
     assert (command.site_kind, command.site_name, command.package_version) == ("group", "local", "")
 
 
+def test_what_the_administrator_has_set_is_the_default_and_the_most() -> None:
+    limits = Limits(deferral=timedelta(hours=1), heartbeat_timeout=timedelta(seconds=90))
+    command = convert.create_job(request(deferred=True), limits)
+    assert (command.deferral_limit, command.heartbeat_timeout) == (timedelta(hours=1), timedelta(seconds=90))
+    shorter = request(deferred=True, deferral_limit={"seconds": 60}, heartbeat_timeout={"seconds": 200})
+    command = convert.create_job(shorter, limits)
+    assert (command.deferral_limit, command.heartbeat_timeout) == (timedelta(minutes=1), timedelta(seconds=200))
+    longer = request(deferred=True, deferral_limit={"seconds": 3_601})
+    assert refused(lambda: convert.create_job(longer, limits)) == {"deferral_limit": "must be between 60 s and 3,600 s"}
+
+
 def test_an_empty_request_names_everything_that_is_required() -> None:
-    fields = refused(lambda: convert.create_job(pb.CreateJobRequest()))
+    fields = refused(lambda: convert.create_job(pb.CreateJobRequest(), Limits()))
     assert set(fields) == {"display_name", "type", "package.name", "operation", "site_target"}
     assert all("is required" in description for description in fields.values())
 
@@ -88,6 +100,16 @@ BAD: dict[str, tuple[str, Change]] = {
     "a negative run timeout": ("run_timeout", lambda r: setattr(r.run_timeout, "seconds", -5)),
     "a heartbeat timeout under 60 s": ("heartbeat_timeout", lambda r: setattr(r.heartbeat_timeout, "seconds", 59)),
     "a heartbeat timeout over a day": ("heartbeat_timeout", lambda r: setattr(r.heartbeat_timeout, "seconds", 86_401)),
+    "a deferral limit without a deferral": ("deferral_limit", lambda r: setattr(r.deferral_limit, "seconds", 60)),
+    "a deferral limit under a minute": (
+        "deferral_limit", lambda r: (setattr(r, "deferred", True), setattr(r.deferral_limit, "seconds", 59)),
+    ),
+    "a start timeout under 10 s": ("start_timeout", lambda r: setattr(r.start_timeout, "seconds", 9)),
+    "a start timeout over a day": ("start_timeout", lambda r: setattr(r.start_timeout, "seconds", 86_401)),
+    "an output timeout under 10 s": ("output_timeout", lambda r: setattr(r.output_timeout, "seconds", 9)),
+    "an output timeout over an hour": ("output_timeout", lambda r: setattr(r.output_timeout, "seconds", 3_601)),
+    "a negative grace": ("cancel_grace", lambda r: setattr(r.cancel_grace, "nanos", -1)),
+    "a grace over an hour": ("cancel_grace", lambda r: setattr(r.cancel_grace, "seconds", 3_601)),
     "33 labels": ("labels", lambda r: r.labels.update({f"k{n}": "v" for n in range(33)})),
     "a label without a key": ("labels", lambda r: r.labels.update({"": "v"})),
     "a long value of a label": ("labels.k", lambda r: r.labels.update({"k": "v" * 201})),
@@ -113,14 +135,19 @@ def test_a_wrong_field_is_named(case: str) -> None:
     field, change = BAD[case]
     found = request()
     change(found)
-    assert set(refused(lambda: convert.create_job(found))) == {field}
+    assert set(refused(lambda: convert.create_job(found, Limits()))) == {field}
 
 
 def test_all_wrong_fields_are_named_at_once() -> None:
     found = request(request_id="x" * 65, priority=9)
     found.display_name = ""
     found.run_timeout.seconds = -1
-    assert set(refused(lambda: convert.create_job(found))) == {"display_name", "priority", "run_timeout", "request_id"}
+    assert set(refused(lambda: convert.create_job(found, Limits()))) == {
+        "display_name",
+        "priority",
+        "run_timeout",
+        "request_id",
+    }
 
 
 @pytest.mark.parametrize(
@@ -133,6 +160,10 @@ def test_all_wrong_fields_are_named_at_once() -> None:
         lambda r: setattr(r.run_timeout, "seconds", 30 * 86_400),
         lambda r: setattr(r.run_timeout, "seconds", 1),
         lambda r: setattr(r.heartbeat_timeout, "seconds", 60),
+        lambda r: (setattr(r, "deferred", True), setattr(r.deferral_limit, "seconds", 30 * 86_400)),
+        lambda r: setattr(r.start_timeout, "seconds", 86_400),
+        lambda r: setattr(r.output_timeout, "seconds", 3_600),
+        lambda r: r.cancel_grace.SetInParent(),
         lambda r: r.labels.update({f"k{n}": "v" for n in range(32)}),
         lambda r: setattr(r, "admin", "a" * 63),
         lambda r: setattr(r, "run_as", ".-_"),
@@ -142,7 +173,7 @@ def test_all_wrong_fields_are_named_at_once() -> None:
 def test_what_is_just_within_the_limits_is_taken(change: Change) -> None:
     found = request()
     change(found)
-    convert.create_job(found)
+    convert.create_job(found, Limits())
 
 
 def test_the_fingerprint_is_of_the_request_and_not_of_the_order_of_its_maps() -> None:
@@ -151,8 +182,8 @@ def test_the_fingerprint_is_of_the_request_and_not_of_the_order_of_its_maps() ->
         one.labels[name] = name
     for name in ("c", "b", "a"):
         other.labels[name] = name
-    assert convert.create_job(one).fingerprint == convert.create_job(other).fingerprint
-    assert convert.create_job(request()).fingerprint != convert.create_job(third).fingerprint
+    assert convert.create_job(one, Limits()).fingerprint == convert.create_job(other, Limits()).fingerprint
+    assert convert.create_job(request(), Limits()).fingerprint != convert.create_job(third, Limits()).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -170,14 +201,14 @@ def test_the_fingerprint_covers_the_credentials(change: Change) -> None:
     for found in (one, other):
         found.parameters["x"].credential_ref = "secret"
     change(other)
-    assert convert.create_job(one).fingerprint != convert.create_job(other).fingerprint
+    assert convert.create_job(one, Limits()).fingerprint != convert.create_job(other, Limits()).fingerprint
 
 
 def test_the_names_of_credentials_are_read_apart_from_the_values() -> None:
     found = request(admin="root", run_as="web", credentials={"db": "main"})
     found.parameters["secret"].credential_ref = "mine"
     found.parameters["open"].plain = "x"
-    command = convert.create_job(found)
+    command = convert.create_job(found, Limits())
     assert (command.admin, command.run_as, command.credentials) == ("root", "web", {"db": "main"})
     assert (command.parameters, command.parameter_credentials) == ({"open": "x"}, {"secret": "mine"})
 
@@ -228,7 +259,7 @@ any_text = st.text(max_size=20)
 )
 def test_no_request_raises_anything_else(found: pb.CreateJobRequest) -> None:
     try:
-        convert.create_job(found)
+        convert.create_job(found, Limits())
     except InvalidArgument as error:
         assert error.violations
 

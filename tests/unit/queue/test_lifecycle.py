@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
 from services.queue import lifecycle
-from services.queue.errors import IllegalTransition, StaleAttempt
+from services.queue.errors import ForceRefused, IllegalTransition, StaleAttempt
 from services.queue.frames import StopKind
-from services.queue.model import Actor, LogVerdict
-from services.queue.states import HELD_BY_AGENT, TERMINAL, Status, StopState
+from services.queue.model import Actor, LeaseEnd, LogVerdict
+from services.queue.states import HELD_BY_AGENT, TERMINAL, Event, Status, StopState
 from tests.unit.queue.samples import AGENT, ALICE, NOW, attempt, events, job, running, starting
 
 SECOND = timedelta(seconds=1)
@@ -279,10 +280,90 @@ def test_a_job_without_a_run_timeout_runs_as_long_as_it_likes() -> None:
     assert not lifecycle.overrun(running(), NOW + timedelta(days=365), NOW)
 
 
-def test_expiry_says_why() -> None:
-    found = job(Status.WAITING)
+@pytest.mark.parametrize(
+    ("status", "latest_start", "held_until", "reason"),
+    [
+        (Status.WAITING, NOW, None, "LATEST_START"),
+        (Status.DEFERRED, NOW, None, "LATEST_START"),
+        (Status.DEFERRED, None, NOW, "DEFERRAL_LIMIT"),
+        (Status.DEFERRED, NOW, NOW - SECOND, "DEFERRAL_LIMIT"),
+        (Status.DEFERRED, NOW - SECOND, NOW, "LATEST_START"),
+        # As a replica of the release before leaves one that it activates.
+        (Status.WAITING, NOW, NOW - SECOND, "LATEST_START"),
+    ],
+)
+def test_expiry_says_why(
+    status: Status, latest_start: datetime | None, held_until: datetime | None, reason: str
+) -> None:
+    found = job(status, latest_start=latest_start, deferral_ends_at=held_until)
     lifecycle.expire(found, NOW)
-    assert (found.status, found.failure_reason) == (Status.EXPIRED, "LATEST_START")
+    assert (found.status, found.failure_reason) == (Status.EXPIRED, reason)
+    assert found.status_message
+
+
+def test_activation_ends_the_deferral() -> None:
+    found = job(Status.DEFERRED, deferral_ends_at=NOW)
+    lifecycle.activate(found, NOW, ALICE, "go")
+    assert found.deferral_ends_at is None and found.new_history[-1].message == "go"
+
+
+@pytest.mark.parametrize(
+    ("status", "proven", "limit", "reason"),
+    [
+        (Status.STARTING, {}, {"start_timeout": timedelta(hours=1)}, "START_TIMEOUT"),
+        (Status.PROCESSING_OUTPUT, {"payload_ended_at": NOW}, {"output_timeout": timedelta(hours=1)}, "OUTPUT_TIMEOUT"),
+        (
+            Status.CANCEL_REQUESTED,
+            {"stop_wished_at": NOW, "stop_wish": StopKind.CANCEL},
+            {"cancel_grace": timedelta(hours=1) - lifecycle.KILL_LIMIT},
+            "STOP_UNCONFIRMED",
+        ),
+    ],
+)
+def test_each_job_has_its_own_limits(
+    status: Status, proven: dict[str, Any], limit: dict[str, timedelta], reason: str
+) -> None:
+    found = job(status, attempt(accepted_at=NOW, **proven), **limit)
+    assert not lifecycle.overrun(found, NOW + timedelta(hours=1) + MARGIN, NOW)
+    assert lifecycle.overrun(found, NOW + timedelta(hours=1) + MARGIN + SECOND, NOW)
+    assert found.failure_reason == reason
+
+
+# Status, stop, whether something may be at the site; what becomes of it, or what the refusal says.
+FORCED: list[tuple[Status, StopState, bool, Status | str]] = [
+    (Status.AWOL, StopState.NONE, True, Status.ABORTED),
+    *((s, StopState.UNCONFIRMED, True, s) for s in sorted(TERMINAL - {Status.EXPIRED})),
+    *((s, StopState.NONE, False, "unchanged") for s in sorted(TERMINAL)),
+    (Status.ABORTED, StopState.UNCONFIRMED, False, "unchanged"),
+    (Status.CANCELED, StopState.CONFIRMED, False, "unchanged"),
+    (Status.ABORTED, StopState.PENDING, True, "confirm its stop: wait until its agent has been silent for 120 s"),
+    *((s, StopState.NONE, True, "end it: abort it without force, or wait until") for s in sorted(HELD_BY_AGENT)),
+    (Status.DEFERRED, StopState.NONE, False, "no agent has it: abort it without force"),
+    (Status.WAITING, StopState.NONE, False, "no agent has it: abort it without force"),
+]
+
+
+@pytest.mark.parametrize(("status", "stop", "live", "outcome"), FORCED)
+def test_force(status: Status, stop: StopState, live: bool, outcome: Status | str) -> None:
+    current = attempt(accepted_at=NOW, sealed_at=None if live else NOW)
+    found = job(status, current, stop_state=stop, with_credentials=True)
+    if not isinstance(outcome, Status) and outcome != "unchanged":
+        with pytest.raises(ForceRefused, match=outcome):
+            lifecycle.force(found, NOW, ALICE, "its machine was scrapped")
+        assert not found.new_history and found.status is status
+        return
+    lifecycle.force(found, NOW, ALICE, "its machine was scrapped")
+    if outcome == "unchanged":
+        assert (found.status, found.stop_state, found.new_history) == (status, stop, [])
+        return
+    assert (found.status, found.stop_state, found.live) == (outcome, StopState.UNCONFIRMED, False)
+    assert (current.lost, current.verdict, current.sealed_at) == (True, LogVerdict.GAPPED, NOW)
+    assert found.lease_end == LeaseEnd(7, 1, job_over=True)
+    (entry,) = found.new_history
+    assert (entry.event, entry.actor, entry.origin) == (Event.FORCE, ALICE.name, ALICE.origin)
+    assert (entry.message, found.completed_at is None) == ("its machine was scrapped", status in TERMINAL)
+    lifecycle.force(found, NOW + SECOND, ALICE, "again")
+    assert len(found.new_history) == 1
 
 
 def test_an_agent_that_has_just_come_back_is_given_time_to_hand_in_what_it_has() -> None:

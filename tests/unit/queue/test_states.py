@@ -60,6 +60,7 @@ AWOL                                                  | RETURN_PROCESSING_OUTPUT
 AWOL                                                  | RETURN_CANCEL_REQUESTED  | CANCEL_REQUESTED
 AWOL                                                  | GIVE_BACK                | WAITING/CANCELED | {UNACCEPTED}
 AWOL                                                  | ABORT                    | ABORTED
+AWOL                                                  | FORCE                    | ABORTED
 AWOL                                                  | DELETE                   | ABORTED
 """
 
@@ -72,7 +73,7 @@ WAITING                                   | ACTIVATE
 AWOL                                      | CANCEL,SILENCE,JOURNAL_LOST
 CANCELED                                  | CANCEL
 ABORTED                                   | ABORT
-CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT,EXPIRED | DELETE,RERUN
+CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT,EXPIRED | DELETE,RERUN,FORCE
 CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FIRST_PROCESS,PAYLOAD_ENDED,RUN_TIMEOUT
 CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FINISH_SUCCEEDED,FINISH_FAILED,FINISH_STOPPED
 """
