@@ -89,9 +89,9 @@ def test_a_killed_supervisor_fails_its_job_and_nothing_of_it_is_left(stack: Stac
         until(lambda: client.jobs.get(number).status == job_pb2.JOB_STATUS_FAILED, "the job to fail")
         job = client.jobs.get(number)
     assert job.failure_reason == "SUPERVISOR_LOST"
-    # All of it is gone (see below); the evidence calls that proven only where there was a cgroup to look into.
-    proven = job.stop_evidence.method == "cgroup"
-    assert job.stop_state == (job_pb2.STOP_STATE_CONFIRMED if proven else job_pb2.STOP_STATE_UNCONFIRMED)
+    assert job.stop_state == job_pb2.STOP_STATE_CONFIRMED
+    assert job.stop_evidence.tree_empty
+    assert job.stop_evidence.method in ("cgroup", "guardian")
     assert not job.stop_evidence.survivors
     for pid in map(int, pids.read_text().split()):
         assert not runs(pid), f"process {pid} is left"

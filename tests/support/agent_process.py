@@ -70,6 +70,11 @@ class AgentProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def pid(self) -> int:
+        """Of the agent itself; 0 when it has not been started, or was ended."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
     def log(self) -> str:
         """Everything that its processes have logged so far."""
         return self._log.read_text() if self._log.exists() else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from google.protobuf.duration_pb2 import Duration
 
 from services.sis_agent.agent import processes
-from services.sis_agent.agent.attempts import ASSIGNMENT
+from services.sis_agent.agent.attempts import write_assignment
 from services.sis_agent.agent.handle import SupervisorHandle, Zygote
 from services.sis_agent.agent.spool import SpoolReader
 from services.sis_agent.agent.supervisor_identity import SPOOL
@@ -115,6 +115,7 @@ class Attempts:
         output_markers: bool = False,
         run_timeout: float = 0.0,
         grace: float = 0.3,
+        output_timeout: float = 60.0,
         log_cap_bytes: int = 0,
         inputs: Mapping[str, object] | None = None,
         files: Mapping[str, File] | None = None,
@@ -147,6 +148,7 @@ class Attempts:
             operation="run",
             parameters={"script": job_pb2.ParameterValue(plain=script)},
             cancel_grace=duration(grace),
+            output_timeout=duration(output_timeout),
             log_cap_bytes=log_cap_bytes,
         )
         for name, file in (files or {}).items():
@@ -157,7 +159,7 @@ class Attempts:
             leases(assignment)
         directory = self._root / f"{number}.1"
         directory.mkdir(mode=0o700)
-        (directory / ASSIGNMENT).write_bytes(assignment.SerializeToString())
+        write_assignment(directory, assignment)
         return Attempt(directory, package)
 
     async def spawn(self, attempt: Attempt) -> Attempt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -12,12 +13,15 @@ from typing import Self
 
 from google.protobuf.message import DecodeError
 
+from services.runtime import faults
 from sis.private_files import sync_directory
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
 log = logging.getLogger(__name__)
 
-ASSIGNMENT = "assignment.binpb"
+ASSIGNMENT = "assignment"
+"""The name of the file: the SHA-256 of the serialised message, and the message."""
+_DIGEST_BYTES = 32
 # In a directory whose attempt is no longer reported by this agent. Nothing but a person removes it.
 ORPHANED = "orphaned"
 
@@ -50,6 +54,40 @@ class AttemptKey:
         return f"{self.job_id}.{self.number}"
 
 
+class AssignmentDamaged(Exception):
+    """What an attempt has to do was lost."""
+
+
+def write_assignment(directory: Path, assignment: dispatch.Assignment) -> None:
+    """Put an assignment into the directory of its attempt, which has none. Its content is durable when it returns."""
+    content = assignment.SerializeToString(deterministic=True)
+    with (directory / ASSIGNMENT).open("xb") as file:
+        file.write(hashlib.sha256(content).digest() + content)
+        file.flush()
+        faults.point("agent.assignment.syncing")
+        os.fsync(file.fileno())
+        faults.point("agent.assignment.synced")
+
+
+def read_assignment(directory: Path) -> dispatch.Assignment:
+    """What `write_assignment` has written, and nothing else: one flipped bit could be another command.
+
+    Raises:
+        AssignmentDamaged: it is not there, or not what was written.
+        OSError: it cannot be read.
+    """
+    path = directory / ASSIGNMENT
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+            raise AssignmentDamaged(f"{path} is damaged")
+        return dispatch.Assignment.FromString(content[_DIGEST_BYTES:])
+    except FileNotFoundError:
+        raise AssignmentDamaged(f"{path} is gone") from None
+    except DecodeError:
+        raise AssignmentDamaged(f"{path} is damaged") from None
+
+
 class AttemptDirectories:
     """`attempts/<job>.<attempt>/` of the agent's state, mode 0700, one for each attempt that was accepted.
 
@@ -75,18 +113,15 @@ class AttemptDirectories:
         if path.exists():
             shutil.rmtree(path)
         path.mkdir(mode=0o700)
-        with (path / ASSIGNMENT).open("xb") as file:
-            file.write(assignment.SerializeToString(deterministic=True))
-            file.flush()
-            os.fsync(file.fileno())
+        write_assignment(path, assignment)
 
     def assignment(self, key: AttemptKey) -> dispatch.Assignment:
         """What the attempt has to do. If that was lost, an assignment of nothing, and a directory to say so in."""
         path = self.path(key)
         try:
-            return dispatch.Assignment.FromString((path / ASSIGNMENT).read_bytes())
-        except (FileNotFoundError, DecodeError):
-            log.exception("the assignment of attempt %s is lost", key)
+            return read_assignment(path)
+        except AssignmentDamaged as error:
+            log.error("the assignment of attempt %s is lost: %s", key, error)  # noqa: TRY400
             path.mkdir(mode=0o700, exist_ok=True)
             return dispatch.Assignment(attempt=key.to_proto())
 

@@ -4,6 +4,7 @@ wrong, and whoever has to rely on them looks himself."""
 from __future__ import annotations
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.runtime.trust import issued_under
@@ -22,11 +23,13 @@ def own_certificate(
         certificates = x509.load_pem_x509_certificates(chain)
         names = certificates[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         anchors = x509.load_pem_x509_certificates(ca)
-    except (ValueError, x509.ExtensionNotFound) as error:
+        certified = certificates[0].public_key()
+        trusted = any(issued_under(certificates, anchor) for anchor in anchors)
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound) as error:
         raise CertificateRefused(f"the certificate that came cannot be read: {error}") from None
-    if certificates[0].public_key() != key.public_key():
+    if certified != key.public_key():
         raise CertificateRefused("the certificate that came is for another key")
-    if not any(issued_under(certificates, anchor) for anchor in anchors):
+    if not trusted:
         raise CertificateRefused("the certificate that came is not from the CA that this agent trusts")
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if uris != [f"spiffe://sis/agent/{group}/{name}"]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -49,11 +50,27 @@ def opened(directory: Path) -> AgentIdentity:
 
     Raises:
         NotEnrolled: there is none.
-        IdentityDamaged: it cannot be read.
+        IdentityDamaged: it cannot be read, or its files do not belong together.
     """
     for request in (_ENROLMENT, _RENEWAL):
         _apply(directory, directory / request)
-    return AgentIdentity.load(directory)
+    identity = AgentIdentity.load(directory)
+    _verify(identity)
+    return identity
+
+
+def _verify(identity: AgentIdentity) -> None:
+    """Have damage found here: gRPC would only say, again and again, that it cannot connect."""
+    directory = identity.directory
+    key = _load_key(directory / KEY)
+    try:
+        chain, ca = (directory / CERTIFICATE).read_bytes(), (directory / CA).read_bytes()
+        own_certificate(chain, ca, key, name=identity.name, group=identity.group)
+    except OSError as error:
+        raise IdentityDamaged(f"{error.filename} cannot be read: enrol again") from None
+    except CertificateRefused as error:
+        files = f"{directory / CERTIFICATE}, {CA} or {KEY}"
+        raise IdentityDamaged(f"{files} is damaged ({error}): enrol again") from None
 
 
 def renewal(identity: AgentIdentity) -> tuple[bytes, bytes]:
@@ -283,7 +300,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
         raise IdentityDamaged(f"{path} cannot be read: enrol again") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise IdentityDamaged(f"{path} is not a P-256 key: enrol again")

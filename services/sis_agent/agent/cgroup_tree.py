@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import select
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from services.sis_agent.agent import processes
+from services.sis_agent.agent.cgroup_mounts import payload_home
 from services.sis_agent.agent.process_tree import ProcessTree, has_children, kill_each
 from services.sis_agent.agent.processes import ProcessInfo
 
@@ -53,7 +53,7 @@ class CgroupTree(ProcessTree):
     @classmethod
     def create(cls, name: str) -> Self | None:
         """Make a cgroup of this name, which everybody can read. None where that is not possible."""
-        home = own_cgroup()
+        home = payload_home()
         if home is None:
             return None
         directory = home / f"{_PREFIX}{name}"
@@ -208,33 +208,3 @@ def _try(tree: CgroupTree) -> bool:
 
 def _readable(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], _TRIAL_SECONDS)[0])
-
-
-@functools.cache
-def own_cgroup() -> Path | None:
-    """The directory of this process's cgroup (v2), where that hierarchy is mounted."""
-    path = next((line.removeprefix("0::") for line in _lines("/proc/self/cgroup") if line.startswith("0::")), None)
-    if path is None:
-        return None
-    for line in _lines("/proc/self/mountinfo"):
-        mount, _, source = line.partition(" - ")
-        if not source.startswith("cgroup2 "):
-            continue
-        root, point = (_unescaped(field) for field in mount.split()[3:5])
-        # A container may have mounted a part of the hierarchy only.
-        if root == "/" or path == root or path.startswith(f"{root}/"):
-            return Path(point + path.removeprefix("" if root == "/" else root).rstrip("/"))
-    return None
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-
-
-def _unescaped(field: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, character)
-    return field

@@ -11,6 +11,7 @@ from typing import Final
 
 import grpc
 
+from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.channels import from_status, grpc_error, secure_channel
 from services.runtime.errors import DeadlineExceeded, Internal, SisError, Unavailable
@@ -63,6 +64,7 @@ class Connection:
         self._endpoints = endpoints
         self._about = about
         self._welcomed = False
+        self._told = ""
         self._channel: grpc.aio.Channel | None = None
 
     async def run(self, executor: Executor) -> None:
@@ -97,7 +99,7 @@ class Connection:
         try:
             await self._session(endpoint, executor)
         except (SisError, AgentError, OSError) as error:
-            log.warning("the stream to hub %s has ended: %s", endpoint, error)
+            self._tell(endpoint, error)
             if isinstance(error, SisError) and error.reason in REMEDIES:
                 return error
         if not self._welcomed:
@@ -108,6 +110,14 @@ class Connection:
                 if isinstance(error, SisError) and error.reason in REMEDIES:
                     return error
         return None
+
+    def _tell(self, endpoint: str, error: Exception) -> None:
+        """Log the end of a stream, and why none can be opened: once, and when it becomes something else."""
+        if self._welcomed:
+            log.warning("the stream to hub %s has ended: %s", endpoint, error)
+        elif self._told != str(error):
+            self._told = str(error)
+            log.warning("this agent waits for a hub; %s: %s", endpoint, error)
 
     async def fetch(self, digest: str, offset: int) -> AsyncIterator[bytes]:
         """The bytes of a package's archive from an offset on.
@@ -145,6 +155,7 @@ class Connection:
             try:
                 interval = await self._open(call, executor)
                 self._welcomed = True
+                self._told = ""
                 log.info("connected to hub %s", endpoint)
                 self._channel = channel
                 await self._converse(call, executor, interval)
@@ -164,7 +175,9 @@ class Connection:
                 hello.CopyFrom(self._about)
                 executor.describe(hello)
                 secret = self._identity.current.resume_secret
+                faults.point("agent.hello.sending")
                 await call.write(pb.ConnectRequest(hello=hello, resume_secret=secret))
+                faults.point("agent.hello.sent")
                 response = await call.read()
         except TimeoutError:
             raise DeadlineExceeded(f"the hub gave no welcome within {WELCOME_SECONDS:.0f} s") from None
@@ -172,6 +185,7 @@ class Connection:
             raise Unavailable("the hub has ended the stream instead of a welcome")
         if response.WhichOneof("content") != "welcome":
             raise Internal("the hub began with something else than a welcome")
+        faults.point("agent.welcome.heard")
         welcome = response.welcome
         if welcome.resume_secret:
             self._persist(welcome.resume_secret)
@@ -179,8 +193,10 @@ class Connection:
         return max(welcome.beat_interval.ToMilliseconds() / 1000, 0.0) or BEAT_SECONDS
 
     def _persist(self, secret: bytes) -> None:
+        faults.point("agent.secret.writing")
         try:
             self._identity.current.persist_resume_secret(secret)
+            faults.point("agent.secret.written")
         except OSError as error:
             # The hub takes the secret that was shown last as well, and while a disk is full this agent must be
             # reachable, to report and to stop what runs.
@@ -207,7 +223,9 @@ class Connection:
             response = await call.read()
             if not isinstance(response, pb.ConnectResponse):
                 raise Unavailable("the hub has ended the stream")
-            match response.WhichOneof("content"):
+            kind = response.WhichOneof("content")
+            faults.point(f"agent.{kind}.heard")
+            match kind:
                 case "assignments":
                     executor.assign(response.assignments.assignments)
                 case "acknowledgements":
@@ -229,7 +247,10 @@ class Connection:
             await executor.wait(beat_at - clock())
             reports = await executor.take()
             if reports:
+                kind = reports[0].WhichOneof("content")
+                faults.point(f"agent.{kind}.sending")
                 await _say(call, pb.ConnectRequest(reports=pb.AttemptReports(reports=reports)))
+                faults.point(f"agent.{kind}.sent")
             if executor.beat_wanted or clock() >= beat_at:
                 beat_at = clock() + interval
                 await _say(call, pb.ConnectRequest(beat=executor.beat()))

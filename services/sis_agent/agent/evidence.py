@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.sis_agent.agent import processes
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.recorder import Recorder
+from services.sis_agent.agent.records import sealed, unsealed
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 
@@ -116,7 +117,8 @@ class Evidence:
     def _record(self, what: str, process: ProcessInfo, role: job_pb2.ProcessRole.ValueType) -> None:
         record = self._records[process.key] = self._describe(process, role)
         with contextlib.suppress(OSError):  # a full disk: the spool will tell
-            os.write(self._keys, f"{process.pid} {process.start_ticks}\n".encode())
+            # What a full disk has cut short before must not become one line with it.
+            os.write(self._keys, b"\n" + sealed({"pid": process.pid, "start_ticks": process.start_ticks}))
         self._tell(what, process, record)
 
     def _tell(self, what: str, process: ProcessInfo, record: job_pb2.Process) -> None:
@@ -161,10 +163,10 @@ def _key(pid: int, keys: Mapping[int, _Key]) -> _Key:
 
 
 def read_keys(keys_file: Path) -> list[_Key]:
-    """Process id and start time of each process that was seen, as far as they were written down."""
+    """Process id and start time of each process that was seen, as far as they were written down and are undamaged."""
     try:
-        lines = keys_file.read_text(encoding="ascii", errors="replace").splitlines()
+        lines = keys_file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    fields = (line.split() for line in lines)
-    return [(int(f[0]), int(f[1])) for f in fields if len(f) == 2 and f[0].isdigit() and f[1].isdigit()]
+    records = [record for record in map(unsealed, lines) if record is not None]
+    return [(int(str(record["pid"])), int(str(record["start_ticks"]))) for record in records]

@@ -18,7 +18,7 @@ from services.sis_agent.agent.handle import StopKind, SupervisorHandle, Supervis
 from services.sis_agent.agent.journal import Step
 from services.sis_agent.agent.life import Life, Site
 from services.sis_agent.agent.package_cache import is_digest
-from services.sis_agent.agent.supervisor_identity import SPOOL
+from services.sis_agent.agent.supervisor_identity import SPOOL, SupervisorUnknown
 from sis.agent.v1 import agent_service_pb2 as agent
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame
@@ -33,6 +33,7 @@ LIVES: Final = 5
 """So often an attempt is taken up again after a fault of the agent, before it is left to people."""
 UNWANTED: Final = 16
 """So many attempts more than twice the slots may be on their way out while new ones are taken."""
+MORE: Final = "the server has more of its log than this site"
 RETRY_SECONDS: Final = 1.0
 """Before a report is sent again, where the refusal names no time."""
 
@@ -79,15 +80,18 @@ class Executor:
         hello.journal_id = self._site.journal.journal_id
         hello.record_number = self._site.journal.record_number
         hello.slots = self._slots
+        hello.draining = self._site.state.full
         for key in self._in_hand():
             hello.attempts.add(attempt=key.to_proto(), acknowledged_sequence=self._site.shipping.acknowledged(key))
 
     def beat(self) -> agent.Beat:
         """The sign of life that is due now."""
         self._beat_wanted = False
+        self._site.state.look()
         keys = self._in_hand()
         free_slots = max(self._slots - len(keys), 0)
-        return agent.Beat(attempts=[key.to_proto() for key in keys], free_slots=free_slots)
+        draining = self._site.state.full
+        return agent.Beat(attempts=[key.to_proto() for key in keys], free_slots=free_slots, draining=draining)
 
     @property
     def beat_wanted(self) -> bool:
@@ -122,6 +126,20 @@ class Executor:
             JournalUnwritable, OSError: the disk does not take them; no new one was taken and none is answered.
         """
         accepted: list[dispatch.Assignment] = []
+        try:
+            self._record(assignments, accepted)
+        except (JournalUnwritable, OSError) as error:
+            self._site.state.failed(error)
+            for assignment in accepted:
+                self._site.directories.remove(_key(assignment))
+            raise
+        for assignment in accepted:
+            key = _key(assignment)
+            self._accept(key)
+            self._begin(assignment, self._site.journal.entries[key].received_at)
+
+    def _record(self, assignments: Iterable[dispatch.Assignment], accepted: list[dispatch.Assignment]) -> None:
+        """Put into the journal what becomes of each, and into the list what is accepted."""
         for assignment in assignments:
             key = _key(assignment)
             entry = self._site.journal.entries.get(key)
@@ -135,15 +153,9 @@ class Executor:
                 self._decline(key, reason)
             else:
                 faults.point("agent.assigned")
-                self._site.directories.create(assignment)
                 accepted.append(assignment)
+                self._site.directories.create(assignment)
         self._site.journal.append(Step.ACCEPTED, map(_key, accepted))
-        if accepted:
-            faults.point("agent.journalled")
-        for assignment in accepted:
-            key = _key(assignment)
-            self._accept(key)
-            self._begin(assignment, self._site.journal.entries[key].received_at)
 
     def acknowledge(self, answer: agent.Acknowledgement, error: SisError | None) -> None:
         """Take note of the answer to a report; `error` is the one in it.
@@ -189,7 +201,7 @@ class Executor:
         """The next reports to send."""
         reports, behind = await self._site.shipping.take()
         for key in behind:
-            self._abandon(key, "the server has more of its log than this site")
+            self._abandon(key, MORE)
         return reports
 
     def silence(self) -> float:
@@ -202,7 +214,7 @@ class Executor:
         """The secrets of an attempt that nobody takes up must not stay where its supervisor had them."""
         try:
             stage.remove_abandoned(self._site.directories.path(key))
-        except OSError:
+        except (OSError, SupervisorUnknown):
             log.exception("what attempt %s has left outside of its directory cannot be found", key)
 
     def _in_hand(self) -> list[AttemptKey]:
@@ -282,6 +294,9 @@ class Executor:
             self._site.shipping.resume(key, sequence)
         elif life.confirmed:
             self._site.shipping.resume(key, sequence)
+        elif life.spooled < sequence:
+            # The journal is an older one again: it has forgotten that the attempt was started.
+            self._abandon(key, MORE)
         else:
             self._accept(key)
 

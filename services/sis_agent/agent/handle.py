@@ -10,13 +10,16 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
-from services.sis_agent.agent.supervisor_identity import CONTROL, SupervisorIdentity
+from services.runtime import faults
+from services.sis_agent.agent.process_limit import PROCESS_LIMIT
+from services.sis_agent.agent.supervisor_identity import CONTROL, SupervisorIdentity, SupervisorUnknown
 from services.sis_agent.agent.zygote import MAX_MESSAGE_BYTES
 
 _START_SECONDS: Final = 30.0
@@ -36,6 +39,13 @@ class SpawnFailed(Exception):
     def __init__(self, message: str, *, may_have_started: bool) -> None:
         super().__init__(message)
         self.may_have_started = may_have_started
+
+
+class _ZygoteEnded(SpawnFailed):
+    """The zygote ended, and was not handed the request: ask another one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, may_have_started=False)
 
 
 class SupervisorUnreachable(Exception):
@@ -60,11 +70,20 @@ class StopKind(StrEnum):
 class Zygote:
     """The warm process from which supervisors are forked: started when it is first needed, again when it has died.
 
-    The agent's identity, to whose keys leases are sealed, is in `identity_directory`.
+    The agent's identity, to whose keys leases are sealed, is in `identity_directory`. A payload may have
+    `process_limit` processes at once, 0 for any number.
     """
 
-    def __init__(self, tree: TreeKind = TreeKind.BEST, *, identity_directory: Path | None = None) -> None:
-        self._arguments = [str(tree), *([str(identity_directory)] if identity_directory is not None else [])]
+    def __init__(
+        self,
+        tree: TreeKind = TreeKind.BEST,
+        *,
+        process_limit: int = PROCESS_LIMIT,
+        identity_directory: Path | None = None,
+    ) -> None:
+        self._arguments = [str(tree), str(process_limit)]
+        if identity_directory is not None:
+            self._arguments.append(str(identity_directory))
         self._starting = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._running: _RunningZygote | None = None
@@ -87,11 +106,10 @@ class Zygote:
         """
         request = {"directory": str(directory), "package_directory": str(package_directory)}
         for _ in range(_TRIES):
-            zygote = await self._ready()
             try:
+                zygote = await self._ready()
                 return await zygote.spawn(next(self._numbers), request)
-            except BrokenPipeError:
-                # It has died, and was not handed the request.
+            except _ZygoteEnded:
                 continue
         raise SpawnFailed("the zygote ends whenever it is started", may_have_started=False)
 
@@ -115,7 +133,7 @@ class Zygote:
 class _RunningZygote:
     """One zygote process and the requests that it has not answered."""
 
-    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
         self._process = process
         self._connection = connection
         self._answers: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
@@ -129,21 +147,16 @@ class _RunningZygote:
         with theirs:
             ours.setblocking(False)
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "services.sis_agent.agent.zygote", str(theirs.fileno()), *arguments),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            except BaseException:
+                process = _launch(theirs, arguments)
+            except OSError as error:
                 ours.close()
-                raise
+                raise SpawnFailed(f"no process could be made for the zygote: {error}", may_have_started=False) from None
         zygote = cls(process, ours)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await zygote._ready.wait()
             if zygote.gone:
-                raise SpawnFailed("the zygote ended when it was started", may_have_started=False)
+                raise _ZygoteEnded("the zygote ended when it was started")
         except BaseException as error:
             await zygote.stop()
             if isinstance(error, TimeoutError):
@@ -152,7 +165,7 @@ class _RunningZygote:
         return zygote
 
     async def spawn(self, number: int, request: dict[str, Any]) -> SupervisorIdentity:
-        """Raises BrokenPipeError when the zygote has died before this; it is `gone` then."""
+        """Raises _ZygoteEnded when the zygote has died before this; it is `gone` then."""
         answer: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
@@ -160,7 +173,7 @@ class _RunningZygote:
                 self._connection.send(json.dumps({"id": number, **request}).encode())
             except (BrokenPipeError, ConnectionResetError):
                 self._lose()
-                raise BrokenPipeError from None
+                raise _ZygoteEnded("the zygote has ended") from None
             except OSError as error:
                 raise SpawnFailed(f"the zygote takes no request: {error}", may_have_started=False) from None
             async with asyncio.timeout(_SPAWN_SECONDS):
@@ -180,12 +193,10 @@ class _RunningZygote:
     async def stop(self) -> None:
         self._lose()
         try:
-            async with asyncio.timeout(_STOP_SECONDS):
-                await self._process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+            await asyncio.to_thread(self._process.wait, _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
 
     def _receive(self) -> None:
         while True:
@@ -218,6 +229,17 @@ class _RunningZygote:
                 answer.set_result(None)
 
 
+def _launch(connection: socket.socket, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start the process. Not by the event loop, whose fork runs the handlers of gRPC in the child, and these abort it
+    when they come at the wrong moment; a vfork runs none, and takes no time. Raises OSError."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "services.sis_agent.agent.zygote", str(connection.fileno()), *arguments],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[connection.fileno()],
+        start_new_session=True,
+    )
+
+
 class SupervisorHandle:
     """A supervisor that was found alive. To be closed."""
 
@@ -233,7 +255,10 @@ class SupervisorHandle:
 
         None is no proof that none is about to come: `lost.finish_lost` makes sure of that.
         """
-        identity = SupervisorIdentity.read(directory)
+        try:
+            identity = SupervisorIdentity.read(directory)
+        except SupervisorUnknown:
+            identity = SupervisorIdentity.listening(directory)
         if identity is None or not identity.of_this_boot:
             return None
         try:
@@ -291,8 +316,10 @@ class SupervisorHandle:
             async with asyncio.timeout(_COMMAND_SECONDS):
                 reader, writer = await self._connect()
                 try:
+                    faults.point("agent.stop.sending")
                     writer.write(command)
                     answer = await reader.readline()
+                    faults.point("agent.stop.answered")
                 finally:
                     writer.close()
         except TimeoutError:

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from services.runtime.tls import TlsFiles
 from services.sis_agent.agent.errors import IdentityDamaged, NotEnrolled
+from services.sis_agent.agent.records import checksum
 from sis.private_files import write_private
 
 SKEW_SECONDS: Final = 600.0
@@ -68,6 +69,9 @@ class AgentIdentity:
         """
         try:
             values = json.loads((directory / IDENTITY).read_bytes())
+            # One that was written by an older version has none.
+            if values.pop("checksum", None) not in (None, checksum(values)):
+                raise ValueError("it is not what was written")
             return cls(
                 directory=directory,
                 name=str(values["name"]),
@@ -86,14 +90,14 @@ class AgentIdentity:
                 f"there is no identity in {directory}: have `sis agents pair --name NAME --group GROUP` print a "
                 "pairing code, then run `sis-agent enrol --hub HOST:PORT --code -` here"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise IdentityDamaged(f"{directory / IDENTITY} cannot be read ({error}): enrol again") from None
 
     def content(self) -> bytes:
         """What `load` reads."""
         values = asdict(self)
         del values["directory"]
-        return json.dumps(values, indent=2).encode()
+        return json.dumps({**values, "checksum": checksum(values)}, indent=2).encode()
 
     @property
     def tls(self) -> TlsFiles:

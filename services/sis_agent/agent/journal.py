@@ -1,9 +1,8 @@
 """The agent's journal: what it has promised and begun, on disk before it happens.
 
-A text file, one record a line: the CRC-32 of the rest in eight hexadecimal digits, a space, a JSON object.
-The first line names the journal; each later one moves one attempt a step on. Records are numbered through the
-life of the journal, over compactions and restarts, so a server that sees a lower number knows that something
-was lost.
+A text file of `records`. The first names the journal; each later one moves one attempt a step on. They are numbered
+through the life of the journal, over compactions and restarts, so a server that sees a lower number knows that
+something was lost.
 
 The journal is the one place that decides whether an attempt may be started: SPAWNING is recorded at most once
 for an attempt, durably, before anybody is asked to spawn it.
@@ -12,14 +11,12 @@ for an attempt, durably, before anybody is asked to spawn it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
 import shutil
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -27,8 +24,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
 
+from services.runtime import faults
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import IllegalStep, JournalDamaged, JournalUnwritable
+from services.sis_agent.agent.records import sealed, unsealed
 from sis.private_files import sync_directory
 
 log = logging.getLogger(__name__)
@@ -37,6 +36,7 @@ log = logging.getLogger(__name__)
 COMPACTION_BYTES: Final = 1 << 20
 # So many forgotten attempts are remembered, lest a late copy of an assignment starts one again.
 FORGOTTEN_KEPT: Final = 1_000
+_BLOCK_BYTES: Final = 512
 
 
 class Step(StrEnum):
@@ -96,6 +96,9 @@ class Journal:
         """Open the journal; with none there, or a damaged one, which is set aside beside it, begin a new one.
 
         Calls `before_creation` before a new journal can be seen: it knows nothing of what lies at this site.
+
+        Raises:
+            OSError: neither the old one can be read nor a new one be written. Nothing has changed.
         """
         try:
             return cls.open(path)
@@ -105,7 +108,11 @@ class Journal:
             aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
             log.error("the journal is set aside and a new one begins: %s", error, extra={"aside": str(aside)})  # noqa: TRY400
             # A copy and not a move: until the new journal is there, the damaged one must be found again.
-            shutil.copyfile(path, aside)
+            try:
+                shutil.copyfile(path, aside)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
         before_creation()
         return cls.create(path)
 
@@ -128,7 +135,7 @@ class Journal:
         content = path.read_bytes()
         whole = _without_torn_tail(content)
         try:
-            header, *records = [_record(number, line) for number, line in enumerate(whole.splitlines(), 1)]
+            header, *records = [_record(number, line) for number, line in enumerate(whole.split(b"\n")[:-1], 1)]
             journal = cls(path, str(header["journal"]))
             journal._replay(int(str(header["n"])), int(str(header["kept"])), records)
         except (KeyError, ValueError, IllegalStep) as error:
@@ -157,7 +164,9 @@ class Journal:
                 raise IllegalStep(f"attempt {key} cannot become {step} after {before}")
             moved[key] = replace(entry, step=step) if entry else Entry(step, now, reason)
         lines = [_line(self.record_number + n, key, entry) for n, (key, entry) in enumerate(moved.items(), 1)]
+        faults.point(f"agent.{step.lower()}.journalling")
         self._write(b"".join(lines))
+        faults.point(f"agent.{step.lower()}.journalled")
         for key, entry in moved.items():
             self._apply(self.record_number + 1, key, entry)
         if self._size > self._compact_at:
@@ -217,7 +226,7 @@ class Journal:
     def _rewrite(self) -> None:
         header = {"n": self.record_number, "journal": self.journal_id, "kept": len(self._entries)}
         lines = [_line(self._numbers[key], key, entry) for key, entry in self._entries.items()]
-        content = b"".join([_sealed(header), *lines])
+        content = b"".join([sealed(header), *lines])
         fresh = self._path.with_name(self._path.name + ".new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -248,38 +257,33 @@ def _line(number: int, key: AttemptKey, entry: Entry) -> bytes:
         "at": entry.received_at,
         "reason": entry.reason,
     }
-    return _sealed(record)
-
-
-def _sealed(record: Mapping[str, object]) -> bytes:
-    text = json.dumps(record, separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+    return sealed(record)
 
 
 def _record(number: int, line: bytes) -> dict[str, object]:
-    record = _unsealed(line)
+    record = unsealed(line)
     if record is None:
         raise JournalDamaged(f"line {number} of the journal is damaged")
     return record
 
 
-def _unsealed(line: bytes) -> dict[str, object] | None:
-    checksum, _, text = line.partition(b" ")
-    if checksum != b"%08x" % zlib.crc32(text):
-        return None
-    record = json.loads(text)
-    return record if isinstance(record, dict) else None
-
-
 def _without_torn_tail(content: bytes) -> bytes:
     """The content without a last write that a crash has cut short.
 
-    A file can have grown before its blocks were written, so a tail from a first NUL on counts as unwritten
-    too, as long as no whole record follows. Any other fault is damage.
+    A file can have grown before its blocks were written, so a tail from a first hole on counts as unwritten too, as
+    long as no whole record follows. Any other fault is damage.
     """
     hole = content.find(b"\0")
     if hole >= 0:
-        if any(_unsealed(line) is not None for line in re.split(rb"[\0\n]", content[hole:])):
+        behind = len(content[hole:].lstrip(b"\0"))
+        # What is missing of a write is blocks.
+        if behind and (len(content) - behind) % _BLOCK_BYTES:
+            raise JournalDamaged("there is a hole within a record of the journal")
+        if any(unsealed(line) is not None for line in re.split(rb"[\0\n]", content[hole:])):
             raise JournalDamaged("there is a hole in the journal")
         content = content[:hole]
-    return content[: content.rfind(b"\n") + 1]
+    end = content.rfind(b"\n") + 1
+    if unsealed(content[end:-1]) is not None:
+        # A write cut short ends before what it was to end with, and never with something else.
+        raise JournalDamaged("the last record of the journal has lost its end")
+    return content[:end]

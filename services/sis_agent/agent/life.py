@@ -37,7 +37,8 @@ from services.sis_agent.agent.lost import finish_lost
 from services.sis_agent.agent.package_cache import PackageCache, is_digest
 from services.sis_agent.agent.shipping import Shipping
 from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
-from services.sis_agent.agent.supervisor_identity import SPOOL
+from services.sis_agent.agent.state_directory import StateDirectory
+from services.sis_agent.agent.supervisor_identity import IDENTITY, SPOOL
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame
 
@@ -67,6 +68,7 @@ class Site:
     packages: PackageCache
     zygote: Zygote
     identity_directory: Path
+    state: StateDirectory
 
 
 class Ending(NamedTuple):
@@ -95,13 +97,19 @@ class Life:
         # The stop that the spool says was begun, where an agent itself has to carry it out.
         self._begun: frame.StopKind.ValueType = frame.STOP_KIND_UNSPECIFIED
         self._done = asyncio.Event()
-        if self._step is Step.SPAWNING:
+        if self._spawned:
             self._confirmed.set()
 
     @property
     def confirmed(self) -> bool:
         """Whether the server has committed the acceptance."""
         return self._confirmed.is_set()
+
+    @property
+    def spooled(self) -> int:
+        """How many frames there are of it at this site."""
+        with SpoolReader(self._directory / SPOOL) as spool:
+            return spool.last_sequence
 
     @property
     def done(self) -> bool:
@@ -111,6 +119,11 @@ class Life:
     @property
     def _step(self) -> Step:
         return self._site.journal.entries[self.key].step
+
+    @property
+    def _spawned(self) -> bool:
+        """Whether a supervisor was asked for; also where there was one, and the journal has lost what it said of it."""
+        return self._step is Step.SPAWNING or (self._directory / IDENTITY).exists()
 
     def confirm(self) -> None:
         """The acceptance is committed: the attempt may start."""
@@ -134,9 +147,9 @@ class Life:
     async def run(self) -> None:
         """Live until the attempt is forgotten. Cancelled, it leaves the supervisor running; run again, it goes on."""
         with self._site.packages.holding(self.assignment.package.digest):
-            if self._step is Step.ACCEPTED:
+            if not self._spawned:
                 await self._start()
-            if self._step is Step.SPAWNING:
+            if self._spawned:
                 await self._follow()
             await self._done.wait()
         self._site.shipping.close(self.key)
@@ -160,14 +173,14 @@ class Life:
                 return
             try:
                 self._site.journal.append(Step.SPAWNING, [self.key])
-            except JournalUnwritable:
-                log.exception("attempt %s cannot start; trying again", self.key)
+            except JournalUnwritable as error:
+                self._site.state.failed(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 break
-        faults.point("agent.spawning")
         try:
             await self._site.zygote.spawn(self._directory, ready)
+            faults.point("agent.spawned")
         except SpawnFailed as error:
             log.exception("attempt %s was not spawned", self.key)
             if not error.may_have_started:
@@ -246,7 +259,9 @@ class Life:
                     spool.append_notice(frame.SEVERITY_INFO, f"Stopping: {self._stop.reason}", begun)
                 severity = frame.SEVERITY_ERROR if failed else frame.SEVERITY_INFO
                 spool.append_notice(severity, ending.text, finished)
+            faults.point("agent.end.syncing")
             spool.sync()
+            faults.point("agent.end.synced")
         self._site.shipping.look(self.key)
 
     async def _follow(self) -> None:
@@ -261,8 +276,8 @@ class Life:
             except SpoolBusy:
                 # A supervisor is just coming to life.
                 await asyncio.sleep(LOOK_SECONDS)
-            except OSError:
-                log.exception("the end of attempt %s cannot be written; trying again", self.key)
+            except OSError as error:
+                self._site.state.failed(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 self._site.shipping.look(self.key)
@@ -310,8 +325,11 @@ class Life:
         while True:
             try:
                 write()
-            except (OSError, JournalUnwritable, SpoolBusy):
-                log.exception("attempt %s cannot go on; trying again", self.key)
+            except SpoolBusy:
+                log.warning("attempt %s cannot go on while its spool is written by another process", self.key)
+                await asyncio.sleep(RETRY_SECONDS)
+            except (OSError, JournalUnwritable) as error:
+                self._site.state.failed(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return

@@ -1,35 +1,37 @@
 """Finishes an attempt whose supervisor is dead: ends what is left of it, and says so in its spool.
 
-Nobody is the subreaper of those processes any more, so their descent proves nothing. They are found by their cgroup
-where there is one; and by what they cannot easily shed: the attempt's name in their environment, their id and start
-time where the supervisor had seen them, the session of one of those, and descent from any of these.
+The supervisor's guardian is the subreaper of those processes, and says when there are none. They are found by their
+descent from it, by their cgroup where there is one, and by what they cannot easily shed: the attempt's name in their
+environment, their id and start time where the supervisor had seen them, the session of one of those, and descent from
+any of these. Where the guardian was killed as well, that is all there is, and finding nothing proves nothing.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from google.protobuf.message import DecodeError
-
+from services.runtime import faults
 from services.sis_agent.agent import processes, stage
-from services.sis_agent.agent.attempts import ASSIGNMENT
+from services.sis_agent.agent.attempts import AssignmentDamaged, read_assignment
 from services.sis_agent.agent.cgroup_tree import Cgroup
 from services.sis_agent.agent.evidence import Evidence, read_keys
+from services.sis_agent.agent.guardian import MARK
 from services.sis_agent.agent.leases import LeaseUnreadable, leases_of
 from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.process_tree import kill_each
+from services.sis_agent.agent.process_limit import PidsCgroup
+from services.sis_agent.agent.process_tree import FREEZE_AFTER, frozen, kill_each
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.recorder import Recorder
 from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
-from services.sis_agent.agent.supervisor_identity import PROCESSES, SPOOL, SupervisorIdentity
+from services.sis_agent.agent.supervisor_identity import PROCESSES, SPOOL, SupervisorIdentity, SupervisorUnknown
 from services.sis_agent.agent.termination import CONFIRM_SECONDS
 from services.sis_agent.agent.verdict import Verdict
-from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 
 _LOCK_SECONDS: Final = 1.0
@@ -53,7 +55,11 @@ def finish_lost(
         OSError: the spool cannot be read or written. Repeatable.
     """
     with _open(directory / SPOOL) as writer:
-        identity = SupervisorIdentity.read(directory)
+        try:
+            identity = SupervisorIdentity.read(directory)
+        except SupervisorUnknown:
+            # Nobody can be held to be it, nor can a restart of the machine be told.
+            identity = SupervisorIdentity(0, 0, processes.boot_id(), "")
         if writer.finished is None:
             if identity is not None and identity.process() is not None:
                 raise SpoolBusy("the supervisor of this attempt lives")
@@ -61,14 +67,15 @@ def finish_lost(
         # Last: what was still running could have made it anew.
         if identity is not None and identity.attempt:
             stage.remove_leftovers(identity.attempt, directory)
+        if identity is not None and identity.pids_cgroup:
+            PidsCgroup(Path(identity.pids_cgroup)).remove()
 
 
 def _masker(directory: Path, identity_directory: Path | None) -> Masker | None:
     """For the secrets of the attempt; None where they are not known."""
     try:
-        assignment = dispatch.Assignment.FromString((directory / ASSIGNMENT).read_bytes())
-        return Masker(leases_of(assignment, identity_directory).secrets())
-    except (FileNotFoundError, DecodeError, LeaseUnreadable):
+        return Masker(leases_of(read_assignment(directory), identity_directory).secrets())
+    except (AssignmentDamaged, LeaseUnreadable):
         return None
 
 
@@ -85,18 +92,20 @@ def _finish(
     try:
         remains = Remains(directory, identity, named=masker is not None)
         survivors = _end(remains, evidence, confirm_seconds)
-        verdict = _judge(history, remains, left=bool(survivors), started=identity is not None)
+        verdict = _judge(history, remains, left=bool(survivors), started=identity is not None, damaged=writer.damaged)
         finished = pb.Finished(
             outcome=verdict.outcome,
             failure_reason=verdict.failure_reason,
-            evidence=evidence.to_proto(remains.method, survivors, tree_empty=remains.provable and not survivors),
+            evidence=evidence.to_proto(remains.method, survivors, tree_empty=remains.proven and not survivors),
         )
         if history.exit_code is not None:
             finished.result_code = history.exit_code
+        faults.point("agent.lost.writing")
         recorder.notice(verdict.severity, verdict.text, finished)
         recorder.sync()
         if recorder.blocked:
             raise OSError("the spool cannot be written")
+        faults.point("agent.lost.written")
     finally:
         evidence.close()
         remains.close()
@@ -108,24 +117,35 @@ class Remains:
     def __init__(self, directory: Path, identity: SupervisorIdentity | None, *, named: bool) -> None:
         """A process that is not to be `named` is called "?": it may have given itself a secret for a name."""
         self._named = named
+        self._started = identity is not None
         self._identity = identity if identity is not None and identity.of_this_boot else None
+        self._mark = directory / MARK
+        # Without its last part, which is damaged with the rest, the name is no attempt's own.
+        self._token = f"SIS_ATTEMPT={identity.attempt}".encode() if identity is not None and identity.attempt else None
         self._cgroup = Cgroup(Path(identity.cgroup)) if self._identity and identity and identity.cgroup else None
         self._seen = dict(read_keys(directory / PROCESSES))
-        self.method = "cgroup" if self._cgroup else "environment" if self._identity else "reboot"
-        """How it is looked for, as the evidence names it."""
+        self._kills = 0
 
     @property
-    def provable(self) -> bool:
-        """Whether finding nothing proves that nothing is left. Without a cgroup a process that has shed all of its
-        marks while its supervisor died is not found."""
-        return self.method != "environment"
+    def method(self) -> str:
+        """How it is looked for, as the evidence names it."""
+        if self._identity is None:
+            return "reboot" if self._started else ""
+        if self._cgroup is not None:
+            return "cgroup"
+        return "guardian" if self.proven or self._identity.guardian() is not None else "environment"
+
+    @property
+    def proven(self) -> bool:
+        """Whether it is certain that nothing is left: nothing was started, the machine has restarted since, or the
+        guardian has seen the last of it. A cgroup alone is no proof: root can leave it."""
+        return self._identity is None or (self._identity.guardian_pid != 0 and not self._mark.exists())
 
     def members(self) -> list[ProcessInfo]:
         """The living processes that can be found. None after a restart of the machine."""
         if self._identity is None:
             return []
         table = processes.read_all()
-        mark = f"SIS_ATTEMPT={self._identity.attempt}".encode()
         inside = self._cgroup.pids() if self._cgroup else set()
         leaders = {process.pid: process for process in table if process.pid == process.session}
         found = {
@@ -134,22 +154,35 @@ class Remains:
             if process.pid in inside
             or self._was_seen(process)
             or self._in_seen_session(process, leaders)
-            or processes.environment_has(process.pid, mark)
+            or (self._token is not None and processes.environment_has(process.pid, self._token))
         }
-        found |= {process.key: process for process in processes.descendants(table, [pid for pid, _ in found])}
+        roots = [pid for pid, _ in found]
+        guardian = self._identity.guardian()
+        if guardian is not None and guardian.key in {process.key for process in table}:
+            roots.append(guardian.pid)
+        found |= {process.key: process for process in processes.descendants(table, roots)}
         members = [process for process in found.values() if process.alive and process.pid != os.getpid()]
         return members if self._named else [replace(process, name=b"?") for process in members]
 
     def kill(self, members: list[ProcessInfo]) -> list[ProcessInfo]:
         """Send KILL to these, and to all of the cgroup; returns those that were hit by name."""
-        hit = kill_each(members)
+        self._kills += 1
+        hit = kill_each(frozen(self.members) if self._kills > FREEZE_AFTER else members)
         if self._cgroup is not None:
             self._cgroup.kill()
         return hit
 
     def empty(self) -> bool:
-        """Whether the cgroup, where there is one, agrees that nothing is left."""
-        return self._cgroup is None or not self._cgroup.populated()
+        """Whether the cgroup and the guardian, as far as they are there, agree that nothing is left."""
+        if self._cgroup is not None and self._cgroup.populated():
+            return False
+        return self.proven or self._identity is None or self._identity.guardian() is None
+
+    def wake(self) -> None:
+        """Have a guardian that somebody has stopped go on, or it cannot see the end."""
+        guardian = self._identity.guardian() if self._identity is not None else None
+        if guardian is not None and guardian.stopped:
+            processes.send_signal(guardian, signal.SIGCONT)
 
     def close(self) -> None:
         """Remove the cgroup as far as it is empty. Repeatable."""
@@ -225,24 +258,30 @@ def _end(remains: Remains, evidence: Evidence, confirm_seconds: float) -> list[P
         empty_walks = empty_walks + 1 if not members and remains.empty() else 0
         if empty_walks == _EMPTY_WALKS or time.monotonic() > deadline:
             return members
+        remains.wake()
         evidence.seen(members)
+        faults.point("agent.kill.sending")
         for process in remains.kill(members):
             evidence.signalled(process, "KILL")
+        faults.point("agent.kill.sent")
         time.sleep(_PAUSE)
 
 
-def _judge(history: _History, remains: Remains, *, left: bool, started: bool) -> Verdict:
+def _judge(history: _History, remains: Remains, *, left: bool, started: bool, damaged: bool) -> Verdict:
     if not started:
         return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", "Failed: no supervisor was started for this job")
     if left:
         text = "Failed: the supervisor of this job was lost, and processes of the job could not be ended"
         return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", text)
-    gone = "no process of it is left" if remains.provable else "no process of it was found, which is no proof"
+    gone = "no process of it is left" if remains.proven else "no process of it was found, which is no proof"
     if history.cause == pb.STOP_KIND_TIME_OUT:
         text = f"Ended at its run timeout; its supervisor was lost meanwhile, and {gone}"
         return Verdict(pb.OUTCOME_TIMED_OUT, "RUN_TIMEOUT", text)
     if history.cause is not None:
         text = f"The job was stopped; its supervisor was lost meanwhile, and {gone}"
         return Verdict(pb.OUTCOME_STOPPED, "", text)
+    if damaged:
+        text = f"Failed: the log of this job was damaged at its site, so nobody can tell how it ended; {gone}"
+        return Verdict(pb.OUTCOME_FAILED, "LOG_DAMAGED", text)
     text = f"Failed: the supervisor of this job was lost; what was left of the job was ended, and {gone}"
     return Verdict(pb.OUTCOME_FAILED, "SUPERVISOR_LOST", text)

@@ -13,7 +13,6 @@ import fcntl
 import getpass
 import logging
 import shlex
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from pathlib import Path
 import uvloop
 from pydantic import TypeAdapter, ValidationError
 
+from services.runtime import shutdown
 from services.runtime.pairing import InvalidCode, PairingCode
 from services.runtime.settings import Endpoint
 from services.runtime.telemetry import configure_logging
@@ -41,6 +41,7 @@ from services.sis_agent.agent.life import Site
 from services.sis_agent.agent.package_cache import PackageCache
 from services.sis_agent.agent.settings import AgentSettings, identity_in
 from services.sis_agent.agent.shipping import Shipping
+from services.sis_agent.agent.state_directory import StateDirectory
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,10 @@ def serve_until_told() -> None:
     configure_logging("agent")
     with held(settings) as identity:
         try:
+            shutdown.prepare()
             uvloop.run(serve(settings, identity))
+        except OSError as error:  # before anything was begun; tasks raise groups
+            sys.exit(_unusable(settings.state, error, "SIS_AGENT_STATE"))
         except Exception:
             log.exception("the agent has failed; what runs goes on under its supervisors")
             sys.exit(1)
@@ -114,22 +118,24 @@ def serve_until_told() -> None:
 async def serve(settings: AgentSettings, identity: HeldIdentity) -> None:
     """Run the agent in this event loop until the process is told to end."""
     log.info("this is agent %s of group %s", identity.current.name, identity.current.group)
-    loop = asyncio.get_running_loop()
     # A lost supervisor's tree may take a thread of its own for half a minute.
-    loop.set_default_executor(ThreadPoolExecutor(max_workers=settings.slots + 8))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=settings.slots + 8))
     ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+    with shutdown.asked(ended.set):
+        await _serve(settings, identity, ended)
 
+
+async def _serve(settings: AgentSettings, identity: HeldIdentity, ended: asyncio.Event) -> None:
     directories = AttemptDirectories(settings.state / "attempts")
     journal = Journal.open_or_create(settings.state / "journal", directories.orphan_all)
     connection = Connection(identity, settings.hub_endpoints, about(settings))
     packages = PackageCache(settings.state / "packages", connection.fetch, settings.cache_bytes)
-    zygote = Zygote(identity_directory=settings.identity)
+    zygote = Zygote(process_limit=settings.process_limit, identity_directory=settings.identity)
     try:
         async with asyncio.TaskGroup() as group:
             warm = group.create_task(warm_up(zygote), name="zygote")
-            site = Site(journal, directories, Shipping(), packages, zygote, settings.identity)
+            state = StateDirectory(settings.state)
+            site = Site(journal, directories, Shipping(), packages, zygote, settings.identity, state)
             executor = Executor(site, settings.slots, group)
             executor.resume()
             stream = group.create_task(connection.run(executor), name="stream")

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
+from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.errors import NotFound, SisError
 from services.sis_agent.agent.errors import PackageUnavailable
@@ -124,11 +125,14 @@ class PackageCache:
         packed = self._root / f"{digest}.archive"
         unpacked = self._root / f"{digest}.unpacked"
         try:
+            faults.point("agent.package.fetching")
             async with asyncio.timeout(FETCH_SECONDS):
                 await self._download(digest, packed)
             await asyncio.to_thread(archive.extract, packed, unpacked)
+            faults.point("agent.package.unpacked")
             unpacked.rename(self._root / digest)
             sync_directory(self._root)
+            faults.point("agent.package.kept")
         except TimeoutError:
             raise PackageUnavailable(f"package {digest} did not arrive within {FETCH_SECONDS:.0f} s") from None
         except archive.InvalidArchive as error:

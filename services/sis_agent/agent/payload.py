@@ -24,7 +24,9 @@ from typing import Final, NoReturn
 
 from setproctitle import getproctitle, setproctitle
 
+from services.runtime import faults
 from services.sis_agent.agent import process_tree, run_as
+from services.sis_agent.agent.process_limit import limit_account
 from services.sis_agent.agent.process_tree import WAIT_ALL, ProcessTree
 from services.sis_agent.agent.run_as import DEFAULT_PATH, Account
 from services.sis_agent.agent.start_failed import RUN_AS_REFUSED, StartFailed
@@ -61,6 +63,8 @@ class Command:
     """Which it has to become; None for the agent's own."""
     standard_input: bytes | None = field(default=None, repr=False)
     """All that it can read there; None for nothing at all."""
+    account_limit: int = 0
+    """How many processes its account may run, where nothing else limits the payload; 0 for any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +264,13 @@ def _become_payload(command: Command, parent: int, tree: ProcessTree, streams: _
             run_as.become(command.account)
             # The tie does not survive the change of account.
             process_tree.die_with_parent(parent)
+        step = "process limit"
+        if command.account_limit:
+            limit_account(command.account_limit)
         step = "working directory"
         os.chdir(command.work_directory)
         os.umask(0o022)
+        faults.point("payload.executing")
         step = "exec"
         os.execvpe(command.arguments[0], list(command.arguments), dict(command.environment))  # noqa: S606
     except OSError as error:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Final
 
 from services.sis_agent.agent import processes
@@ -21,6 +22,10 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 WAIT_ALL: Final = 0x40000000
 """The kernel's __WALL, which Python does not name: also children that tell nobody of their end."""
+
+FREEZE_AFTER: Final = 3
+"""Killing makes room for what a fork bomb is waiting to fork. What outlives so many rounds is stopped first."""
+_FREEZE_WALKS: Final = 50
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -79,6 +84,25 @@ def kill_each(members: list[ProcessInfo]) -> list[ProcessInfo]:
     return hit
 
 
+def frozen(members: Callable[[], list[ProcessInfo]]) -> list[ProcessInfo]:
+    """The members, stopped one after the other until no walk finds another one: for what forks faster than it is
+    killed."""
+    stopped: set[tuple[int, int]] = set()
+    found: list[ProcessInfo] = []
+    for _ in range(_FREEZE_WALKS):
+        found = members()
+        new = [process for process in found if process.key not in stopped]
+        if not new:
+            break
+        for process in new:
+            stopped.add(process.key)
+            try:
+                processes.send_signal(process, signal.SIGSTOP)
+            except PermissionError:
+                continue
+    return found
+
+
 def become_subreaper() -> None:
     """From now on, orphaned descendants become children of this process. Raises OSError."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -89,6 +113,11 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outlive_parent() -> None:
+    """Take back `die_with_parent`. Raises OSError."""
+    _prctl(_PR_SET_PDEATHSIG, 0)
 
 
 def forbid_attaching() -> None:

@@ -116,6 +116,20 @@ def identity(pid: int) -> str:
     return ""
 
 
+def threads_of(uid: int) -> int:
+    """How many processes and threads an account runs, zombies too, as far as they can be seen."""
+    wanted = b"Uid:\t%d\t" % uid
+    count = 0
+    for process in read_all():
+        try:
+            with open(f"/proc/{process.pid}/status", "rb") as file:  # noqa: PTH123 (a hot path)
+                if wanted in file.read(4096):
+                    count += max(process.threads, 1)
+        except OSError:
+            continue
+    return count
+
+
 @functools.lru_cache(maxsize=256)
 def account_name(uid: int) -> str:
     """The name of an account, or its number where it has none."""

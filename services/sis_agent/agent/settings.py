@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.settings import Endpoints, Settings
+from services.sis_agent.agent.process_limit import PROCESS_LIMIT
+
+_FEWEST_PROCESSES: Final = 16
+_MOST_PROCESSES: Final = 1 << 22
+"""More than that Linux does not number."""
 
 
 def default_state() -> Path:
@@ -31,6 +36,12 @@ def _pairs(value: object) -> object:
     return {name.strip(): content.strip() for name, _, content in pairs}
 
 
+def _enough(count: int) -> int:
+    if count != 0 and not _FEWEST_PROCESSES <= count <= _MOST_PROCESSES:
+        raise ValueError(f"give {_FEWEST_PROCESSES} to {_MOST_PROCESSES:,} processes, or 0 for any number")
+    return count
+
+
 class AgentSettings(Settings):
     """What an agent needs to know. Who it is, and where its hubs are, it was told when it enrolled."""
 
@@ -47,6 +58,8 @@ class AgentSettings(Settings):
     """`name=value` pairs, separated by commas."""
     cache_bytes: Annotated[int, Field(ge=0)] = 2 << 30
     """How much the unpacked packages in its cache may take. One that a job holds is kept beyond it."""
+    process_limit: Annotated[int, AfterValidator(_enough)] = PROCESS_LIMIT
+    """How many processes and threads a payload may have at once; 0 for any number."""
 
     @property
     def identity(self) -> Path:

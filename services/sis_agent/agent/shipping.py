@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from services.runtime import faults
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.spool import SpoolReader
 from sis.agent.v1.agent_service_pb2 import AgentReport
@@ -49,6 +50,8 @@ class _Lane:
     refused: bool = False
     # Whether the spool was seen to reach as far as the server's log does.
     verified: bool = False
+    # Whether it was said that the spool is damaged.
+    stuck: bool = False
     # A thread is reading the spool.
     busy: bool = False
     # Seconds to wait before sending again, and whether that wait is on.
@@ -306,12 +309,17 @@ def _read(loads: list[_Load], room: int, may_exceed: bool) -> None:
                 load.full = True
                 continue
             if frames:
+                faults.point("agent.spool.syncing")
                 reader.sync()
+                faults.point("agent.spool.synced")
                 load.frames = frames
                 room -= size
                 may_exceed = False
             elif not load.lane.verified:
                 load.behind = reader.last_sequence < load.after
+            if not frames and not load.lane.stuck and reader.stuck:
+                load.lane.stuck = True
+                log.error("the spool of attempt %s is damaged; what follows cannot be reported", load.key)
             load.lane.verified = True
         except OSError:
             log.exception("the spool of attempt %s cannot be read or made durable", load.key)

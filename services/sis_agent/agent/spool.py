@@ -1,10 +1,10 @@
 """The spool: the log of an attempt at its site, an append-only file with one writer at a time.
 
-    <u32 length><u32 CRC-32><bytes of a serialised Frame>   (little-endian), again and again
-
-A frame is cut once and never changed. The running digest is h = SHA-256(h || bytes of the frame), from 32 zero bytes
-on. The file is locked while it is open for writing, so the lock says whether a writer lives, whatever the process
-table says; a writer that died in the middle of a frame leaves a torn one, which the next writer cuts off.
+It consists of the frames of `frame_file`. A frame is cut once and never changed. The running digest is
+h = SHA-256(h || bytes of the frame), from 32 zero bytes on. The file is locked while it is open for writing, so the
+lock says whether a writer lives, whatever the process table says; a writer that died in the middle of a frame leaves a
+torn one, which the next writer cuts off. More than that is damage: it is cut off as well, the log says so, and its last
+frame has no digest, so that nobody takes it for complete. An empty file beside it, `.damaged`, tells later writers.
 """
 
 from __future__ import annotations
@@ -13,25 +13,20 @@ import array
 import fcntl
 import hashlib
 import os
-import struct
 import time
 import zlib
 from pathlib import Path
 from typing import Final, Self
 
-from google.protobuf.message import DecodeError
-
+from services.sis_agent.agent.frame_file import HEADER, MAX_FRAME_BYTES, FrameFile, torn
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 
 MAX_CHUNK_BYTES: Final = 64 << 10
-MAX_FRAME_BYTES: Final = 4 << 20
-"""A length beyond it is damage. The largest frame is the last, with its outputs and its evidence."""
 MAX_TEXT_CHARACTERS: Final = 4_000
+DAMAGED: Final = ".damaged"
 NO_DIGEST: Final = bytes(32)
 
-_HEADER: Final = struct.Struct("<II")
-_READ_BYTES: Final = 256 << 10
 _INDEX_STRIDE: Final = 64
 
 Fact = (
@@ -71,8 +66,9 @@ class SpoolSealed(SpoolError):
 class SpoolWriter:
     """The one writer of a spool, from where the last one ended. Made by `open`; a context manager that closes it."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, damaged: Path) -> None:
         self._descriptor = descriptor
+        self._damage = damaged
         self._offset = 0
         self.sequence = 0
         """Of the last frame; 0 without one."""
@@ -82,6 +78,8 @@ class SpoolWriter:
         """What the payload has written so far, as far as it was kept."""
         self.finished: pb.Finished | None = None
         """The last frame's fact, once the attempt has ended."""
+        self.damaged = damaged.exists()
+        """Whether frames that were whole are lost."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -91,7 +89,8 @@ class SpoolWriter:
             SpoolBusy: another writer has it.
             OSError: the file cannot be opened, read or cut.
         """
-        writer = cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        writer = cls(descriptor, path.with_name(path.name + DAMAGED))
         try:
             writer._take_over()
         except BaseException:
@@ -109,11 +108,11 @@ class SpoolWriter:
     def append_notice(self, severity: pb.Severity.ValueType, text: str, fact: Fact | None = None) -> None:
         """Append a system line. All or nothing; raises OSError, then repeatable.
 
-        A `Finished` is given the digest of what precedes it, and seals the spool.
+        A `Finished` is given the digest of what precedes it, none where something is lost, and seals the spool.
         """
         notice = pb.Notice(severity=severity, text=clean_text(text))
         if isinstance(fact, pb.Finished):
-            fact.digest = self.digest
+            fact.digest = b"" if self.damaged else self.digest
         if fact is not None:
             getattr(notice, _FACT_FIELDS[type(fact)]).CopyFrom(fact)
         self._append(pb.Frame(notice=notice))
@@ -144,15 +143,23 @@ class SpoolWriter:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SpoolBusy("another process writes this spool") from None
-        frames = _FrameFile(self._descriptor)
+        frames = FrameFile(self._descriptor)
         while found := frames.next():
             raw, frame = found
             if self.finished is not None or frame.sequence != self.sequence + 1:
                 break
             self._count(raw, frame)
-        if os.fstat(self._descriptor).st_size > self._offset:
+        cut = os.fstat(self._descriptor).st_size - self._offset
+        if cut > 0:
+            damage = self.finished is None and not torn(self._descriptor, self._offset, cut)
+            if damage:
+                self._damage.touch()
+                self.damaged = True
             os.ftruncate(self._descriptor, self._offset)
             os.fdatasync(self._descriptor)
+            if damage:
+                text = f"This log was damaged at its site: {cut:,} bytes of it, from here on, are lost"
+                self.append_notice(pb.SEVERITY_ERROR, text)
 
     def _append(self, frame: pb.Frame) -> None:
         if self.finished is not None:
@@ -162,7 +169,7 @@ class SpoolWriter:
         raw = frame.SerializeToString()
         if len(raw) > MAX_FRAME_BYTES:
             raise ValueError(f"a frame has at most {MAX_FRAME_BYTES} bytes, not {len(raw)}")
-        data = memoryview(_HEADER.pack(len(raw), zlib.crc32(raw)) + raw)
+        data = memoryview(HEADER.pack(len(raw), zlib.crc32(raw)) + raw)
         written = 0
         try:
             while written < len(data):
@@ -177,7 +184,7 @@ class SpoolWriter:
         self.digest = hashlib.sha256(self.digest + raw).digest()
 
     def _count(self, raw: bytes, frame: pb.Frame) -> None:
-        self._offset += _HEADER.size + len(raw)
+        self._offset += HEADER.size + len(raw)
         self.sequence += 1
         self.digest = hashlib.sha256(self.digest + raw).digest()
         self.output_bytes += len(frame.chunk.data)
@@ -193,7 +200,7 @@ class SpoolReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._frames: _FrameFile | None = None
+        self._frames: FrameFile | None = None
         # The offsets of frames 1, 65, 129 …, so that going back is not reading everything again.
         self._index = array.array("Q")
         self._sequence = 0
@@ -225,6 +232,11 @@ class SpoolReader:
                 break
             frames.append(raw)
         return frames
+
+    @property
+    def stuck(self) -> bool:
+        """Whether more was written behind a frame that is damaged: nothing more will ever be read."""
+        return self._frames is not None and self._frames.stuck()
 
     def sync(self) -> None:
         """Make what is in the file durable, whoever wrote it. Raises OSError."""
@@ -258,7 +270,7 @@ class SpoolReader:
                 descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
-            self._frames = _FrameFile(descriptor)
+            self._frames = FrameFile(descriptor)
             self._sequence = 0
         offset = self._frames.offset
         found = self._frames.next()
@@ -274,53 +286,6 @@ class SpoolReader:
         if frame.notice.WhichOneof("fact") == "finished":
             self.finished = frame.notice.finished
         return raw
-
-
-class _FrameFile:
-    """Whole frames of a file, one after the other from an offset, read ahead in large pieces."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.offset = 0
-        self._buffer = b""
-        self._buffer_offset = 0
-
-    def next(self) -> tuple[bytes, pb.Frame] | None:
-        """The frame at the offset, which moves behind it; None when no whole one is there (yet)."""
-        header = self._take(self.offset, _HEADER.size, fresh=False)
-        if header is None:
-            return None
-        length, checksum = _HEADER.unpack(header)
-        if not 0 < length <= MAX_FRAME_BYTES:
-            self._forget()
-            return None
-        raw = self._take(self.offset + _HEADER.size, length, fresh=False)
-        if raw is None:
-            return None
-        if zlib.crc32(raw) != checksum:
-            self._forget()
-            return None
-        try:
-            frame = pb.Frame.FromString(raw)
-        except DecodeError:
-            self._forget()
-            return None
-        self.offset += _HEADER.size + length
-        return raw, frame
-
-    def _forget(self) -> None:
-        # What was read ahead may have been the middle of a write.
-        self._buffer = b""
-
-    def _take(self, offset: int, size: int, *, fresh: bool) -> bytes | None:
-        start = offset - self._buffer_offset
-        if start >= 0 and start + size <= len(self._buffer):
-            return self._buffer[start : start + size]
-        if fresh:
-            return None
-        self._buffer_offset = offset
-        self._buffer = os.pread(self.descriptor, max(size, _READ_BYTES), offset)
-        return self._take(offset, size, fresh=True)
 
 
 def clean_text(text: str) -> str:

@@ -71,7 +71,7 @@ def remove_leftovers(attempt: str, directory: Path) -> None:
 
 def remove_abandoned(directory: Path) -> None:
     """Remove what the attempt in a directory has left outside, unless its supervisor lives, which will do so itself.
-    Repeatable. Raises OSError."""
+    Repeatable. Raises OSError, SupervisorUnknown."""
     identity = SupervisorIdentity.read(directory)
     if identity is not None and identity.attempt and identity.process() is None:
         remove_leftovers(identity.attempt, directory)

@@ -15,8 +15,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from services.runtime import faults
 from services.sis_agent.agent import command, outputs, payload, processes, run_as, spool, stage, verdict
 from services.sis_agent.agent.control import Control
 from services.sis_agent.agent.evidence import Evidence
@@ -25,6 +26,7 @@ from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.output_pipes import OutputPipes
 from services.sis_agent.agent.payload import Command
 from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS
+from services.sis_agent.agent.process_limit import ProcessLimit
 from services.sis_agent.agent.process_tree import WAIT_ALL, ProcessTree
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.progress import ProgressFile
@@ -46,6 +48,7 @@ _LOOK_SECONDS: Final = 1.0
 _LOOK_SHARE: Final = 50  # looking around takes at most a fiftieth of the time
 _EMPTINESS_SECONDS: Final = 0.02
 _DRAIN_SECONDS: Final = 1.0
+_Limit = Literal["run_timeout", "cancel_grace", "output_timeout"]
 _DEFAULT_GRACE: Final = 10.0
 _DEFAULT_OUTPUT_TIMEOUT: Final = 60.0
 _DEFAULT_LOG_CAP: Final = 64 << 20
@@ -65,6 +68,8 @@ class Order:
     identity: SupervisorIdentity
     leases: Leases | StartFailed
     """The secrets of the attempt; or why it cannot have them."""
+    limit: ProcessLimit
+    """Of the payload."""
 
 
 class Supervisor:
@@ -78,8 +83,11 @@ class Supervisor:
         self._order = order
         self._tree = tree
         self._masker = masker
-        self._grace = _seconds(assignment, "cancel_grace") or _DEFAULT_GRACE
-        self._output_timeout = _seconds(assignment, "output_timeout") or _DEFAULT_OUTPUT_TIMEOUT
+        grace, output = _seconds(assignment, "cancel_grace"), _seconds(assignment, "output_timeout")
+        self._grace = _DEFAULT_GRACE if grace is None else grace
+        self._output_timeout = _DEFAULT_OUTPUT_TIMEOUT if output is None else output
+        # What the payload leaves behind must be gone before the output is waited for no longer.
+        self._leftover_grace = min(self._grace, self._output_timeout / 2)
         self._recorder = Recorder(writer, masker)
         self._evidence = Evidence(self._recorder, order.directory / PROCESSES)
         self._termination = Termination(tree, self._evidence)
@@ -90,6 +98,8 @@ class Supervisor:
         self._told_sequence = 0
         self._look_at = 0.0
 
+        self._uid = os.geteuid()  # of the payload
+        self._limit_told = False
         self._stage: Stage | None = None
         self._progress: ProgressFile | None = None
         self._payload: ProcessInfo | None = None
@@ -133,9 +143,11 @@ class Supervisor:
         if isinstance(order.manifest, str):
             raise StartFailed(order.manifest)
         operation = command.operation_of(order.assignment, order.manifest)
+        faults.point("supervisor.starting")
         started = payload.start(self._command(order, operation), self._tree, self._pipes.stdout, self._pipes.stderr)
         if isinstance(order.leases, Leases):
             order.leases.forget()
+        faults.point("supervisor.started")
         self._started_at = time.monotonic()
         self._pipes.close_writers()
         if limit := _seconds(order.assignment, "run_timeout"):
@@ -149,6 +161,7 @@ class Supervisor:
             # It may have ended and been orphaned by now.
             parent = started.executor or self._payload.parent_pid
             self._evidence.payload(replace(self._payload, parent_pid=parent))
+        faults.point("supervisor.recorded")
         return operation
 
     def _command(self, order: Order, operation: Operation) -> Command:
@@ -160,7 +173,9 @@ class Supervisor:
         try:
             self._stage = stage.make(attempt, order.directory, order.package_directory, account)
             self._progress = ProgressFile(self._stage.private.inside(PROGRESS), self._masker)
-            return command.build(order.assignment, operation, order.leases, self._stage, account, attempt)
+            built = command.build(order.assignment, operation, order.leases, self._stage, account, attempt)
+            self._uid = account.uid if account is not None else self._uid
+            return replace(built, account_limit=order.limit.of_account(self._uid))
         except OSError as error:
             raise StartFailed(f"the payload's files could not be made: {error.strerror or error}") from None
         finally:
@@ -246,6 +261,7 @@ class Supervisor:
         if not self._recorder.blocked:
             self._evidence.seen(self._tree.members())
             self._report_progress()
+            self._report_limit()
         after = time.monotonic()
         self._look_at = after + max(_LOOK_SECONDS, (after - before) * _LOOK_SHARE)
 
@@ -253,6 +269,11 @@ class Supervisor:
         if self._progress is not None and (report := self._progress.news()):
             fact = pb.Progress(percent=report.percent, text=report.text)
             self._recorder.notice(pb.SEVERITY_INFO, f"Progress: {report.percent} % {report.text}".rstrip(), fact)
+
+    def _report_limit(self) -> None:
+        if not self._limit_told and (text := self._order.limit.reached(self._uid)):
+            self._limit_told = True
+            self._recorder.notice(pb.SEVERITY_WARNING, text)
 
     # ---- the end of processes
 
@@ -279,9 +300,11 @@ class Supervisor:
                 self._payload_ended(code)
 
     def _payload_ended(self, code: int) -> None:
+        faults.point("supervisor.reaped")
         now = self._ended_at = time.monotonic()
         self._exit_code = code
         self._report_progress()
+        self._report_limit()
         fact = pb.PayloadEnded()
         fact.run_time.FromMilliseconds(int((now - self._started_at) * 1000))
         if code < 0:
@@ -294,7 +317,7 @@ class Supervisor:
         self._recorder.notice(pb.SEVERITY_INFO, text, fact)
         if not self._tree.empty() and (left := self._tree.members()):
             self._recorder.notice(pb.SEVERITY_WARNING, "Ending the processes that the payload has left behind")
-            self._termination.terminate(left, now, self._grace)
+            self._termination.terminate(left, now, self._leftover_grace)
 
     def _settle(self, now: float) -> None:
         """Look whether anything of the tree is left, once nothing more can begin or it was waited for long enough."""
@@ -304,7 +327,7 @@ class Supervisor:
             limits = [self._termination.give_up_at]
             if self._ended_at is not None:
                 # A tree that shows no members, and is not empty, gets its KILL as well.
-                self._termination.kill(self._ended_at + self._grace)
+                self._termination.kill(self._ended_at + self._leftover_grace)
                 limits.append(self._ended_at + self._output_timeout)
             if not any(limit is not None and now >= limit for limit in limits):
                 return
@@ -347,8 +370,10 @@ class Supervisor:
         if self._ended_at is not None:
             text += " after the payload had ended"
         fact = pb.StopBegun(kind=kind, reason=spool.clean_text(self._recorder.masked(reason)))
+        faults.point("supervisor.stop.recording")
         self._recorder.notice(pb.SEVERITY_WARNING, f"{text}, reason: {reason or 'none given'}", fact)
         self._recorder.sync()
+        faults.point("supervisor.stop.recorded")
         if self._ended_at is None and self._cause is None:
             self._cause = kind
         if kind == pb.STOP_KIND_ABORT:
@@ -391,8 +416,10 @@ class Supervisor:
         if self._exit_code is not None and self._exit_code >= 0:
             finished.result_code = self._exit_code
         self._finished = True
+        faults.point("supervisor.end.writing")
         self._recorder.notice(end.severity, end.text, finished)
         self._recorder.sync()
+        faults.point("supervisor.end.written")
         self._tell_watchers()
         while (retry_at := self._recorder.retry_at) is not None:
             self._handle_events(retry_at)
@@ -400,6 +427,6 @@ class Supervisor:
             self._tell_watchers()
 
 
-def _seconds(assignment: dispatch.Assignment, field: str) -> float:
-    """A duration of the assignment; 0 where it is absent."""
-    return float(getattr(assignment, field).ToTimedelta().total_seconds())
+def _seconds(assignment: dispatch.Assignment, field: _Limit) -> float | None:
+    """A duration of the assignment; None where it is absent."""
+    return float(getattr(assignment, field).ToTimedelta().total_seconds()) if assignment.HasField(field) else None

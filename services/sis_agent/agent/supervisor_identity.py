@@ -2,7 +2,8 @@
 
     spool                  the log; locked while its writer lives
     supervisor.json        which process supervises the attempt; written once, before the payload is started
-    processes              a line `pid start_ticks` for each process of the job that was seen
+    guarded                the mark of its guardian
+    processes              a record of each process of the job that was seen
     control                the supervisor's socket
     work/                  where a payload of the agent's own account starts
     private/               what `private_directory` keeps, where there is no file system in memory
@@ -16,11 +17,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from services.sis_agent.agent import processes
+from services.sis_agent.agent.records import checksum
 
 SPOOL: Final = "spool"
 IDENTITY: Final = "supervisor.json"
@@ -28,10 +32,18 @@ PROCESSES: Final = "processes"
 CONTROL: Final = "control"
 WORK: Final = "work"
 LOG: Final = "supervisor.log"
+_CREDENTIALS: Final = struct.Struct("3i")
 
 
 class AlreadyStarted(Exception):
     """The attempt has had a supervisor before; it is never started twice."""
+
+
+class SupervisorUnknown(Exception):
+    """What is written of the attempt's supervisor is damaged. The lock on the spool tells whether one lives."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is damaged: who supervises the attempt cannot be told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +58,49 @@ class SupervisorIdentity:
     before there is one."""
     cgroup: str = ""
     """The directory of the payload's cgroup; "" where there is none."""
+    pids_cgroup: str = ""
+    """That of the cgroup (v1) which counts the payload's processes, the supervisor's among them; "" for none."""
+    guardian_pid: int = 0
+    """Of the guardian, that is the supervisor's parent; 0 for none."""
+    guardian_start_ticks: int = 0
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
         """Whoever supervises the attempt or did so; None when nobody has begun to.
 
         Raises:
+            SupervisorUnknown: it is there, and is not what was written.
             OSError: it is there and cannot be read.
         """
+        path = directory / IDENTITY
         try:
-            values = json.loads((directory / IDENTITY).read_bytes())
-            return cls(
-                pid=int(values["pid"]),
-                start_ticks=int(values["start_ticks"]),
-                boot_id=str(values["boot_id"]),
-                attempt=str(values["attempt"]),
-                cgroup=str(values["cgroup"]),
-            )
+            values = json.loads(path.read_bytes())
+            if values.pop("checksum") == checksum(values):
+                return cls(**values)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
-            # It is linked to its name whole, so only a machine that lost its power can have damaged it, and then
-            # nothing of the attempt is left.
-            return cls(pid=0, start_ticks=0, boot_id="", attempt="")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise SupervisorUnknown(path) from error
+        raise SupervisorUnknown(path)
+
+    @classmethod
+    def listening(cls, directory: Path) -> Self | None:
+        """Whoever listens on the attempt's control socket, as far as that tells: for where what is written of the
+        supervisor is damaged."""
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+                client.setblocking(False)
+                client.connect(f"/proc/self/fd/{descriptor}/{CONTROL}")
+                pid, _, _ = _CREDENTIALS.unpack(
+                    client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                )
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        found = processes.read(pid)
+        return cls(pid, found.start_ticks, processes.boot_id(), "") if found is not None else None
 
     def write(self, directory: Path) -> None:
         """Claim the attempt for this supervisor.
@@ -78,7 +110,8 @@ class SupervisorIdentity:
             OSError: the file cannot be written.
         """
         new = directory / f"{IDENTITY}.new"
-        new.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        values = asdict(self)
+        new.write_text(json.dumps({**values, "checksum": checksum(values)}), encoding="utf-8")
         try:
             os.link(new, directory / IDENTITY)
         except FileExistsError:
@@ -93,9 +126,12 @@ class SupervisorIdentity:
 
     def process(self) -> processes.ProcessInfo | None:
         """The supervisor's process, while it lives."""
-        if not self.of_this_boot:
-            return None
-        found = processes.read(self.pid)
-        if found is None or found.start_ticks != self.start_ticks or not found.alive:
-            return None
-        return found
+        return self._living(self.pid, self.start_ticks)
+
+    def guardian(self) -> processes.ProcessInfo | None:
+        """Its guardian's, while that one lives."""
+        return self._living(self.guardian_pid, self.guardian_start_ticks)
+
+    def _living(self, pid: int, start_ticks: int) -> processes.ProcessInfo | None:
+        found = processes.read(pid) if self.of_this_boot and pid else None
+        return found if found is not None and found.start_ticks == start_ticks and found.alive else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import secrets
@@ -9,16 +10,20 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from setproctitle import setproctitle
 
 from services.runtime import faults
 from services.sis_agent.agent import payload, process_tree, processes
-from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptKey
+from services.sis_agent.agent.attempts import AttemptKey, read_assignment
 from services.sis_agent.agent.cgroup_tree import CgroupTree
+from services.sis_agent.agent.guardian import Guarded
 from services.sis_agent.agent.leases import Leases, LeaseUnreadable, leases_of
 from services.sis_agent.agent.masking import Masker
+from services.sis_agent.agent.process_limit import ProcessLimit
+from services.sis_agent.agent.process_tree import ProcessTree
 from services.sis_agent.agent.spool import SpoolWriter
 from services.sis_agent.agent.start_failed import StartFailed
 from services.sis_agent.agent.subreaper_tree import SubreaperTree
@@ -30,23 +35,33 @@ from sis.queue.v1 import dispatch_service_pb2 as dispatch
 Announce = Callable[[SupervisorIdentity], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all supervisors of one zygote are given."""
+
+    cgroups: bool
+    """Whether payloads can be kept together by cgroups."""
+    process_limit: int
+    """How many processes a payload may have at once; 0 for any number."""
+    identity_directory: Path | None
+    """Where the keys are to which leases are sealed; without one, an attempt with leases fails."""
+
+
 def supervise(
     directory: Path,
     package_directory: Path,
     manifest: Manifest | str,
     announce: Announce,
-    *,
-    cgroups: bool,
-    identity_directory: Path | None,
+    guarded: Guarded,
+    means: Means,
 ) -> None:
     """Supervise the attempt that lies in a directory, to its end.
 
-    `announce` is called once the supervisor can be found and stopped; nothing of the payload runs before. The keys
-    for its leases are in `identity_directory`; without one, an attempt with leases fails.
+    `announce` is called once the supervisor can be found and stopped; nothing of the payload runs before.
 
     Raises:
         SpoolBusy, AlreadyStarted: the attempt has or had a supervisor, or has ended. Nothing was started.
-        OSError, DecodeError: its directory cannot be used. Nothing was started.
+        OSError, AssignmentDamaged: its directory cannot be used. Nothing was started.
     """
     process_tree.forbid_attaching()
     _log_to(directory / LOG)
@@ -54,21 +69,20 @@ def supervise(
     with SpoolWriter.open(directory / SPOOL) as writer:
         if writer.finished is not None:
             raise AlreadyStarted("the attempt has ended")
-        assignment = dispatch.Assignment.FromString((directory / ASSIGNMENT).read_bytes())
+        assignment = read_assignment(directory)
         key = AttemptKey.of(assignment.attempt)
         setproctitle(f"sis-supervisor: job {key}")
         # Everybody can read in /proc what the cgroup is called; from the token follow names that nobody may know yet.
         attempt, group = (f"{key}.{secrets.token_hex(8)}" for _ in range(2))
-        tree = (CgroupTree.create(group) if cgroups else None) or SubreaperTree()
+        tree = (CgroupTree.create(group) if means.cgroups else None) or SubreaperTree()
         try:
-            own = processes.read(os.getpid())
-            if own is None:
-                raise OSError("the process table in /proc cannot be read")
-            identity = SupervisorIdentity(own.pid, own.start_ticks, processes.boot_id(), attempt, tree.directory)
+            identity = _identity(attempt, tree, guarded)
             identity.write(directory)
-            leases, masker = _open(assignment, identity_directory)
+            guarded.mark(directory)
+            leases, masker = _open(assignment, means.identity_directory)
             faults.point("supervisor.opened")
-            order = Order(directory, package_directory, manifest, assignment, identity, leases)
+            limit = ProcessLimit.of(means.process_limit, tree.directory, guarded.pids_cgroup)
+            order = Order(directory, package_directory, manifest, assignment, identity, leases, limit)
             supervisor = Supervisor(order, tree, writer, masker)
             announce(identity)
             try:
@@ -80,6 +94,24 @@ def supervise(
                 raise
         finally:
             tree.close()
+
+
+def _identity(attempt: str, tree: ProcessTree, guarded: Guarded) -> SupervisorIdentity:
+    """Who this process is. Raises OSError."""
+    own = processes.read(os.getpid())
+    if own is None:
+        raise OSError("the process table in /proc cannot be read")
+    guardian = guarded.process()
+    return SupervisorIdentity(
+        pid=own.pid,
+        start_ticks=own.start_ticks,
+        boot_id=processes.boot_id(),
+        attempt=attempt,
+        cgroup=tree.directory,
+        pids_cgroup=str(guarded.pids_cgroup.directory) if guarded.pids_cgroup is not None else "",
+        guardian_pid=guardian.pid if guardian is not None else 0,
+        guardian_start_ticks=guardian.start_ticks if guardian is not None else 0,
+    )
 
 
 def detach(keep: Collection[int]) -> None:
@@ -96,7 +128,7 @@ def detach(keep: Collection[int]) -> None:
 
 
 class MaskedLog(io.TextIOBase):
-    """The log for a supervisor's own faults."""
+    """The log for a supervisor's own faults, which must not cause others: what a full disk does not take is lost."""
 
     def __init__(self, masker: Masker) -> None:
         self._masker = masker
@@ -106,7 +138,8 @@ class MaskedLog(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write a text whole; what it holds of secrets is masked."""
-        os.write(2, self._masker.text(text).encode(errors="replace"))
+        with contextlib.suppress(OSError):
+            os.write(2, self._masker.text(text).encode(errors="replace"))
         return len(text)
 
 
@@ -119,8 +152,7 @@ def _open(assignment: dispatch.Assignment, identity_directory: Path | None) -> t
         leases, masker = StartFailed(str(error), error.reason), Masker(())
     else:
         masker = Masker(leases.secrets())
-    if masker:
-        sys.stdout = sys.stderr = MaskedLog(masker)
+    sys.stdout = sys.stderr = MaskedLog(masker)
     return leases, masker
 
 
@@ -129,3 +161,4 @@ def _log_to(path: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    sys.stdout = sys.stderr = MaskedLog(Masker())

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterable
 from typing import Final
 
+from services.runtime import faults
 from services.sis_agent.agent import processes
 from services.sis_agent.agent.evidence import Evidence
 from services.sis_agent.agent.process_tree import ProcessTree
@@ -38,11 +39,14 @@ class Termination:
         if self.give_up_at is not None:
             return
         for process in members:
+            faults.point("supervisor.term.sending")
             try:
                 sent = processes.send_signal(process, signal.SIGTERM)
+                faults.point("supervisor.term.sent")
                 if sent and process.stopped:
                     # A stopped process takes a TERM only when it goes on.
                     processes.send_signal(process, signal.SIGCONT)
+                    faults.point("supervisor.cont.sent")
             except PermissionError:
                 continue
             if sent:
@@ -60,7 +64,9 @@ class Termination:
             return
         if self.give_up_at is None:
             self.give_up_at = now + CONFIRM_SECONDS
+        faults.point("supervisor.kill.sending")
         for process in self._tree.kill():
             self._evidence.signalled(process, "KILL")
+        faults.point("supervisor.kill.sent")
         self._kill_at = now + self._pause
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)

@@ -32,15 +32,17 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from google.protobuf.message import DecodeError
 from setproctitle import setproctitle
 
-from services.runtime import sealing
+from services.runtime import faults, sealing
 from services.runtime.sealing import LeaseBinding
-from services.sis_agent.agent import cgroup_tree, private_directory, supervisor_process
+from services.sis_agent.agent import cgroup_mounts, cgroup_tree, guardian, private_directory, supervisor_process
+from services.sis_agent.agent.attempts import AssignmentDamaged
+from services.sis_agent.agent.guardian import Guarded
 from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.spool import SpoolError
 from services.sis_agent.agent.supervisor_identity import AlreadyStarted, SupervisorIdentity
+from services.sis_agent.agent.supervisor_process import Means
 from sis.packages import manifest
 from sis.packages.manifest import InvalidManifest, Manifest
 
@@ -61,8 +63,8 @@ class _Order:
 
 
 class _Spare:
-    """A fork that was made ahead, and waits for its order. The agent's socket comes with it, so that the agent knows
-    at once when the zygote has died."""
+    """A fork that was made ahead, and waits for its order; `pid` is its guardian's. The agent's socket comes with it,
+    so that the agent knows at once when the zygote has died."""
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
         self.pid = pid
@@ -78,6 +80,10 @@ class _Spare:
                 return False
         return True
 
+    def close(self) -> None:
+        """Give it nothing to do: it ends."""
+        self._connection.close()
+
 
 class Zygote:
     """Serves one agent over a connected socket.
@@ -85,10 +91,9 @@ class Zygote:
     One fork is made ahead while nothing is asked for, so that a single job need not wait for it.
     """
 
-    def __init__(self, connection: socket.socket, *, cgroups: bool, identity_directory: Path | None) -> None:
+    def __init__(self, connection: socket.socket, means: Means) -> None:
         self._connection = connection
-        self._cgroups = cgroups
-        self._identity_directory = identity_directory
+        self._means = means
         self._requests: dict[int, int] = {}
         self._spare: _Spare | None = None
         self._manifests: OrderedDict[Path, Manifest] = OrderedDict()
@@ -120,6 +125,7 @@ class Zygote:
             return False
         if not message:
             return False
+        faults.point("zygote.asked")
         request = json.loads(message)
         package_directory = Path(request["package_directory"])
         content = self._manifest(package_directory)
@@ -127,6 +133,7 @@ class Zygote:
         spare, self._spare = self._spare, None
         if spare is not None and spare.take(order, self._connection):
             self._requests[spare.pid] = order.number
+            faults.point("zygote.handed")
             return True
         try:
             pid = _fork()
@@ -155,6 +162,7 @@ class Zygote:
     def _make_spare(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            faults.point("zygote.forking")
             try:
                 pid = _fork()
             except OSError:
@@ -164,30 +172,42 @@ class Zygote:
             if pid == 0:
                 self._become_supervisor(theirs)
         self._spare = _Spare(pid, ours)
+        faults.point("zygote.forked")
 
     def _become_supervisor(self, source: _Order | socket.socket) -> NoReturn:
-        """Be a supervisor, in a fresh fork: by this order, or by the one that comes over a socket."""
+        """Be a guardian, in a fresh fork, and below it a supervisor: by this order, or by the one that comes over a
+        socket."""
         code = 70
         try:
+            guarded = self._guarded(source)
             if isinstance(source, _Order):
-                supervisor_process.detach([self._connection.fileno()])
-                self._supervise(source)
+                supervisor_process.detach([self._connection.fileno(), *guarded.descriptors])
+                self._supervise(source, guarded)
             else:
                 setproctitle("sis-supervisor: spare")
                 self._connection.close()
-                supervisor_process.detach([source.fileno()])
+                supervisor_process.detach([source.fileno(), *guarded.descriptors])
                 message, descriptors, _, _ = socket.recv_fds(source, _MAX_ORDER_BYTES, 1)
                 if message:
                     source.close()
                     self._connection = socket.socket(fileno=descriptors[0])
-                    self._supervise(pickle.loads(message))  # noqa: S301 (from this process's parent)
+                    self._supervise(pickle.loads(message), guarded)  # noqa: S301 (from this process's zygote)
             code = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
 
-    def _supervise(self, order: _Order) -> None:
+    def _guarded(self, source: _Order | socket.socket) -> Guarded:
+        try:
+            return guardian.fork_guarded(self._means.process_limit)
+        except OSError as error:
+            if isinstance(source, _Order):
+                self._send({"id": source.number, "error": f"no process could be made: {error}"})
+            raise
+
+    def _supervise(self, order: _Order, guarded: Guarded) -> None:
+        faults.point("supervisor.ordered")
         announced = False
 
         def announce(identity: SupervisorIdentity) -> None:
@@ -195,21 +215,17 @@ class Zygote:
             announced = True
             self._send({"id": order.number, "identity": asdict(identity)})
             self._connection.close()
+            faults.point("supervisor.announced")
 
         try:
             supervisor_process.supervise(
-                order.directory,
-                order.package_directory,
-                order.manifest,
-                announce,
-                cgroups=self._cgroups,
-                identity_directory=self._identity_directory,
+                order.directory, order.package_directory, order.manifest, announce, guarded, self._means
             )
         except (SpoolError, AlreadyStarted) as error:
             if announced:
                 raise
             self._send({"id": order.number, "refused": str(error)})
-        except (OSError, DecodeError) as error:
+        except (OSError, AssignmentDamaged) as error:
             if announced:
                 raise
             self._send({"id": order.number, "error": str(error)})
@@ -217,6 +233,10 @@ class Zygote:
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                if self._spare is not None and ended[0] == self._spare.pid:
+                    # What is still dying below it could take an order, and nobody would say that it came to nothing.
+                    self._spare.close()
+                    self._spare = None
                 if (request := self._requests.pop(ended[0], None)) is not None:
                     self._send({"id": request, "exited": True})
 
@@ -236,6 +256,7 @@ def _fork() -> int:
 def _warm_up() -> None:
     """Find out and load what each fork would otherwise have to: ten milliseconds of it, for one with leases."""
     private_directory.memory_file_systems()
+    cgroup_mounts.own_pids_cgroup()
     Masker([bytes(8)])
     key = X25519PrivateKey.generate()
     binding = LeaseBinding(0, 0, "", "", "")
@@ -243,20 +264,20 @@ def _warm_up() -> None:
 
 
 def main() -> None:
-    """`python -m services.sis_agent.agent.zygote FD best|subreaper [IDENTITY]`: serve the agent at the other end of a
-    socket, whose identity is in that directory."""
+    """`python -m services.sis_agent.agent.zygote FD best|subreaper LIMIT [IDENTITY]`: serve the agent at the other end
+    of a socket, whose identity is in that directory; payloads may have LIMIT processes each, 0 for any number."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     setproctitle("sis-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cgroups = sys.argv[2] != "subreaper" and cgroup_tree.available()
-    identity_directory = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    means = Means(cgroups, int(sys.argv[3]), Path(sys.argv[4]) if len(sys.argv) > 4 else None)
     _warm_up()
     # The forks share these pages for as long as nobody touches them.
     gc.collect()
     gc.freeze()
-    Zygote(connection, cgroups=cgroups, identity_directory=identity_directory).serve()
+    Zygote(connection, means).serve()
 
 
 if __name__ == "__main__":

@@ -254,6 +254,22 @@ async def test_the_verdict_forget_ends_an_attempt_and_nothing_is_reported(site: 
     assert stream.reports_waiting() == 0
 
 
+async def test_a_stop_of_what_was_let_go_ends_it_and_the_refusal_of_its_report_has_it_forgotten(site: Site) -> None:
+    site.agent.start()
+    stream = await site.hub.stream()
+    stream.welcome()
+    job = site.job("echo $$ > $SCRATCH/pid; trap '' TERM; while :; do sleep 60; done")
+    await stream.accept(job)
+    await stream.commit_until(lambda: (site.scratch / "pid").exists() and bool(site.hub.logs[key(job)].frames))
+    # By force, while its stream was open all along.
+    stream.stop(key(job), frame_pb2.STOP_KIND_ABORT, "it was given up for lost")
+    report = await stream.report()
+    stream.refuse(report, Aborted("it was given up for lost", reason="STALE_ATTEMPT"))
+    await until(lambda: not site.agent.attempts(), "the directory is removed")
+    assert not Path(f"/proc/{(site.scratch / 'pid').read_text().strip()}").exists()
+    await stream.beat(lambda beat: beat.free_slots == 4)
+
+
 async def test_what_has_no_slot_is_declined_once_and_for_all(site: Site) -> None:
     site.agent.start()
     stream = await site.hub.stream()

@@ -21,6 +21,7 @@ from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 from tests.support.attempts import Attempts
+from tests.support.fault_points import FaultPoints
 from tests.support.sealed import SSH_KEY, TOKEN, SealedIdentity
 
 SECRET = b"correct horse battery staple"
@@ -171,14 +172,14 @@ echo "$SIS_CREDENTIAL_FILE_TOKEN_FILE"; cat; sleep 1.3; cat "$SIS_CREDENTIAL_FIL
 WITHOUT_MEMORY = """
 import sys
 from pathlib import Path
-from services.sis_agent.agent import private_directory, supervisor_process
+from services.sis_agent.agent import guardian, private_directory, supervisor_process
 from sis.packages import manifest
 private_directory.memory_file_systems = tuple
 directory, package, identity = map(Path, sys.argv[1:])
-supervisor_process.detach([])
-supervisor_process.supervise(
-    directory, package, manifest.load(package), lambda _: None, cgroups=False, identity_directory=identity
-)
+guarded = guardian.fork_guarded(0)
+supervisor_process.detach(guarded.descriptors)
+means = supervisor_process.Means(cgroups=False, process_limit=0, identity_directory=identity)
+supervisor_process.supervise(directory, package, manifest.load(package), lambda _: None, guarded, means)
 """
 
 
@@ -283,9 +284,9 @@ async def test_the_supervisor_s_memory_is_closed_and_its_log_masked(
 async def test_a_supervisor_that_is_killed_with_open_leases_has_started_nothing(
     attempts_anyhow: Attempts, identity: SealedIdentity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults = tmp_path / "fault"
-    faults.write_text("supervisor.opened")
-    monkeypatch.setenv("SIS_FAULT_FILE", str(faults))
+    faults = FaultPoints(tmp_path / "faults")
+    faults.arm("supervisor.opened")
+    monkeypatch.setenv("SIS_FAULTS", faults.environment["SIS_FAULTS"])
     attempt = attempts_anyhow.prepare(
         "touch started", credentials={"db": {}}, leases=lambda a: identity.lease(a, "credential.db", SECRET)
     )

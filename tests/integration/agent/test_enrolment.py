@@ -140,7 +140,7 @@ async def test_an_interrupted_enrolment_is_repeated_as_it_was(site: Site) -> Non
     assert "did not enrol this agent, try again soon: the hub shuts down" in done.stderr
     site.hub.on_enrolled = lambda: None
     # Cut off while the answer was under way: the process is gone, the hub has granted it.
-    async with TcpProxy("127.0.0.1", site.hub.enrolment_port) as proxy:
+    async with TcpProxy(f"127.0.0.1:{site.hub.enrolment_port}") as proxy:
         site.hub.on_enrolled = lambda: proxy.cut()
         assert (await site.agent.enrol(proxy.endpoint, code)).returncode == 1
     site.hub.on_enrolled = lambda: None

@@ -8,7 +8,13 @@ import resource
 from pathlib import Path
 
 from services.sis_agent.agent import private_directory
-from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptDirectories, AttemptKey
+from services.sis_agent.agent.attempts import (
+    ASSIGNMENT,
+    AttemptDirectories,
+    AttemptKey,
+    read_assignment,
+    write_assignment,
+)
 from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
 from sis.packages.values import MAX_FILE_BYTES, File
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
@@ -43,10 +49,11 @@ async def test_a_file_is_there_while_the_payload_runs_and_gone_afterwards(attemp
 
 async def test_a_value_of_another_kind_is_refused(attempts_anyhow: Attempts) -> None:
     attempt = attempts_anyhow.prepare("true", files={"config": File("a", b"")}, inputs={"name": {"type": "string"}})
-    assignment = dispatch.Assignment.FromString((attempt.directory / ASSIGNMENT).read_bytes())
+    assignment = read_assignment(attempt.directory)
     assignment.parameters["name"].CopyFrom(assignment.parameters["config"])
     assignment.parameters["config"].plain = "/etc/passwd"
-    (attempt.directory / ASSIGNMENT).write_bytes(assignment.SerializeToString())
+    (attempt.directory / ASSIGNMENT).unlink()
+    write_assignment(attempt.directory, assignment)
     await (await attempts_anyhow.spawn(attempt)).end()
     assert (attempt.finished().outcome, attempt.finished().failure_reason) == (pb.OUTCOME_FAILED, "EXEC_FAILED")
     assert "parameter name: must be a string value, not a file" in attempt.text()

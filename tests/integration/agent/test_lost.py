@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent.handle import StopKind, SupervisorHandle
+from services.sis_agent.agent import processes
+from services.sis_agent.agent.guardian import MARK
+from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHandle
 from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.supervisor_identity import IDENTITY
+from services.sis_agent.agent.records import sealed
+from services.sis_agent.agent.supervisor_identity import IDENTITY, SupervisorIdentity
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import PYTHON, Attempt, Attempts, alive_with, eventually, is_alive
 
@@ -36,9 +43,8 @@ async def test_the_rest_is_killed_and_named(attempts: Attempts, request: pytest.
     await kill_supervisor(attempt)
     finished = await finish(attempt)
     assert (finished.outcome, finished.failure_reason) == (pb.OUTCOME_FAILED, "SUPERVISOR_LOST")
-    assert finished.evidence.method == ("cgroup" if "best" in request.node.name else "environment")
-    # Without a cgroup, finding nothing proves nothing.
-    assert finished.evidence.tree_empty == (finished.evidence.method == "cgroup")
+    assert finished.evidence.method == ("cgroup" if "best" in request.node.name else "guardian")
+    assert finished.evidence.tree_empty
     assert not finished.evidence.survivors
     assert len(finished.evidence.processes) >= 2
     assert any("KILL" in process.signals for process in finished.evidence.processes)
@@ -66,8 +72,7 @@ time.sleep(60)
     await kill_supervisor(attempt)
     assert len(alive_with(mark)) == 1
     finished = await finish(attempt)
-    # Without a cgroup, finding nothing proves nothing.
-    assert finished.evidence.tree_empty == (finished.evidence.method == "cgroup")
+    assert finished.evidence.tree_empty
     assert not finished.evidence.survivors
     assert alive_with(mark) == []
 
@@ -80,8 +85,7 @@ async def test_a_cancel_that_was_under_way_has_ended_it(attempts: Attempts) -> N
     await kill_supervisor(attempt)
     finished = await finish(attempt)
     assert (finished.outcome, finished.failure_reason) == (pb.OUTCOME_STOPPED, "")
-    # Without a cgroup, finding nothing proves nothing.
-    assert finished.evidence.tree_empty == (finished.evidence.method == "cgroup")
+    assert finished.evidence.tree_empty
     assert not finished.evidence.survivors
 
 
@@ -120,12 +124,14 @@ async def test_after_a_restart_of_the_machine_nothing_is_looked_for(attempts_any
     await attempt.until_output(b"ready")
     identity = attempt.directory / IDENTITY
     values = json.loads(identity.read_text())
-    identity.write_text(json.dumps({**values, "boot_id": "another"}))
+    identity.unlink()
+    del values["checksum"]
+    SupervisorIdentity(**{**values, "boot_id": "another"}).write(attempt.directory)
     assert SupervisorHandle.adopt(attempt.directory) is None
     os.kill(values["pid"], 9)
     stranger = await asyncio.create_subprocess_exec("sleep", "60")
     keys = attempt.directory / "processes"
-    keys.write_text(f"{stranger.pid} 1\n")
+    keys.write_bytes(sealed({"pid": stranger.pid, "start_ticks": 1}))
     await eventually(lambda: not is_alive(values["pid"]))
     finished = await finish(attempt)
     assert finished.evidence.method == "reboot"
@@ -146,3 +152,172 @@ async def test_survivors_are_named(attempts_anyhow: Attempts, monkeypatch: pytes
     assert not finished.evidence.tree_empty
     assert len(finished.evidence.survivors) >= 1
     assert not any(survivor.ended for survivor in finished.evidence.survivors)
+
+
+SHED = """
+import os, sys, time
+go, mark = sys.argv[1:]
+if os.fork() == 0:
+    os.closerange(0, 3)
+    while not os.path.exists(go):
+        time.sleep(0.01)
+    for _ in range(2):
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+    os.execve(sys.executable, ["python", "-c", "import time; time.sleep(300)", mark], {})
+print("ready", flush=True)
+time.sleep(300)
+"""
+
+
+async def shed(attempts: Attempts, tmp_path: Path, mark: str) -> Attempt:
+    """An attempt whose supervisor is dead, and whose daemon bears no mark and was never seen."""
+    go = tmp_path / f"go-{mark}"
+    attempt = await attempts.start(SHED, command=[*PYTHON, str(go), mark])
+    await attempt.until_output(b"ready")
+    with attempt.handle() as handle:
+        os.kill(handle.identity.pid, signal.SIGSTOP)
+        go.touch()
+        await eventually(lambda: len(alive_with(f"time.sleep(300) {mark}")) == 1)
+        handle.kill()
+        await handle.wait_gone()
+    return attempt
+
+
+def guardian_of(attempt: Attempt) -> processes.ProcessInfo:
+    identity = SupervisorIdentity.read(attempt.directory)
+    assert identity is not None
+    found = identity.guardian()
+    assert found is not None
+    return found
+
+
+async def test_what_nobody_has_seen_and_bears_no_mark_is_found_by_its_descent(
+    attempts: Attempts, tmp_path: Path
+) -> None:
+    mark = f"shed-{os.getpid()}-{id(attempts)}"
+    attempt = await shed(attempts, tmp_path, mark)
+    guardian = guardian_of(attempt)
+    finished = await finish(attempt)
+    assert finished.evidence.tree_empty
+    assert alive_with(mark) == []
+    assert "no process of it is left" in attempt.text()
+    await eventually(lambda: not is_alive(guardian.pid))
+
+
+async def test_two_lost_at_once_are_told_apart(attempts: Attempts, tmp_path: Path) -> None:
+    marks = [f"twin-{number}-{os.getpid()}-{id(attempts)}" for number in (1, 2)]
+    first, second = await asyncio.gather(*(shed(attempts, tmp_path, mark) for mark in marks))
+    finished = await finish(first)
+    assert finished.evidence.tree_empty
+    assert alive_with(marks[0]) == []
+    assert len(alive_with(f"time.sleep(300) {marks[1]}")) == 1, "the other one's is none of its business"
+    of_first = {process.pid for process in finished.evidence.processes}
+    finished = await finish(second)
+    assert finished.evidence.tree_empty
+    assert alive_with(marks[1]) == []
+    assert not of_first & {process.pid for process in finished.evidence.processes}
+
+
+async def test_the_zygote_need_not_live_for_that(attempts: Attempts, tmp_path: Path) -> None:
+    attempt = await shed(attempts, tmp_path, mark := f"heir-{os.getpid()}-{id(attempts)}")
+    running = attempts.zygote._running
+    assert running is not None
+    os.kill(running._process.pid, signal.SIGKILL)
+    await eventually(lambda: not is_alive(running._process.pid))
+    assert (await finish(attempt)).evidence.tree_empty
+    assert alive_with(mark) == []
+
+
+async def test_without_its_guardian_nothing_is_proven(attempts: Attempts) -> None:
+    attempt = await attempts.start(DEAF)
+    await attempt.until_output(b"ready")
+    guardian = guardian_of(attempt)
+    await kill_supervisor(attempt)
+    os.kill(guardian.pid, signal.SIGKILL)
+    await eventually(lambda: not is_alive(guardian.pid))
+    finished = await finish(attempt)
+    assert not finished.evidence.tree_empty
+    assert not finished.evidence.survivors
+    assert "no process of it was found, which is no proof" in attempt.text()
+    assert not any(is_alive(process.pid) for process in finished.evidence.processes)
+
+
+async def test_a_guardian_that_was_stopped_goes_on(attempts_anyhow: Attempts) -> None:
+    attempt = await attempts_anyhow.start(DEAF)
+    await attempt.until_output(b"ready")
+    os.kill(guardian_of(attempt).pid, signal.SIGSTOP)
+    await kill_supervisor(attempt)
+    assert (await finish(attempt)).evidence.tree_empty
+
+
+async def test_a_supervisor_outlives_its_guardian(attempts: Attempts) -> None:
+    attempt = await attempts.start("echo ready; while [ ! -e go ]; do sleep 0.02; done; (sleep 60 &); echo over")
+    await attempt.until_output(b"ready")
+    os.kill(guardian_of(attempt).pid, signal.SIGKILL)
+    (attempt.directory / "work" / "go").touch()
+    finished = await attempt.end()
+    assert finished.outcome == pb.OUTCOME_SUCCEEDED
+    assert finished.evidence.tree_empty
+    assert attempt.output() == b"ready\nover\n"
+
+
+async def test_a_second_order_proves_nothing_of_the_first(attempts_anyhow: Attempts) -> None:
+    """A supervisor that finds the attempt taken leaves the mark of the one that has it alone."""
+    attempt = await attempts_anyhow.start(DEAF)
+    await attempt.until_output(b"ready")
+    with pytest.raises(SpawnFailed):
+        await attempts_anyhow.spawn(attempt)
+    assert (attempt.directory / MARK).exists()
+    await kill_supervisor(attempt)
+    with pytest.raises(SpawnFailed, match="was started before"):
+        await attempts_anyhow.spawn(attempt)
+    assert (attempt.directory / MARK).exists()
+    assert (await finish(attempt)).evidence.tree_empty
+
+
+@contextlib.contextmanager
+def damaged_record(attempt: Attempt, old: bytes, new: bytes) -> Iterator[None]:
+    """What is written of its supervisor is something else for a while."""
+    record = attempt.directory / IDENTITY
+    whole = record.read_bytes()
+    record.write_bytes(whole.replace(old, new, 1))
+    yield
+    record.write_bytes(whole)
+
+
+async def test_a_supervisor_whose_record_is_damaged_is_followed_and_stopped(attempts_anyhow: Attempts) -> None:
+    attempt = await attempts_anyhow.start(DEAF)
+    await attempt.until_output(b"ready")
+    with damaged_record(attempt, b"pid", b"pit"), attempt.handle() as handle:
+        await handle.stop(StopKind.ABORT, "enough")
+        await handle.wait_gone()
+    assert attempt.finished().outcome == pb.OUTCOME_STOPPED
+    assert attempt.finished().evidence.tree_empty
+
+
+async def test_a_lost_supervisor_whose_record_is_damaged_proves_nothing(attempts_anyhow: Attempts) -> None:
+    """Above all not that the machine has restarted since."""
+    attempt = await attempts_anyhow.start(DEAF)
+    await attempt.until_output(b"ready")
+    guardian = guardian_of(attempt)
+    await kill_supervisor(attempt)
+    with damaged_record(attempt, processes.boot_id().encode(), b"0" * 36):
+        finished = await finish(attempt)
+    assert finished.evidence.method == "environment"
+    assert not finished.evidence.tree_empty
+    for process in processes.descendants(processes.read_all(), [guardian.pid]):
+        processes.send_signal(process, signal.SIGKILL)
+
+
+async def test_a_log_that_was_damaged_is_not_called_complete(attempts_anyhow: Attempts) -> None:
+    attempt = await attempts_anyhow.run("for i in 1 2 3 4; do echo line $i; sleep 0.05; done")
+    attempt.spool.write_bytes(attempt.spool.read_bytes().replace(b"line 2", b"line 7"))
+    await asyncio.to_thread(finish_lost, attempt.directory)
+    finished = attempt.frames()[-1].notice.finished
+    assert (finished.outcome, finished.failure_reason) == (pb.OUTCOME_FAILED, "LOG_DAMAGED")
+    assert finished.digest == b""
+    assert finished.evidence.tree_empty, "the guardian saw its end all the same"
+    assert attempt.output() == b"line 1\n"
+    assert "This log was damaged at its site" in attempt.text()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.sis_agent.agent import cgroup_tree, processes
+from services.sis_agent.agent import cgroup_mounts, cgroup_tree, processes
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_what_belongs_to_another_account_is_not_signalled(sleeper: subprocess.Po
 @pytest.mark.root
 def test_a_cgroup_can_be_had() -> None:
     assert cgroup_tree.available()
-    home = cgroup_tree.own_cgroup()
+    home = cgroup_mounts.own_cgroup()
     assert home is not None
     assert not list(home.glob("sis-trial-*"))
 

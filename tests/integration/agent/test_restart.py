@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
+from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptDirectories, AttemptKey
 from services.sis_agent.agent.journal import Journal, Step
 from services.sis_agent.agent.spool import SpoolWriter
 from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
@@ -21,6 +21,7 @@ from tests.fakes.hub import FakeHub, Stream
 from tests.integration.agent.site import Site, has_ended, key, until
 from tests.support.agent_process import AgentProcess
 from tests.support.certificates import CertificateAuthority
+from tests.support.fault_points import FaultPoints
 from tests.support.tcp_proxy import TcpProxy
 
 # Waits in the middle, since a new agent may take longer to come up than all the lines.
@@ -39,7 +40,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     authority = CertificateAuthority(tmp_path / "tls")
     hub = FakeHub(authority)
     await hub.start()
-    async with TcpProxy("127.0.0.1", hub.port) as proxy:
+    async with TcpProxy(f"127.0.0.1:{hub.port}") as proxy:
         agent = AgentProcess(tmp_path / "state", proxy.endpoint, authority)
         try:
             yield Site(hub, agent, tmp_path, proxy)
@@ -126,21 +127,21 @@ async def test_killed_at_any_moment_of_the_start_it_starts_an_attempt_at_most_on
     ("point", "in_hand", "starts", "reason"),
     [
         ("agent.assigned", False, 1, ""),
-        ("agent.journalled", True, 1, ""),
-        ("agent.spawning", True, 0, "SUPERVISOR_LOST"),
+        ("agent.accepted.journalled", True, 1, ""),
+        ("agent.spawning.journalled", True, 0, "SUPERVISOR_LOST"),
     ],
 )
 async def test_killed_at_each_step_of_the_start(
     site: Site, point: str, in_hand: bool, starts: int, reason: str
 ) -> None:
-    fault = site.scratch / "fault"
-    site.agent.environment["SIS_FAULT_FILE"] = str(fault)
+    faults = FaultPoints(site.scratch / "faults")
+    site.agent.environment.update(faults.environment)
     site.agent.start()
     stream = await welcomed(site)
-    fault.write_text(point)
+    faults.arm(point)
     job = site.job(site.started())
     stream.assign(job)
-    if point == "agent.spawning":
+    if point == "agent.spawning.journalled":
         stream.acknowledge(await stream.report())
     assert await site.agent.ended() == -signal.SIGKILL
     site.agent.start()
@@ -152,6 +153,27 @@ async def test_killed_at_each_step_of_the_start(
     finished = site.hub.logs[key(job)].finished
     assert finished is not None
     assert (site.starts, finished.failure_reason) == (starts, reason)
+
+
+@pytest.mark.parametrize("point", ["agent.declined.journalling", "agent.declined.journalled"])
+async def test_killed_around_the_record_of_a_decline_it_declines_all_the_same(site: Site, point: str) -> None:
+    faults = FaultPoints(site.scratch / "faults")
+    site.agent.environment.update(faults.environment)
+    site.agent.start()
+    stream = await welcomed(site)
+    faults.arm(point)
+    job = site.job(site.started())
+    job.package.digest = "not a digest"
+    stream.assign(job)
+    assert await site.agent.ended() == -signal.SIGKILL
+    site.agent.start()
+    stream = await welcomed(site)
+    assert not stream.in_hand
+    if point == "agent.declined.journalling":
+        stream.assign(job)
+    report = await stream.report()
+    assert (report.attempt, report.WhichOneof("content")) == (job.attempt, "declined")
+    assert site.starts == 0
 
 
 async def test_a_supervisor_that_is_killed_is_finished_for(site: Site) -> None:
@@ -301,7 +323,7 @@ async def test_what_is_not_in_hand_is_cleared_away(site: Site, steps: list[Step]
 async def test_an_attempt_that_has_lost_its_assignment_fails(site: Site) -> None:
     job = site.job(site.started())
     directory = left_behind(site, job, [Step.ACCEPTED])
-    (directory / "assignment.binpb").unlink()
+    (directory / ASSIGNMENT).unlink()
     directory.rmdir()
     site.agent.start()
     stream = await welcomed(site)
@@ -311,9 +333,17 @@ async def test_an_attempt_that_has_lost_its_assignment_fails(site: Site) -> None
     assert (finished.failure_reason, site.starts) == ("AGENT_ERROR", 0)
 
 
-async def test_a_server_that_has_more_than_the_spool_is_not_contradicted(site: Site) -> None:
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([Step.ACCEPTED, Step.SPAWNING], id="spool"),
+        # From a backup that was made before it was started: it must not be started again.
+        pytest.param([Step.ACCEPTED], id="journal"),
+    ],
+)
+async def test_a_server_that_has_more_than_the_site_is_not_contradicted(site: Site, steps: list[Step]) -> None:
     job = site.job(site.started())
-    directory = left_behind(site, job, [Step.ACCEPTED, Step.SPAWNING])
+    directory = left_behind(site, job, steps)
     site.agent.start()
     stream = await site.hub.stream()
     stream.welcome((key(job), dispatch.VERDICT_GO_ON, 500))
@@ -321,6 +351,7 @@ async def test_a_server_that_has_more_than_the_spool_is_not_contradicted(site: S
     assert "the server has more of its log than this site" in site.agent.log
     assert (directory / "orphaned").exists()
     assert stream.reports_waiting() == 0
+    assert site.starts == 0
 
 
 def left_behind(site: Site, job: dispatch.Assignment, steps: list[Step]) -> Path:

@@ -466,7 +466,7 @@ async def test_with_its_supervisor_everything_dies(
 ORDINARY = """
 import encodings.ascii, encodings.utf_8_sig, os, sys
 from pathlib import Path
-from services.sis_agent.agent import supervisor_process
+from services.sis_agent.agent import guardian, supervisor_process
 from services.sis_agent.agent.masking import Masker
 from sis.packages import manifest
 uid, gid, directory, package, identity = int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:])
@@ -474,10 +474,10 @@ loaded = manifest.load(package)
 Masker([b"hunter22"])
 # From here on, the interpreter's own files may be closed to it.
 os.setgroups([]); os.setresgid(gid, gid, gid); os.setresuid(uid, uid, uid)
-supervisor_process.detach([])
-supervisor_process.supervise(
-    directory, package, loaded, lambda _: None, cgroups=False, identity_directory=identity
-)
+guarded = guardian.fork_guarded(0)
+supervisor_process.detach(guarded.descriptors)
+means = supervisor_process.Means(cgroups=False, process_limit=0, identity_directory=identity)
+supervisor_process.supervise(directory, package, loaded, lambda _: None, guarded, means)
 """
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.agent_process import write_identity
+from tests.support.certificates import CertificateAuthority
+
 _AGENT = (sys.executable, "-P", "-m", "services.sis_agent.agent.main")
 
 
@@ -38,6 +41,35 @@ def test_a_state_directory_that_cannot_be_used(tmp_path: Path, below: str) -> No
     done = run(tmp_path / below)
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path}/{below}/agent.lock: Not a directory; name another with SIS_AGENT_STATE\n"
+
+
+@pytest.mark.parametrize("name", ["key.pem", "certificate.pem", "ca.pem", "identity.json"])
+def test_an_identity_with_a_damaged_file(tmp_path: Path, name: str) -> None:
+    """It is said at once, by the name of the file, and with what to do."""
+    state = tmp_path / "state"
+    write_identity(state, CertificateAuthority(tmp_path / "tls"))
+    file = state / "identity" / name
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    for content in (whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]):
+        file.write_bytes(content)
+        done = run(state)
+        assert done.returncode == 1
+        assert name in done.stderr
+        assert done.stderr.startswith(f"error: {state}/identity/")
+        assert done.stderr.endswith(": enrol again\n")
+
+
+@pytest.mark.parametrize("name", ["journal", "attempts", "packages"])
+def test_a_state_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    state = tmp_path / "state"
+    write_identity(state, CertificateAuthority(tmp_path / "tls"))
+    (state / name).symlink_to(tmp_path / "state" / name)
+    done = run(state)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {state}/{name}: ")
+    assert done.stderr.endswith("; name another with SIS_AGENT_STATE\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_an_enrolment_that_cannot_be_kept(tmp_path: Path) -> None:

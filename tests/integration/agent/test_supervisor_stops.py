@@ -61,6 +61,27 @@ async def test_a_cancel_leaves_a_payload_its_grace(attempts: Attempts) -> None:
     assert ["TERM"] in left
 
 
+async def test_no_grace_at_all_is_no_default(attempts: Attempts) -> None:
+    attempt = await attempts.start(DEAF, grace=0)
+    await attempt.until_output(b"ready")
+    before = time.monotonic()
+    await stop(attempt, StopKind.CANCEL)
+    finished = await attempt.end()
+    assert time.monotonic() - before < 8  # the default is 10 s
+    payload = next(p for p in finished.evidence.processes if p.role == job_pb2.PROCESS_ROLE_PAYLOAD)
+    assert (list(payload.signals), finished.evidence.tree_empty) == (["TERM", "KILL"], True)
+
+
+async def test_what_is_left_behind_is_killed_before_the_output_is_waited_for_no_longer(attempts: Attempts) -> None:
+    """A grace longer than the output timeout must leave no survivor that nobody has killed."""
+    left = "(trap '' TERM; echo $$; while :; do sleep 60; done) & sleep 0.2"
+    attempt = await attempts.run(left, grace=3600, output_timeout=1)
+    finished = attempt.finished()
+    assert (finished.outcome, finished.evidence.tree_empty) == (pb.OUTCOME_SUCCEEDED, True)
+    assert not finished.evidence.survivors
+    assert any(list(p.signals) == ["TERM", "KILL"] for p in finished.evidence.processes)
+
+
 async def test_an_abort_leaves_nothing_any_time(attempts: Attempts) -> None:
     attempt = await attempts.start(DEAF, grace=60)
     await attempt.until_output(b"ready")

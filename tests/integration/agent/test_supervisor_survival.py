@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.sis_agent.agent import processes
+from services.sis_agent.agent.attempts import ASSIGNMENT
 from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHandle
 from services.sis_agent.agent.lost import finish_lost
 from services.sis_agent.agent.spool import SpoolBusy, SpoolReader
@@ -66,7 +67,7 @@ async def test_it_outlives_its_zygote_and_another_one_is_started(attempts_anyhow
     running = attempts_anyhow.zygote._running
     assert running is not None
     running._process.kill()
-    await running._process.wait()
+    await asyncio.to_thread(running._process.wait)
     second = await attempts_anyhow.run("echo second")
     assert second.finished().outcome == pb.OUTCOME_SUCCEEDED
     assert (await first.end()).outcome == pb.OUTCOME_SUCCEEDED
@@ -103,7 +104,7 @@ async def test_an_attempt_that_was_finished_as_lost_cannot_start(attempts_anyhow
 
 async def test_a_directory_that_cannot_be_used(attempts_anyhow: Attempts) -> None:
     attempt = attempts_anyhow.prepare("true")
-    (attempt.directory / "assignment.binpb").unlink()
+    (attempt.directory / ASSIGNMENT).unlink()
     with pytest.raises(SpawnFailed) as caught:
         await attempts_anyhow.spawn(attempt)
     assert not caught.value.may_have_started

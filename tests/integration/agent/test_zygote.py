@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,30 @@ async def test_a_spare_that_dies_is_replaced(attempts_anyhow: Attempts) -> None:
         assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
 
 
+HELD = """
+import os, socket
+from services.sis_agent.agent import zygote
+from services.sis_agent.agent.supervisor_process import Means
+
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+dead = os.fork()
+if dead == 0:
+    os._exit(0)
+os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)
+made = zygote.Zygote(socket.socketpair()[0], Means(cgroups=False, process_limit=0, identity_directory=None))
+made._spare = zygote._Spare(dead, ours)
+made._reap()
+print(made._spare)
+"""
+
+
+async def test_a_spare_whose_death_is_known_gets_no_order_though_its_socket_is_open_still() -> None:
+    """Its guardian is reaped before the supervisor below has gone: what was handed to that one was never answered."""
+    arguments = [sys.executable, "-P", "-c", HELD]
+    done = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("None\n", "")
+
+
 async def test_a_spare_ends_with_the_zygote(attempts_anyhow: Attempts) -> None:
     zygote = attempts_anyhow.zygote
     await zygote.start()
@@ -85,3 +111,44 @@ async def test_one_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpawnFailed) as caught:
         await Zygote().start()
     assert not caught.value.may_have_started
+
+
+FORKED = """
+import asyncio, ctypes, uvloop
+from services.sis_agent.agent.handle import Zygote
+
+forks = []
+prepare = ctypes.CFUNCTYPE(None)(lambda: forks.append("fork"))
+assert ctypes.CDLL(None).__register_atfork(prepare, None, None, None) == 0
+
+async def start():
+    zygote = Zygote()
+    await zygote.start()
+    await zygote.stop()
+
+uvloop.run(start())
+print(forks)
+"""
+
+
+async def test_it_is_started_without_the_handlers_of_a_fork() -> None:
+    """gRPC has some in the agent, which abort the child now and then: then a job failed whose agent had just lost its
+    zygote."""
+    arguments = [sys.executable, "-P", "-c", FORKED]
+    done = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+async def test_one_that_ends_at_its_start_is_started_again_for_the_job(
+    attempts_anyhow: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = sys.executable
+    popen = subprocess.Popen
+    commands = iter(["/bin/false", "/bin/false"])
+
+    def start(arguments: list[str], **options: object) -> object:
+        return popen([next(commands, python), *arguments[1:]], **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
+    assert next(commands, None) is None

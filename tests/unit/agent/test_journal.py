@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -62,14 +63,46 @@ def test_cut_at_every_byte_of_the_last_record_it_keeps_those_before(path: Path) 
     journal.close()
 
 
+def test_cut_at_any_byte_it_is_as_it_was_earlier_or_begins_anew(path: Path) -> None:
+    journal = Journal.create(path)
+    earlier = {len(path.read_bytes()): (journal.journal_id, 1, dict(journal.entries))}
+    for step, keys in ((Step.ACCEPTED, [FIRST]), (Step.SPAWNING, [FIRST]), (Step.DECLINED, [THIRD])):
+        journal.append(step, keys)
+        earlier[len(path.read_bytes())] = (journal.journal_id, journal.record_number, dict(journal.entries))
+    journal.close()
+    content = path.read_bytes()
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        opened = Journal.open_or_create(path, lambda: None)
+        state = (opened.journal_id, opened.record_number, dict(opened.entries))
+        opened.close()
+        if size < min(earlier):
+            assert state[0] != journal.journal_id
+            assert state[1:] == (1, {})
+        else:
+            assert state == earlier[max(end for end in earlier if end <= size)]
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.long), 7])
+def test_with_any_bit_flipped_it_is_damaged(path: Path, step: int) -> None:
+    filled(path).close()
+    content = path.read_bytes()
+    for bit in range(0, len(content) * 8, step):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(JournalDamaged):
+            Journal.open(path)
+
+
 def test_any_changed_byte_is_damage_or_an_unfinished_end(path: Path) -> None:
     filled(path).close()
     content = path.read_bytes()
-    for position in range(len(content) - 1):
-        for changed in (content[position] ^ 1, 0):
+    chance = random.Random(5)
+    for position in range(len(content)):
+        for changed in {0, ord(chance.choice("\r\n")), chance.randrange(256)} - {content[position]}:
             path.write_bytes(content[:position] + bytes([changed]) + content[position + 1 :])
-            last_record = position >= content[:-1].rfind(b"\n") + 1
-            if changed == 0 and last_record:
+            if changed == 0 and position == len(content) - 1:
                 assert Journal.open(path).record_number == 4
             else:
                 with pytest.raises(JournalDamaged):

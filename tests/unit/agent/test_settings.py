@@ -26,7 +26,7 @@ def test_lists_and_pairs_are_separated_by_commas(environment: pytest.MonkeyPatch
     settings = AgentSettings.load()
     assert settings.hub_endpoints == ("one:1", "[::1]:2")
     assert settings.labels == {"rack": "12", "note": "a=b", "empty": ""}
-    assert (settings.slots, settings.cache_bytes) == (8, 2 << 30)
+    assert (settings.slots, settings.cache_bytes, settings.process_limit) == (8, 2 << 30, 4_096)
 
 
 def test_nothing_has_to_be_given(environment: pytest.MonkeyPatch) -> None:
@@ -44,6 +44,9 @@ def test_nothing_has_to_be_given(environment: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [
         ("SLOTS", "0"),
+        ("PROCESS_LIMIT", "15"),
+        ("PROCESS_LIMIT", "-1"),
+        ("PROCESS_LIMIT", "4194305"),
         ("SLOTS", "1001"),
         ("SLOTS", "many"),
         ("HUB_ENDPOINTS", "one:1,nowhere"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 from collections.abc import Iterator
@@ -107,33 +108,82 @@ def test_a_torn_end_is_cut_wherever_it_is_torn(path: Path) -> None:
         assert [pb.Frame.FromString(raw).chunk.data for raw in read(path)] == [b"chunk 0", b"chunk 1", b"another"]
 
 
-def test_a_damaged_frame_ends_it(path: Path) -> None:
-    fill(path, 3)
+def last_text(path: Path) -> str:
+    return pb.Frame.FromString(read(path)[-1]).notice.text
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_spool_that_is_cut_at_any_byte_goes_on_behind_its_last_whole_frame(path: Path, frames: int) -> None:
+    fill(path, frames)
     whole = path.read_bytes()
-    for offset in range(len(whole) // 3 * 2, len(whole)):
+    raw = read(path)
+    ends = list(itertools.accumulate(8 + len(each) for each in raw))
+    for size in range(len(whole)):
+        for zeros in (0, 1, 4096):
+            path.write_bytes(whole[:size] + bytes(zeros))
+            kept = sum(end <= size for end in ends)
+            assert read(path) == raw[:kept]
+            with SpoolWriter.open(path) as spool:
+                assert (spool.sequence, spool.damaged) == (kept, False), (size, zeros)
+            assert read(path) == raw[:kept]
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.long), 7])
+def test_a_spool_with_any_bit_flipped_keeps_what_is_before_it_and_says_so(path: Path, step: int) -> None:
+    fill(path, 4)
+    whole = path.read_bytes()
+    raw = read(path)
+    ends = list(itertools.accumulate(8 + len(each) for each in raw))
+    for bit in range(0, len(whole) * 8, step):
         damaged = bytearray(whole)
-        damaged[offset] ^= 0xFF
+        damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        assert len(read(path)) == 2
+        kept = sum(end <= bit // 8 for end in ends)
+        with SpoolReader(path) as reader:
+            assert reader.read(0, 1 << 20) == raw[:kept]
+            # Of the last one, what is missing of it may still come.
+            assert reader.stuck or kept == 3 or bit % 8 + (bit // 8 - (ends[kept - 1] if kept else 0)) * 8 < 32
         with SpoolWriter.open(path) as spool:
-            assert spool.sequence == 2
+            if spool.damaged:
+                assert spool.sequence == kept + 1
+                assert "bytes of it, from here on, are lost" in last_text(path)
+                finished = pb.Finished(outcome=pb.OUTCOME_FAILED)
+                spool.append_notice(pb.SEVERITY_ERROR, "over", finished)
+                assert finished.digest == b"", "nobody must call this log complete"
+                path.with_name("spool.damaged").unlink()
+            else:
+                # A length that says more than there is, in the last frame: as one that was never finished.
+                assert (kept, spool.sequence) == (3, 3)
+        assert read(path)[:kept] == raw[:kept]
 
 
-@pytest.mark.parametrize("rubbish", [b"\0" * 64, b"\xff" * 64, b"\1\0\0\0\0\0\0\0x"])
+def test_damage_is_remembered_by_later_writers(path: Path) -> None:
+    fill(path, 3)
+    path.write_bytes(path.read_bytes().replace(b"chunk 1", b"chunk 7"))
+    with SpoolWriter.open(path) as spool:
+        assert (spool.sequence, spool.damaged) == (2, True)
+    with SpoolWriter.open(path) as spool:
+        assert (spool.sequence, spool.damaged) == (2, True)
+
+
+@pytest.mark.parametrize("rubbish", [b"\xff" * 64, b"\1\0\0\0\0\0\0\0x", b"repeated", b"\xff" * (9 << 20)])
 def test_rubbish_is_cut(path: Path, rubbish: bytes) -> None:
     fill(path, 1)
     whole = path.read_bytes()
-    path.write_bytes(whole + rubbish)
-    SpoolWriter.open(path).close()
-    assert path.read_bytes() == whole
+    path.write_bytes(whole + (whole if rubbish == b"repeated" else rubbish))
+    assert len(read(path)) == 1
+    with SpoolWriter.open(path) as spool:
+        assert (spool.sequence, spool.damaged) == (2, True)
+    assert path.read_bytes().startswith(whole)
 
 
-def test_a_frame_that_repeats_a_number_is_cut(path: Path) -> None:
+@pytest.mark.parametrize("zeros", [1, 64, 9 << 20])
+def test_what_was_never_written_is_cut(path: Path, zeros: int) -> None:
     fill(path, 1)
     whole = path.read_bytes()
-    path.write_bytes(whole + whole)
-    assert len(read(path)) == 1
-    SpoolWriter.open(path).close()
+    path.write_bytes(whole + bytes(zeros))
+    with SpoolWriter.open(path) as spool:
+        assert (spool.sequence, spool.damaged) == (1, False)
     assert path.read_bytes() == whole
 
 
