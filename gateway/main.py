@@ -16,7 +16,7 @@ from pydantic_settings import SettingsConfigDict
 from gateway.app import Gateway
 from gateway.server import Certificate, Server, is_loopback, run
 from gateway.upstreams import Upstreams
-from services.runtime import joining
+from services.runtime import joining, shutdown
 from services.runtime.settings import Endpoint, ServiceSettings
 from services.runtime.telemetry import configure_logging
 
@@ -96,6 +96,7 @@ def main() -> None:
         sys.exit(f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve")
     settings = GatewaySettings.load()
     _raise_open_files()
+    shutdown.prepare()
     uvloop.run(serve(settings))
 
 

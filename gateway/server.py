@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import signal
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
 
 from gateway.app import Gateway
 from gateway.connection import STALL_SECONDS, Connection
+from services.runtime import shutdown
 
 DRAIN_SECONDS = 5
 _KEEP_ALIVE_SECONDS = 75
@@ -150,8 +150,11 @@ async def run(server: Server, *background: Callable[[], Awaitable[None]]) -> Non
         SystemExit: with status 1, the address could not be bound or a background function failed; the log says why.
     """
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    with shutdown.asked(stopping.set):
+        await _run(server, stopping, background)
+
+
+async def _run(server: Server, stopping: asyncio.Event, background: Sequence[Callable[[], Awaitable[None]]]) -> None:
     try:
         server.start()
     except OSError as error:

@@ -25,10 +25,12 @@ from services.credentials.values import Values
 from services.credentials.vault import Vault, VaultSettings
 from services.credentials.vault_outbox import VaultOutbox
 from services.runtime.database import Database
+from services.runtime.dependencies import VAULT, Dependency
 from services.runtime.identity import Identity, canonical_host_name
 from services.runtime.process import start
+from services.runtime.schema import newest_revision
 from services.runtime.server import Listener, Server, run
-from services.runtime.settings import Endpoint, IdentitySettings, Sha256Hex, Texts
+from services.runtime.settings import DatabaseUrl, Endpoint, IdentitySettings, Sha256Hex, Texts
 from sis.credentials.v1.agent_identity_service_pb2_grpc import add_AgentIdentityServiceServicer_to_server
 from sis.credentials.v1.certificate_service_pb2_grpc import add_CertificateServiceServicer_to_server
 from sis.credentials.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
@@ -52,9 +54,9 @@ class CredentialsSettings(IdentitySettings):
 
     model_config = SettingsConfigDict(env_prefix="SIS_CREDENTIALS_", env_nested_delimiter="_", env_nested_max_split=1)
 
-    database_url: str
+    database_url: DatabaseUrl
     # Past a connection pooler, for LISTEN and migrations.
-    database_direct_url: str | None = None
+    database_direct_url: DatabaseUrl | None = None
     # For people, and for services that join.
     listen: Endpoint
     # For hubs.
@@ -93,6 +95,7 @@ async def serve(settings: CredentialsSettings) -> None:
             direct_url=settings.database_direct_url,
             pool_size=POOL,
             application_name="sis-credentials",
+            revision=newest_revision(SCHEMA, MIGRATIONS),
         )
         try:
             await _serve(settings, vault, services, identity, database)
@@ -132,7 +135,7 @@ async def _serve(
         reconciler.run,
         revocations.listen,
         VaultOutbox(database, vault).run,
-        healthy=database.ping,
+        dependencies=[database.dependency, Dependency(VAULT, "Vault", vault.trouble, needed=False, interval=5.0)],
         on_drain=revocations.drain,
     )
 

@@ -25,6 +25,7 @@ from services.credentials.values import Values
 from services.credentials.vault_errors import VaultError
 from services.runtime.backoff import Backoff
 from services.runtime.database import Database
+from services.runtime.dependencies import Complaints
 from services.runtime.errors import SisError
 
 INTERVAL_SECONDS: Final = 5.0
@@ -58,6 +59,7 @@ class Reconciler:
         self._limits = limits or Limits()
         self._woken = asyncio.Event()
         self._backoff = Backoff(initial=1.0, maximum=60.0)
+        self._complaints = Complaints(_log, "nothing is reconciled")
         self._vault_away = False
         self._vault_due = 0.0
         self._scan_due = 0.0
@@ -133,11 +135,14 @@ class Reconciler:
         """Apply a rule; one that fails is tried again with the next sweep, and keeps none of the others."""
         try:
             async with self._database.begin() as connection:
-                return await rule(connection)
+                done = await rule(connection)
         except SisError as error:
-            _log.warning("the rule %s failed: %s", rule.__name__, error)
+            self._complaints.note(error)
         except DBAPIError:
             _log.exception("the rule %s failed", rule.__name__)
+        else:
+            self._complaints.over()
+            return done
         return 0
 
     async def _purge(self, connection: AsyncConnection) -> int:
@@ -157,7 +162,7 @@ class Reconciler:
                 _log.warning("what needs Vault is put off: %s", error)
             self._vault_away = True
         except SisError as error:
-            _log.warning("what needs Vault is put off: %s", error)
+            self._complaints.note(error)
         except DBAPIError:
             _log.exception("what needs Vault has failed")
         else:

@@ -26,12 +26,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from services.credentials.vault_answers import refusal
 from services.credentials.vault_errors import (
     ValueMissing,
+    VaultError,
     VaultFailed,
     VaultForbidden,
+    VaultSealed,
     VaultSlow,
     VaultUnreachable,
 )
 from services.credentials.vault_session import Session
+from services.runtime.dependencies import Trouble
 
 _PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?")
 
@@ -286,6 +289,14 @@ class Vault:
         return await self._session.call(
             lambda client: _pem(client.secrets.pki.read_certificate("ca_chain", self._pki)["data"]["certificate"])
         )
+
+    async def trouble(self) -> Trouble | None:
+        """Why it is of no use now; None if it is."""
+        try:
+            answer = await self._session.call(lambda client: client.adapter.get("/v1/sys/seal-status"))
+        except VaultError as error:
+            return Trouble(error.reason, error.words)
+        return Trouble(VaultSealed.reason, VaultSealed.words) if answer.get("sealed") else None
 
     async def run(self) -> None:
         """Keep this service logged in until cancelled."""

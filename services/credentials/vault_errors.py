@@ -25,6 +25,8 @@ class VaultError(Unavailable):
     """`retry_after` is Vault's own word where it gave one. Seconds."""
 
     retry_seconds: ClassVar[float] = 5.0
+    words: ClassVar[str] = "it fails"
+    """What anybody may know of it."""
     unknown: ClassVar[bool] = False
     """Whether a write may have been done all the same."""
 
@@ -40,6 +42,7 @@ class VaultError(Unavailable):
 
 class VaultSealed(VaultError):
     reason = "VAULT_SEALED"
+    words = "it is sealed; unseal it"
 
     def __init__(self) -> None:
         super().__init__("Vault is sealed; unseal it, then what waits for it goes on by itself")
@@ -47,6 +50,7 @@ class VaultSealed(VaultError):
 
 class VaultUnreachable(VaultError):
     reason = "VAULT_UNREACHABLE"
+    words = "it does not answer"
     retry_seconds = 2.0
     unknown = True
 
@@ -56,6 +60,7 @@ class VaultUnreachable(VaultError):
 
 class VaultSlow(VaultError):
     reason = "VAULT_SLOW"
+    words = "it does not answer in time"
     retry_seconds = 2.0
     unknown = True
 
@@ -67,6 +72,7 @@ class VaultForbidden(VaultError):
     """`what` is what it denies, or why the login is not possible."""
 
     reason = "VAULT_FORBIDDEN"
+    words = "it refuses the login of this service; see its log"
     retry_seconds = 15.0
 
     def __init__(self, what: str) -> None:
@@ -76,6 +82,7 @@ class VaultForbidden(VaultError):
 
 class VaultRateLimited(VaultError):
     reason = "VAULT_RATE_LIMITED"
+    words = "its rate limit is reached"
     retry_seconds = 1.0
 
     def __init__(self, retry_after: float | None) -> None:

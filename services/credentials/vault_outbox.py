@@ -11,6 +11,7 @@ from services.credentials.vault import Vault
 from services.credentials.vault_errors import ValueMissing, VaultFailed
 from services.runtime.backoff import Backoff
 from services.runtime.database import Database
+from services.runtime.dependencies import Complaints
 from services.runtime.errors import SisError
 
 TELL_SECONDS = 2.0
@@ -30,12 +31,14 @@ class VaultOutbox:
     async def run(self) -> None:
         """For ever; what fails is tried again."""
         backoff = Backoff(TELL_SECONDS, 60.0)
+        complaints = Complaints(_log, "Vault is not told of everything")
         while True:
             try:
                 await self.deliver()
                 backoff.reset()
+                complaints.over()
             except SisError as error:
-                _log.warning("Vault could not be told of everything, trying again: %s", error)
+                complaints.note(error)
                 await asyncio.sleep(backoff.next_delay())
             await asyncio.sleep(TELL_SECONDS)
 

@@ -23,6 +23,10 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 
+CONNECT_MS = 10_000
+"""For one try to connect, whose handshakes go to and fro three times: enough for a site behind a satellite, and for a
+hub that hundreds of agents come to at once, each of which would begin again and make it worse."""
+
 PEER_GRACE_SECONDS = 60.0
 """How long calls may go on over a channel whose certificate was renewed."""
 
@@ -67,8 +71,8 @@ def _options(server_name: str | None, retried: Sequence[str]) -> list[tuple[str,
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1_000),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.service_config", _service_config(retried)),
         *KEEPALIVE,
     ]

@@ -9,41 +9,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 import sqlalchemy
 from psycopg import sql
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from services.runtime import dependencies, faults
 from services.runtime.backoff import Backoff
+from services.runtime.dependencies import POSTGRESQL, Dependency, Trouble
 from services.runtime.errors import DeadlineExceeded, SisError, Unavailable
+from services.runtime.postgres_connection import CONNECT_SECONDS, Connection, parameters
+from services.runtime.postgres_failures import PARTIAL, Cause, cause_of, trouble
+from services.runtime.schema import Revision
 
-_CONNECT_SECONDS = 5
+TITLE: Final = "PostgreSQL"
 _POOL_SECONDS = 5.0
-_PING_SECONDS = 2.0
+_LOOK_SECONDS = 2.0
 
 # How long a connection that listens may be silent before it is tried.
 _LISTEN_TRIAL_SECONDS = 15.0
 
-# A server that vanished without a word is noticed by the kernel: 10 s for what is sent, 25 s for what is
-# awaited.
-CONNECTION: dict[str, Any] = {
-    "connect_timeout": _CONNECT_SECONDS,
-    "tcp_user_timeout": 10_000,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-}
+# For so long a failure that need not befall every transaction counts as lasting.
+_PARTIAL_SECONDS = 10.0
 
 # A statement ends in time, and a process that is stopped in the middle of a transaction gives its locks back.
 _BOUNDS = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "30s"}
 _FOR_THE_SESSION = " ".join(f"-c {name}={value}" for name, value in _BOUNDS.items())
 _FOR_THE_TRANSACTION = text("SELECT " + ", ".join(f"set_config('{n}', '{v}', true)" for n, v in _BOUNDS.items()))
+_TAKES_NO_WRITES = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'"
 
 _log = logging.getLogger("database")
 
@@ -51,20 +51,39 @@ _log = logging.getLogger("database")
 class Database:
     """A pool of connections to one PostgreSQL database.
 
-    `url` is `postgresql+psycopg://…`; `direct_url` goes past a connection pooler, if `url` goes through one.
+    `url` is as `postgres_url` takes it; `direct_url` goes past a connection pooler, if `url` goes through one.
     """
 
-    def __init__(self, url: str, *, direct_url: str | None = None, pool_size: int = 4, application_name: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        direct_url: str | None = None,
+        pool_size: int = 4,
+        application_name: str,
+        revision: Revision | None = None,
+    ) -> None:
+        """`revision` is what the schema of this process must have been migrated to at the least."""
         self._direct_url = direct_url or url
         self._application_name = application_name
-        connect_args = {**CONNECTION, "prepare_threshold": None, "application_name": application_name}
+        self._revision = revision
+        self._failed: Cause | None = None
+        """Why the last transaction that failed for PostgreSQL's sake did, until one tells that it serves again."""
+        self._failed_at = 0.0
+        self._current_since: float | None = None
+        """When the schema was first seen to be at the revision."""
+        connect_args = {
+            **parameters(url, application_name),
+            "prepare_threshold": None,
+            "async_creator_fn": Connection.connect,
+        }
         # A pooler hands one session to many clients, and refuses options when it connects; where there is none, the
         # bounds are the session's, which saves a round trip in every transaction.
         self._pooled = direct_url is not None
         if not self._pooled:
-            connect_args["options"] = _FOR_THE_SESSION
+            connect_args["options"] = f"{connect_args.get('options', '')} {_FOR_THE_SESSION}".strip()
         self._engine = create_async_engine(
-            make_url(url),
+            "postgresql+psycopg://",
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=_POOL_SECONDS,
@@ -72,37 +91,107 @@ class Database:
             connect_args=connect_args,
         )
         sqlalchemy.event.listen(self._engine.sync_engine, "checkout", _refuse_dead)
+        sqlalchemy.event.listen(self._engine.sync_engine, "handle_error", _leave_read_only)
+
+    @property
+    def dependency(self) -> Dependency:
+        """PostgreSQL, for the health of the process."""
+        return Dependency(POSTGRESQL, TITLE, self.trouble)
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
+    async def begin(self, point: str = "") -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction that the end of the block commits and an exception rolls back.
 
-        A statement may take 10 s. A violated constraint is an IntegrityError, for the caller to name.
+        A statement may take 10 s. A violated constraint is an IntegrityError, for the caller to name. `point` is what
+        `faults` calls the commit.
 
         Raises:
-            Unavailable: PostgreSQL cannot be reached, shuts down or is full, or the transaction lost against
-                another one. Whether it was committed is unknown if the commit itself was cut off.
+            Unavailable: PostgreSQL cannot be reached, shuts down or is full, and the metadata have the cause
+                (`postgres_failures`); or the transaction lost against another one. Whether it was committed is unknown
+                if the commit itself was cut off.
             DeadlineExceeded: a statement took too long.
         """
+        began = time.monotonic()
         try:
             async with self._engine.begin() as connection:
                 if self._pooled:
                     await connection.execute(_FOR_THE_TRANSACTION)
                 yield connection
-        except (DBAPIError, sqlalchemy.exc.TimeoutError) as error:
+                if point:
+                    faults.point(f"{point}.committing")
+            if point:
+                faults.point(f"{point}.committed")
+        except (DBAPIError, psycopg.Error, sqlalchemy.exc.TimeoutError) as error:
             converted = converted_error(error)
+            if converted is None and await self._was_outdated(began, error):
+                converted = _unavailable(Cause.SCHEMA_TOO_OLD)
             if converted is None:
+                if isinstance(error, psycopg.Error):  # of a COPY, which SQLAlchemy does not know
+                    raise DBAPIError("COPY", None, error, hide_parameters=True) from error
                 raise
+            self._note(converted, error)
             raise converted from error
 
-    async def ping(self) -> bool:
-        """Whether the database answers within two seconds."""
+    async def trouble(self) -> Trouble | None:
+        """Why no transaction can be made now, or not every one; None if all is well. Takes two seconds, and as long
+        again as an answer to a cancelled statement takes."""
+        began = time.monotonic()
+        connected = False
         try:
-            async with asyncio.timeout(_PING_SECONDS), self._engine.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-        except (DBAPIError, sqlalchemy.exc.TimeoutError, TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS), self.begin() as connection:
+                connected = True
+                read_only = (await connection.execute(text(_TAKES_NO_WRITES))).scalar()
+                outdated = self._revision is not None and not await _is_at(connection, self._revision)
+                if outdated:
+                    self._current_since = None
+                elif self._current_since is None:
+                    self._current_since = time.monotonic()
+        except TimeoutError:
+            pool: Any = self._engine.pool
+            return trouble(Cause.BUSY if not connected and pool.checkedout() >= pool.size() else Cause.NO_ANSWER)
+        except SisError as error:
+            cause = error.metadata.get("cause")
+            return trouble(Cause(cause) if cause else Cause.NO_ANSWER)
+        except DBAPIError as error:
+            return trouble(Cause.SCHEMA_TOO_OLD if _misses(error) else Cause.PERMISSION_DENIED)
+        if read_only or outdated:
+            return trouble(Cause.READ_ONLY if read_only else Cause.SCHEMA_TOO_OLD)
+        if self._failed is None:
+            return None
+        if self._failed in PARTIAL and began - self._failed_at < _PARTIAL_SECONDS:
+            return trouble(self._failed)
+        if self._failed_at < began:
+            _log.info("PostgreSQL serves again")
+            self._failed = None
+        return None
+
+    def _note(self, converted: SisError, error: BaseException) -> None:
+        """Log what is wrong with PostgreSQL when it begins and when it becomes another thing."""
+        if "cause" in converted.metadata:
+            cause = Cause(converted.metadata["cause"])
+            # That a connection has ended tells less than why no other can be made, and comes between.
+            if cause is not self._failed and not (cause is Cause.CONNECTION_LOST and self._failed is not None):
+                _log.warning(
+                    "%s",
+                    converted.message,
+                    extra={"cause": str(cause), "told": _first_line(getattr(error, "orig", None) or error)},
+                )
+                self._failed = cause
+            self._failed_at = time.monotonic()
+
+    async def _was_outdated(self, began: float, error: BaseException) -> bool:
+        """Whether a statement that PostgreSQL did not understand was meant for a newer schema than there was when its
+        transaction began."""
+        if self._revision is None or not _misses(error):
             return False
-        return True
+        try:
+            async with self._engine.begin() as connection:
+                current = await _is_at(connection, self._revision)
+        except (DBAPIError, sqlalchemy.exc.TimeoutError) as another:
+            return _misses(another) or converted_error(another) is not None
+        if current and self._current_since is None:
+            self._current_since = time.monotonic()
+        return not current or self._current_since is None or began < self._current_since
 
     async def listen(self, channel: str, on_payload: Callable[[str], None], on_connect: Callable[[], None]) -> None:
         """Receive the notifications of `channel`, for ever, on a connection of its own.
@@ -111,26 +200,25 @@ class Database:
         before is lost, so look at the tables.
         """
         backoff = Backoff(initial=0.1, maximum=5.0)
+        complaints = dependencies.Complaints(_log, f"nothing is heard of {channel}, which is looked at now and then")
         while True:
             try:
                 async with await self._connect_directly() as connection:
                     await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                     backoff.reset()
+                    complaints.over()
                     on_connect()
                     await _receive(connection, on_payload)
             except (psycopg.Error, OSError, TimeoutError) as error:
-                delay = backoff.next_delay()
-                _log.warning("listening to %s failed, next try in %.1f s: %s", channel, delay, _first_line(error))
-                await asyncio.sleep(delay)
+                found = converted_error(error) if isinstance(error, psycopg.Error) else None
+                complaints.note(found or Unavailable(_first_line(error)))
+                await asyncio.sleep(backoff.next_delay())
 
     async def _connect_directly(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
-        conninfo = make_url(self._direct_url).set(drivername="postgresql").render_as_string(hide_password=False)
         return await psycopg.AsyncConnection.connect(
-            conninfo,
             autocommit=True,
             prepare_threshold=None,
-            application_name=f"{self._application_name} listener",
-            **CONNECTION,
+            **parameters(self._direct_url, f"{self._application_name} listener"),
         )
 
     async def dispose(self) -> None:
@@ -142,14 +230,11 @@ async def _receive(connection: psycopg.AsyncConnection[tuple[object, ...]], on_p
     while True:
         async for notification in connection.notifies(timeout=_LISTEN_TRIAL_SECONDS):
             on_payload(notification.payload)
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            await connection.execute("SELECT 1")
-
-
-# PostgreSQL's SQLSTATEs, by class and by code.
-_LOST = ("08", "53", "57P01", "57P02", "57P03", "25P03", "25P04", "25006")
-_CONFLICTS = ("40001", "40P01", "55P03")
-_CANCELED = "57014"
+        async with asyncio.timeout(CONNECT_SECONDS):
+            answer = await (await connection.execute(_TAKES_NO_WRITES)).fetchone()
+        if answer is None or answer[0]:
+            # It was demoted: what is new is told elsewhere.
+            raise psycopg.errors.ReadOnlySqlTransaction("session is read-only")
 
 
 def _refuse_dead(connection: Any, record: object, proxy: object) -> None:
@@ -161,21 +246,48 @@ def _refuse_dead(connection: Any, record: object, proxy: object) -> None:
         raise sqlalchemy.exc.DisconnectionError
 
 
-def converted_error(error: DBAPIError | sqlalchemy.exc.TimeoutError) -> SisError | None:
+def _leave_read_only(context: Any) -> None:
+    """Have the pool give up all connections to a server that has become a standby."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
+
+
+_CONFLICTS: Final = ("40001", "40P01", "55P03")
+_CANCELED: Final = "57014"
+_READ_ONLY: Final = "25006"
+# An undefined table, column, function or schema.
+_MISSING: Final = ("42P01", "42703", "42883", "3F000")
+
+
+def converted_error(error: DBAPIError | psycopg.Error | sqlalchemy.exc.TimeoutError) -> SisError | None:
     """What the failure of a transaction means to a caller; None if it is a fault of this program."""
     if isinstance(error, sqlalchemy.exc.TimeoutError):
-        return Unavailable("all connections to the database are busy; try again", retry_after=1.0)
-    state = getattr(error.orig, "sqlstate", None) or ""
+        return _unavailable(Cause.BUSY)
+    original = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(original, "sqlstate", None) or ""
     if state.startswith(_CONFLICTS):
         return Unavailable("the change lost against another one; try again", retry_after=0.1)
     if state == _CANCELED:
         return DeadlineExceeded("the database did not answer in time; try again")
-    lost = state.startswith(_LOST) or error.connection_invalidated
-    if lost or (not state and isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError)):
-        _log.warning("the database does not answer: %s", _first_line(error.orig))
-        return Unavailable("the database does not answer; try again", retry_after=1.0)
-    return None
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    lost = lost or (not state and isinstance(original, psycopg.OperationalError | psycopg.InterfaceError))
+    cause = cause_of(state, str(original), lost=lost)
+    return None if cause is None else _unavailable(cause)
 
 
-def _first_line(error: BaseException | None) -> str:
+def _unavailable(cause: Cause) -> Unavailable:
+    return dependencies.unavailable(POSTGRESQL, TITLE, trouble(cause))
+
+
+def _misses(error: BaseException) -> bool:
+    return getattr(getattr(error, "orig", None) or error, "sqlstate", None) in _MISSING
+
+
+async def _is_at(connection: AsyncConnection, revision: Revision) -> bool:
+    statement = f'SELECT max(version_num) FROM "{revision.schema}".alembic_version'  # noqa: S608  (a constant's)
+    found = await connection.execute(text(statement))
+    return (found.scalar() or "") >= revision.number
+
+
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

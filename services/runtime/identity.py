@@ -111,13 +111,15 @@ class Identity:
 
     async def _renew(self) -> None:
         backoff = Backoff(initial=0.2, maximum=15.0)
+        told = ""
         while True:
             try:
                 await self._renew_once()
             except (SisError, OSError, ValueError) as error:
-                delay = backoff.next_delay()
-                _log.warning("%s gets no certificate, next try in %.1f s: %s", self._name, delay, error)
-                await asyncio.sleep(delay)
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("%s gets no certificate, and goes on asking for one: %s", self._name, error)
+                await asyncio.sleep(backoff.next_delay())
             else:
                 return
 

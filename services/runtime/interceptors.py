@@ -56,6 +56,9 @@ _STATUS_BYTES = 3_072
 # A context says its code as a number if it was aborted, else as it was set.
 _CODES: dict[object, grpc.StatusCode] = {form: code for code in grpc.StatusCode for form in (code, code.value[0])}
 
+# How calls end when nothing is wrong with them; what is waited for is logged by who waits.
+_PASSING = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
 _log = logging.getLogger("rpc")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -134,7 +137,7 @@ async def telemetry(call: Call) -> AsyncIterator[None]:
     finally:
         status = grpc.StatusCode.CANCELLED if cancelled else _CODES.get(call.context.code(), grpc.StatusCode.OK)
         quiet = call.audience in (Audience.ANYONE, Audience.HUB)
-        level = logging.DEBUG if quiet and status in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED) else logging.INFO
+        level = logging.DEBUG if quiet and status in _PASSING else logging.INFO
         if status in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
             level = logging.WARNING
         _log.log(

@@ -8,10 +8,11 @@ import alembic.command
 import alembic.config
 import alembic.context
 import sqlalchemy
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from services.runtime.database import CONNECTION, converted_error
+from services.runtime.database import converted_error
+from services.runtime.postgres_connection import parameters
 
 _MIGRATION_SECONDS = 120
 
@@ -25,9 +26,7 @@ def migrate(url: str, script_location: Path, schema: str) -> None:
         Unavailable: PostgreSQL cannot be reached.
     """
     engine = sqlalchemy.create_engine(
-        make_url(url),
-        poolclass=sqlalchemy.NullPool,
-        connect_args={**CONNECTION, "application_name": f"{schema} migration"},
+        "postgresql+psycopg://", poolclass=sqlalchemy.NullPool, connect_args=parameters(url, f"{schema} migration")
     )
     config = alembic.config.Config()
     config.set_main_option("script_location", str(script_location).replace("%", "%%"))

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import CheckConstraint, DateTime, MetaData
 
 Time: Final = DateTime(timezone=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """How far a schema has been migrated. Numbers are compared as texts."""
+
+    schema: str
+    number: str
+
+
+def newest_revision(schema: str, migrations: Path) -> Revision:
+    """The one that the scripts in `migrations/versions` (`v0004_….py`) lead to."""
+    return Revision(schema, max(path.name[1:5] for path in (migrations / "versions").glob("v[0-9]*_*.py")))
 
 
 def metadata_of(schema: str) -> MetaData:

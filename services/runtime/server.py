@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import grpc
+from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
+from services.runtime import shutdown
 from services.runtime.channels import KEEPALIVE, KEEPALIVE_MS, MAX_MESSAGE_BYTES
+from services.runtime.dependencies import Dependency, Trouble
+from services.runtime.errors import DOMAIN, Unavailable
 from services.runtime.identity import Unusable, pair
-from services.runtime.interceptors import Chain, layers
+from services.runtime.interceptors import Chain, Context, layers
 from services.runtime.tls import TlsFiles
 
 DRAIN_SECONDS = 5.0
-_HEALTH_INTERVAL_SECONDS = 1.0
-# A poll of `healthy` that takes longer counts as "no".
+# A dependency that has not been looked at for longer does not answer.
 _HEALTH_TIMEOUT_SECONDS = 3.0
+WAITS_FOR = "sis-waits-for-bin"
+"""Trailing metadata of Health/Check: an ErrorInfo for each dependency that is waited for, with `dependency`, `title`,
+`cause` and `words` in its metadata."""
 
 _log = logging.getLogger("server")
 
@@ -76,6 +82,35 @@ class _Certificate:
         return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=trusted)
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """The standard health service, which tells with each check what the process waits for. A dependency's name is a
+    service too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waits: dict[str, tuple[Dependency, Trouble]] = {}
+
+    async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
+        name = request.service
+        found = [self._waits[name]] if name in self._waits else list(self._waits.values())
+        context.set_trailing_metadata(tuple((WAITS_FOR, _info(*each).SerializeToString()) for each in found))
+        return await super().Check(request, context)
+
+    async def tell(self, dependency: Dependency, trouble: Trouble | None) -> None:
+        """What is wrong with a dependency; None: it serves."""
+        if trouble is None:
+            self._waits.pop(dependency.name, None)
+        else:
+            self._waits[dependency.name] = (dependency, trouble)
+        status = HealthCheckResponse.SERVING if trouble is None else HealthCheckResponse.NOT_SERVING
+        await self.set(dependency.name, status)
+
+
+def _info(dependency: Dependency, trouble: Trouble) -> ErrorInfo:
+    told = {"dependency": dependency.name, "title": dependency.title, "cause": trouble.cause, "words": trouble.words}
+    return ErrorInfo(reason=Unavailable.reason, domain=DOMAIN, metadata=told)
+
+
 class Server:
     """A grpc.aio server with the suite's interceptors, the standard health service and reflection.
 
@@ -96,7 +131,7 @@ class Server:
         self._registrations = registrations
         self._listeners = listeners
         self._layers = layers(admin_token_sha256=admin_token_sha256, join_tokens=join_tokens)
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._services = _service_names(registrations)
         self._server: grpc.aio.Server | None = None
 
@@ -151,6 +186,10 @@ class Server:
         for service in ("", *self._services):
             await self._health.set(service, status)
 
+    async def set_waiting(self, dependency: Dependency, trouble: Trouble | None) -> None:
+        """What the health service answers for a dependency."""
+        await self._health.tell(dependency, trouble)
+
     async def stop(self, grace: float = DRAIN_SECONDS) -> None:
         """Be NOT_SERVING for good, accept no more calls, let those in flight finish for `grace` seconds, then
         cancel them. May be called again."""
@@ -162,30 +201,38 @@ class Server:
 async def run(
     server: Server,
     *background: Callable[[], Awaitable[None]],
-    healthy: Callable[[], Awaitable[bool]],
+    dependencies: Sequence[Dependency],
     on_drain: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, with `background` running beside; then drain.
 
     Background functions run until they are cancelled; the first that ends otherwise stops everything. The
-    server is SERVING while `healthy`, asked every second, says so. To drain is: NOT_SERVING, `on_drain` (it
-    ends what would never end by itself: streams), stop the server, cancel the background functions and wait
-    for them.
+    server is SERVING while it has what it needs of `dependencies`, each looked at every second. To drain is:
+    NOT_SERVING, `on_drain` (it ends what would never end by itself: streams), stop the server, cancel the
+    background functions and wait for them.
 
     Raises:
         SystemExit: with status 1, an address could not be bound or a background function failed; the log says
         why.
     """
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    with shutdown.asked(stopping.set):
+        await _run(server, stopping, background, dependencies, on_drain)
+
+
+async def _run(
+    server: Server,
+    stopping: asyncio.Event,
+    background: Sequence[Callable[[], Awaitable[None]]],
+    dependencies: Sequence[Dependency],
+    on_drain: Callable[[], Awaitable[None]] | None,
+) -> None:
     try:
         await server.start()
     except (OSError, Unusable) as error:
         _log.error("%s cannot start: %s", server.name, error)
         raise SystemExit(1) from None
-    tasks = [asyncio.create_task(_forever(each)) for each in (*background, lambda: _watch_health(server, healthy))]
+    tasks = [asyncio.create_task(_forever(each)) for each in (*background, lambda: _Watch(server, dependencies).run())]
     stopped = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -207,19 +254,65 @@ async def _forever(background: Callable[[], Awaitable[None]]) -> None:
     raise RuntimeError(f"{background!r} ended; it should run until it is cancelled")
 
 
-async def _watch_health(server: Server, healthy: Callable[[], Awaitable[bool]]) -> None:
-    before = False
-    while True:
+class _Watch:
+    """Looks at the dependencies of a server, and has its health service and its log say what it waits for."""
+
+    def __init__(self, server: Server, dependencies: Sequence[Dependency]) -> None:
+        self._server = server
+        self._dependencies = dependencies
+        self._lost_at: dict[str, float] = {each.name: -float("inf") for each in dependencies if each.needed}
+        """When each of those that are needed and stop everything was lost; at the start all count as lost long ago."""
+        self._serving = False
+
+    async def run(self) -> None:
+        """For ever."""
+        if not self._dependencies:
+            await self._judge()
+        async with asyncio.TaskGroup() as group:
+            for each in self._dependencies:
+                group.create_task(self._follow(each))
+            group.create_task(asyncio.Event().wait())
+
+    async def _follow(self, dependency: Dependency) -> None:
+        before: Trouble | None = None
+        while True:
+            trouble = await self._look(dependency)
+            if dependency.needed and trouble is not None and trouble.stops:
+                self._lost_at.setdefault(dependency.name, time.monotonic())
+            else:
+                self._lost_at.pop(dependency.name, None)
+            if trouble != before:
+                words = (
+                    f"no more for {dependency.title}" if trouble is None else f"for {dependency.title}: {trouble.words}"
+                )
+                fields = {"dependency": dependency.name, "cause": trouble.cause if trouble else ""}
+                _log.log(
+                    logging.WARNING if trouble else logging.INFO, "%s waits %s", self._server.name, words, extra=fields
+                )
+            await self._server.set_waiting(dependency, trouble)
+            await self._judge()
+            before = trouble
+            await asyncio.sleep(dependency.interval)
+
+    async def _look(self, dependency: Dependency) -> Trouble | None:
+        look = asyncio.ensure_future(dependency.look())
         try:
-            async with asyncio.timeout(_HEALTH_TIMEOUT_SECONDS):
-                serving = await healthy()
-        except TimeoutError:
-            serving = False
-        if serving != before:
-            _log.info("%s is %s", server.name, "healthy" if serving else "not healthy")
-            await server.set_serving(serving)
-        before = serving
-        await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
+            done, _ = await asyncio.wait([look], timeout=_HEALTH_TIMEOUT_SECONDS)
+            if done:
+                return look.result()
+            # It is not waited for any longer: what it does may take long to be cancelled.
+            return Trouble("NO_ANSWER", "it does not answer")
+        finally:
+            look.cancel()
+
+    async def _judge(self) -> None:
+        now = time.monotonic()
+        grace = {each.name: each.grace for each in self._dependencies}
+        serving = all(now - lost_at < grace[name] for name, lost_at in self._lost_at.items())
+        if serving != self._serving:
+            self._serving = serving
+            _log.info("%s is %s", self._server.name, "healthy" if serving else "not healthy")
+            await self._server.set_serving(serving)
 
 
 async def _drain(server: Server, on_drain: Callable[[], Awaitable[None]] | None) -> None:

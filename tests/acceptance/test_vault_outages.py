@@ -22,10 +22,10 @@ from sis.credentials.v1 import credential_pb2
 from sis.credentials.v1 import credential_service_pb2 as credentials_pb
 from sis.queue.v1 import job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
-from tests.acceptance.test_cut_connections import proxied
 from tests.support.enrolled import enrolled_agent, far_credentials, far_hub
 from tests.support.numbered_job import until
 from tests.support.stack import Stack
+from tests.support.tcp_proxy import proxied
 
 SEEN_SECONDS = 30.0
 """For the reason of an outage to be what a job waits for."""

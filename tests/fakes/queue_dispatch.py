@@ -35,8 +35,9 @@ class FakeQueue(rpc.DispatchServiceServicer):
         self.sealed: set[Key] = set()
         self.archives: dict[str, list[bytes]] = {}
         self.redelivered: list[pb.Assignment] = []
-        """For the next session, and for the next heartbeat."""
+        """For the next session, and for the next heartbeat, with stops of what was given up."""
         self.undelivered: list[pb.AgentAssignment] = []
+        self.given_up: list[pb.AgentStop] = []
 
         self.opened: list[pb.OpenSessionRequest] = []
         self.closed: list[pb.Session] = []
@@ -193,8 +194,9 @@ class FakeQueue(rpc.DispatchServiceServicer):
         response = pb.HeartbeatResponse(
             stale_sessions=[s for s in sessions if s.epoch != self.epochs[s.agent]],
             assignments=self.undelivered,
+            stops=self.given_up,
         )
-        self.undelivered = []
+        self.undelivered, self.given_up = [], []
         await self._note(self.heartbeats, request)
         return response
 

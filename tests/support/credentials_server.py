@@ -19,6 +19,7 @@ from services.runtime import joining
 from services.runtime.channels import secure_channel, server_channel
 from services.runtime.identity import Identity
 from services.runtime.settings import ServiceSettings
+from tests.support.fault_points import FaultPoints
 from tests.support.openbao import OpenBaoServer
 
 TOKEN = "the administrator's token"
@@ -40,7 +41,7 @@ class CredentialsServer:
         self._openbao = openbao
         self._directory = directory
         self._log = directory / "credentials.log"
-        self.fault_file = directory / "fault"
+        self.faults = FaultPoints(directory / "faults")
         self.process: subprocess.Popen[bytes] | None = None
         self.ports = (0, 0)
 
@@ -70,7 +71,7 @@ class CredentialsServer:
             **changes,
         }
         found = {f"SIS_CREDENTIALS_{name}": value for name, value in settings.items()}
-        return {**os.environ, **found, "SIS_FAULT_FILE": str(self.fault_file)}
+        return {**os.environ, **found, **self.faults.environment}
 
     @property
     def ca(self) -> Path:

@@ -121,7 +121,7 @@ class Chains:
         self, agent: str, certificate: AgentCertificate, shown: bytes, offer: bytes, *, judge: bool
     ) -> Standing:
         key, shown, offer = certificate.key_sha256, _digest(shown), _digest(offer)
-        async with self._database.begin() as connection:
+        async with self._database.begin("hub.resume") as connection:
             await store.lock_chains(connection, agent)
             row = await store.find_chain(connection, agent, key)
             if row is None:

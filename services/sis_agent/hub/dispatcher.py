@@ -7,7 +7,9 @@ import logging
 import random
 from collections.abc import Iterable
 
+from services.runtime import faults
 from services.runtime.backoff import Backoff
+from services.runtime.dependencies import Complaints
 from services.runtime.errors import SisError
 from services.sis_agent.hub.leases import Leases
 from services.sis_agent.hub.queue_connection import QueueConnection
@@ -16,6 +18,9 @@ from sis.queue.v1 import dispatch_service_pb2 as queue
 
 POLL_SECONDS = 5.0
 """A lost wake-up delays a job by this at the most, and a quarter."""
+
+LONGEST_DELAY_SECONDS = 2.0
+"""Between two tries while the queue is away: it finds no work waiting for its hubs when it is back."""
 
 # The queue bounds what one claim takes; an answer as long as this may have been cut off.
 _LONG_ANSWER = 100
@@ -44,7 +49,8 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Claim when woken, and now and then, for ever."""
-        backoff = Backoff(initial=0.1, maximum=POLL_SECONDS)
+        backoff = Backoff(initial=0.1, maximum=LONGEST_DELAY_SECONDS)
+        complaints = Complaints(_log, "the queue answers no claim")
         while True:
             try:
                 async with asyncio.timeout(POLL_SECONDS * random.uniform(0.75, 1.25)):  # noqa: S311  (jitter)
@@ -54,8 +60,9 @@ class Dispatcher:
             self._woken.clear()
             try:
                 again = await self._claim()
+                complaints.over()
             except SisError as error:
-                _log.warning("the queue answers no claim: %s", error.message)
+                complaints.note(error)
                 await asyncio.sleep(backoff.next_delay())
                 self.wake()
                 continue
@@ -74,7 +81,9 @@ class Dispatcher:
                     asked += free
         if not capacities:
             return False
+        faults.point("hub.claiming")
         response = await self._connection.claim(capacities)
+        faults.point("hub.claimed")
         self._sessions.close_stale(response.stale_sessions)
         self.deliver(response.assignments)
         return len(response.assignments) >= min(asked, _LONG_ANSWER)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 
+from services.runtime.dependencies import Complaints
 from services.runtime.errors import SisError
 from services.sis_agent.hub.dispatcher import Dispatcher
 from services.sis_agent.hub.presence import Presence
@@ -35,6 +36,7 @@ class Heartbeats:
         self._presence = presence
         self._hub = hub
         self._interval = interval
+        self._complaints = Complaints(_log, "the queue takes no heartbeats")
 
     async def run(self) -> None:
         """Send a batch at each interval, for ever."""
@@ -56,9 +58,11 @@ class Heartbeats:
         try:
             response = await self._connection.heartbeat(request)
         except SisError as error:
-            _log.warning("the queue takes no heartbeats: %s", error.message)
+            self._complaints.note(error)
             for session in heard:
                 session.heard = True
             return
+        self._complaints.over()
         self._sessions.close_stale(response.stale_sessions)
         self._dispatcher.deliver(response.assignments)
+        self._sessions.stop(response.stops)

@@ -80,7 +80,7 @@ class Leases:
                 self._arrived.clear()
                 await self._arrived.wait()
             if batch := self._take():
-                faults.point("hub.claimed")
+                faults.point("hub.leasing")
                 await self._lease(batch)
 
     def _take(self) -> list[_Wanting]:

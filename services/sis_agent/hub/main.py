@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,12 @@ from pydantic_settings import SettingsConfigDict
 
 from services.runtime import joining
 from services.runtime.database import Database
+from services.runtime.dependencies import CREDENTIALS, QUEUE, Dependency
 from services.runtime.identity import Identity
 from services.runtime.process import start
+from services.runtime.schema import newest_revision
 from services.runtime.server import Listener, Server, run
-from services.runtime.settings import Endpoint, ServiceSettings, Sha256Hex, Texts
+from services.runtime.settings import DatabaseUrl, Endpoint, ServiceSettings, Sha256Hex, Texts
 from services.sis_agent.hub.chains import LATE_SECONDS, Chains
 from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.dispatcher import Dispatcher
@@ -29,7 +32,7 @@ from services.sis_agent.hub.servicers import AgentAdminServicer, AgentServicer, 
 from services.sis_agent.hub.sessions import Sessions
 from services.sis_agent.hub.streams import Streams
 from services.sis_agent.hub.tables import SCHEMA
-from services.sis_agent.hub.watch import Watch
+from services.sis_agent.hub.watch import GRACE_SECONDS, Watch
 from sis.agent.v1.agent_admin_service_pb2_grpc import add_AgentAdminServiceServicer_to_server
 from sis.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from sis.agent.v1.enrolment_service_pb2_grpc import add_EnrolmentServiceServicer_to_server
@@ -53,9 +56,9 @@ class HubSettings(ServiceSettings):
 
     # Unlike that of any other hub.
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    database_url: str
+    database_url: DatabaseUrl
     # Past a connection pooler, for migrations.
-    database_direct_url: str | None = None
+    database_direct_url: DatabaseUrl | None = None
     agent_listen: Endpoint
     listen: Endpoint
     enrolment_listen: Endpoint
@@ -77,7 +80,13 @@ class Hub:
     def __init__(self, settings: HubSettings, identity: Identity, *, late_seconds: float = LATE_SECONDS) -> None:
         name = settings.name
         self._agent_endpoints = settings.agent_endpoints
-        self._database = Database(settings.database_url, pool_size=POOL, application_name=f"sis-hub {name}")
+        self._database = Database(
+            settings.database_url,
+            direct_url=settings.database_direct_url,
+            pool_size=POOL,
+            application_name=f"sis-hub {name}",
+            revision=newest_revision(SCHEMA, MIGRATIONS),
+        )
         self._connection = QueueConnection(settings.queue_endpoint, identity)
         self._credentials = CredentialsConnection(settings.credentials_endpoint, identity)
         self._sessions = Sessions()
@@ -154,14 +163,16 @@ class Hub:
             self._streams.run,
             self._presence.run,
         )
+        # Without queue and registry no agent can be welcomed here.
+        self.dependencies = (
+            Dependency(QUEUE, "the queue", self._watch.trouble, grace=GRACE_SECONDS),
+            replace(self._database.dependency, grace=GRACE_SECONDS),
+            Dependency(CREDENTIALS, "the credential service", self._revocations.trouble, needed=False),
+        )
 
     def agent_endpoints(self) -> tuple[str, ...]:
         """Where agents connect; an empty host is the one at which they enrolled."""
         return self._agent_endpoints or (f":{self.server.ports[0]}",)
-
-    async def healthy(self) -> bool:
-        """Whether agents do well to come here: the queue answers, or did until a moment ago."""
-        return self._revocations.loaded and self._watch.healthy()
 
     async def drain(self) -> None:
         """Send the agents elsewhere, and have all that they said until then committed."""
@@ -182,7 +193,7 @@ async def serve(settings: HubSettings) -> None:
     await identity.ready()
     hub = Hub(settings, identity)
     try:
-        await run(hub.server, *hub.background, identity.run, healthy=hub.healthy, on_drain=hub.drain)
+        await run(hub.server, *hub.background, identity.run, dependencies=hub.dependencies, on_drain=hub.drain)
     finally:
         await hub.close()
 

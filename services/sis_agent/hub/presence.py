@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from services.runtime.backoff import Backoff
 from services.runtime.database import Database
+from services.runtime.dependencies import Complaints
 from services.runtime.errors import SisError
 from services.sis_agent.hub import registry
 from services.sis_agent.hub.chains import Chains
@@ -75,6 +76,7 @@ class Presence:
     async def run(self) -> None:
         """Write what there is, for ever."""
         backoff = Backoff(initial=0.5, maximum=10.0)
+        complaints = Complaints(_log, "the registry of agents cannot be written")
         while True:
             await self._news.wait()
             self._news.clear()
@@ -85,12 +87,13 @@ class Presence:
                     agents = [session.agent for session in self._sessions]
                     quarantined = await registry.quarantined(connection, agents)
             except SisError as error:
-                _log.warning("the registry of agents cannot be written: %s", error.message)
+                complaints.note(error)
                 self._changes = changes.followed_by(self._changes)
                 self._news.set()
                 await asyncio.sleep(backoff.next_delay())
             else:
                 backoff.reset()
+                complaints.over()
                 # Another hub may have noticed.
                 for agent, key_sha256 in quarantined:
                     self._chains.close(agent, key_sha256)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from services.runtime import faults
 from services.runtime.backoff import Backoff
+from services.runtime.dependencies import Complaints
 from services.runtime.errors import Internal, InvalidArgument, SisError, to_status
 from services.sis_agent.hub.errors import StaleEpoch
 from services.sis_agent.hub.queue_connection import QueueConnection
@@ -73,6 +75,7 @@ class Reporter:
         self._arrived = asyncio.Event()
         self._freed = asyncio.Event()
         self._retry = asyncio.Event()
+        self._complaints = Complaints(_log, "the queue takes no reports")
 
     async def submit(self, session: Session, reports: Sequence[stream.AgentReport]) -> None:
         """Take the reports of one message, in order; waits while too much is unacknowledged.
@@ -167,24 +170,27 @@ class Reporter:
 
     async def _commit(self, batch: list[_Item]) -> None:
         backoff = Backoff(initial=0.05, maximum=2.0)
-        faults = 0
+        failures = 0
         while batch:
             request = queue.ReportRequest()
             for item in batch:
                 _add(request, item)
             try:
+                faults.point("hub.report.sending")
                 response = await self._connection.report(request)
+                faults.point("hub.report.answered")
                 if len(response.results) != len(batch):
                     raise Internal(f"the queue gave {len(response.results)} results for {len(batch)} reports")
             except SisError as error:
-                faults += error.code == code_pb2.INTERNAL
-                if error.code in _REFUSALS or faults > FAULTS:
+                failures += error.code == code_pb2.INTERNAL
+                if error.code in _REFUSALS or failures > FAULTS:
                     await self._divide(batch, error)
                     return
-                _log.warning("the queue takes no reports: %s", error.message)
+                self._complaints.note(error)
                 await self._pause(backoff.next_delay())
                 batch = self._without_the_dead(batch)
             else:
+                self._complaints.over()
                 for item, result in zip(batch, response.results, strict=True):
                     self._answer(item, result)
                 return

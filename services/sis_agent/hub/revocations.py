@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from services.runtime.backoff import Backoff
 from services.runtime.database import Database
+from services.runtime.dependencies import Complaints, Trouble, of_peer
 from services.runtime.errors import SisError
 from services.sis_agent.hub import convert, store
 from services.sis_agent.hub.certificates import AgentCertificate
@@ -37,6 +38,7 @@ class Revocations:
         self._known: dict[str, Revocation] = {}
         self.loaded = False
         """Whether what was known before is known again."""
+        self._trouble: Trouble | None = Trouble("NO_ANSWER", "it has not answered yet")
         self._unwritten: dict[str, Revocation] = {}
         self._news = asyncio.Event()
 
@@ -61,31 +63,38 @@ class Revocations:
 
     async def _load(self) -> None:
         backoff = Backoff(initial=0.1, maximum=5.0)
+        complaints = Complaints(_log, "the revocations cannot be read")
         while not self.loaded:
             try:
                 async with self._database.begin() as connection:
                     found = await store.revocations(connection, _oldest())
             except SisError as error:
-                _log.warning("the revocations cannot be read: %s", error.message)
+                complaints.note(error)
                 await asyncio.sleep(backoff.next_delay())
             else:
+                complaints.over()
                 self._take(found)
                 self.loaded = True
 
     async def _watch(self) -> None:
         backoff = Backoff(initial=0.1, maximum=5.0)
+        complaints = Complaints(_log, "the credential service tells of no revocations")
         while True:
             try:
                 async with aclosing(self._connection.watch_revocations()) as responses:
                     async for response in responses:
                         backoff.reset()
+                        complaints.over()
+                        self._trouble = None
                         found = convert.revocations(response)
                         self._take(found)
                         self._unwritten |= {each.serial: each for each in found}
                         self._news.set()
                 _log.info("the credential service has ended the watch for revocations")
+                self._trouble = Trouble("RESTARTING", "it has ended the connection")
             except SisError as error:
-                _log.warning("the credential service tells of no revocations: %s", error.message)
+                complaints.note(error)
+                self._trouble = of_peer(error)
             await asyncio.sleep(backoff.next_delay())
 
     def _take(self, found: Iterable[Revocation]) -> None:
@@ -104,6 +113,7 @@ class Revocations:
 
     async def _write(self) -> None:
         backoff = Backoff(initial=0.5, maximum=10.0)
+        complaints = Complaints(_log, "revocations cannot be written")
         while True:
             await self._news.wait()
             self._news.clear()
@@ -112,12 +122,17 @@ class Revocations:
                 async with self._database.begin() as connection:
                     await store.keep_revocations(connection, batch.values(), _oldest())
             except SisError as error:
-                _log.warning("revocations cannot be written: %s", error.message)
+                complaints.note(error)
                 self._unwritten = batch | self._unwritten
                 self._news.set()
                 await asyncio.sleep(backoff.next_delay())
             else:
                 backoff.reset()
+                complaints.over()
+
+    async def trouble(self) -> Trouble | None:
+        """Why the credential service does not answer; None while it does."""
+        return self._trouble
 
 
 def _oldest() -> datetime:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from google.protobuf.message import Message
 
+from services.runtime import faults
 from services.sis_agent.hub.certificates import AgentCertificate
 from services.sis_agent.hub.errors import SlowAgent, StaleEpoch
 from services.sis_agent.hub.slots import AttemptKey, Slots
@@ -120,7 +121,10 @@ class Session:
             for message in self._take():
                 if self.closed:
                     break
+                kind = message.WhichOneof("content")
+                faults.point(f"hub.{kind}.sending")
                 yield message
+                faults.point(f"hub.{kind}.sent")
             if self.closed:
                 if self._error is not None:
                     raise self._error

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from google.protobuf import duration_pb2
 
+from services.runtime import faults
 from services.runtime.errors import InvalidArgument, SisError
 from services.sis_agent.hub import convert
 from services.sis_agent.hub.certificates import AgentCertificate
@@ -94,7 +95,9 @@ class Streams:
         offer = await self._chains.resume(agent.name, certificate, shown)
         with self._sessions.opening(agent.name):
             request = queue.OpenSessionRequest(agent=agent, hub=self._hub, hello=hello)
+            faults.point("hub.session.opening")
             opened = await self._connection.open_session(request)
+            faults.point("hub.session.opened")
             session = Session(agent.name, agent.group, certificate, opened.epoch, hello)
             self._refuse_when_draining()
             self._revocations.check(agent.name, certificate)

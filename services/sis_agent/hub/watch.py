@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from services.runtime.backoff import Backoff
+from services.runtime.dependencies import Complaints, Trouble, of_peer
 from services.runtime.errors import SisError
 from services.sis_agent.hub.lease_ends import LeaseEnds
 from services.sis_agent.hub.queue_connection import QueueConnection
@@ -40,7 +41,8 @@ class Watch:
         self._on_open = on_open
         self._on_wake = on_wake
         self._open = False
-        self._lost_at: float | None = None
+        self._trouble: Trouble | None = Trouble("NO_ANSWER", "it has not answered yet")
+        self._complaints = Complaints(_log, "the queue cannot be watched")
 
     async def run(self) -> None:
         """Watch, again and again."""
@@ -49,12 +51,12 @@ class Watch:
             try:
                 await self._follow(backoff)
                 _log.info("the queue has ended the watch")
+                self._trouble = Trouble("RESTARTING", "it has ended the connection")
             except SisError as error:
-                _log.warning("the queue cannot be watched: %s", error.message)
+                self._complaints.note(error)
+                self._trouble = of_peer(error)
             finally:
-                if self._open:
-                    self._open = False
-                    self._lost_at = asyncio.get_running_loop().time()
+                self._open = False
             await asyncio.sleep(backoff.next_delay())
 
     async def _follow(self, backoff: Backoff) -> None:
@@ -62,6 +64,8 @@ class Watch:
             async for response in responses:
                 if not self._open:
                     self._open = True
+                    self._trouble = None
+                    self._complaints.over()
                     backoff.reset()
                     self._on_open()
                 self._sessions.stop(response.stops)
@@ -69,8 +73,6 @@ class Watch:
                 if response.wake:
                     self._on_wake()
 
-    def healthy(self) -> bool:
-        """Whether the queue answers, or did until a moment ago."""
-        if self._open:
-            return True
-        return self._lost_at is not None and asyncio.get_running_loop().time() - self._lost_at < GRACE_SECONDS
+    async def trouble(self) -> Trouble | None:
+        """Why the queue does not answer; None while it does."""
+        return self._trouble

@@ -349,7 +349,7 @@ async def test_neither_the_log_nor_the_answers_hold_a_secret(api: Api) -> None:
 
 
 def _set_fault(server: CredentialsServer, name: str) -> None:
-    server.fault_file.write_text(name)
+    server.faults.arm(name)
 
 
 @pytest.mark.parametrize(

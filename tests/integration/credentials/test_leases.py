@@ -440,7 +440,7 @@ async def test_a_value_that_vault_has_lost_fails_the_job(safe: KeySafe) -> None:
     assert (await safe.leases(agent, "web"))[0].value.secret == SECRET
 
 
-@pytest.mark.parametrize("gap", ["credentials.reading", "credentials.read", "credentials.leased"])
+@pytest.mark.parametrize("gap", ["credentials.reading", "credentials.read", "credentials.lease.committed"])
 async def test_a_lease_that_was_cut_can_be_taken_again(safe: KeySafe, cut: Callable[[str], None], gap: str) -> None:
     agent = await safe.enrol()
     await safe.create("web")
@@ -448,7 +448,7 @@ async def test_a_lease_that_was_cut_can_be_taken_again(safe: KeySafe, cut: Calla
     with pytest.raises(Cut):
         await safe.take(safe.request(agent, "web"))
     cut("")
-    assert len(await safe.execute("SELECT * FROM credentials.leases")) == (gap == "credentials.leased")
+    assert len(await safe.execute("SELECT * FROM credentials.leases")) == (gap == "credentials.lease.committed")
     assert (await safe.leases(agent, "web"))[0].value.secret == SECRET
     assert len(await safe.execute("SELECT * FROM credentials.leases")) == 1
 

@@ -57,7 +57,7 @@ async def path(vault: Vault) -> str:
 @pytest.fixture
 async def proxied(openbao: OpenBaoServer) -> AsyncIterator[tuple[Vault, TcpProxy]]:
     """A Vault with a proxy before it, and half a second for each operation."""
-    async with TcpProxy("127.0.0.1", openbao.server.port) as proxy:
+    async with TcpProxy(f"127.0.0.1:{openbao.server.port}") as proxy:
         vault = Vault(openbao.settings(address=f"https://{proxy.endpoint}", timeout_seconds=0.5))
         yield vault, proxy
         proxy.heal()
@@ -68,7 +68,7 @@ async def proxied(openbao: OpenBaoServer) -> AsyncIterator[tuple[Vault, TcpProxy
 @pytest.fixture
 async def patient(openbao: OpenBaoServer) -> AsyncIterator[tuple[Vault, TcpProxy]]:
     """The same with half a minute, which no test waits for."""
-    async with TcpProxy("127.0.0.1", openbao.server.port) as proxy:
+    async with TcpProxy(f"127.0.0.1:{openbao.server.port}") as proxy:
         vault = Vault(openbao.settings(address=f"https://{proxy.endpoint}", timeout_seconds=30))
         yield vault, proxy
         proxy.heal()
@@ -261,7 +261,7 @@ async def test_a_call_that_is_given_up_stops_nobody(path: str, patient: tuple[Va
 
 
 async def test_it_is_closed_whatever_hangs(openbao: OpenBaoServer, path: str) -> None:
-    async with TcpProxy("127.0.0.1", openbao.server.port) as proxy:
+    async with TcpProxy(f"127.0.0.1:{openbao.server.port}") as proxy:
         vault = Vault(openbao.settings(address=f"https://{proxy.endpoint}", timeout_seconds=0.5))
         threads = Threads()
         await vault.read(path)

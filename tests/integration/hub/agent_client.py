@@ -87,10 +87,18 @@ class AgentClient:
             case "certificate":
                 self.certificates.append(message.certificate)
 
-    async def until(self, holds: Callable[[], object]) -> None:
+    async def until(self, holds: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
         """Wait until something holds that a message changes."""
-        async with asyncio.timeout(WAIT_SECONDS), self._changed:
+        async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(holds)
+
+    async def live(self, beat_seconds: float) -> None:
+        """Beat until the stream has ended."""
+        while not self.ended:
+            await self.beat()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(beat_seconds), self._changed:
+                    await self._changed.wait_for(lambda: self.ended)
 
     async def end(self) -> SisError | None:
         """Wait for the end of the stream; what it ended with."""
@@ -98,11 +106,19 @@ class AgentClient:
         return self.error
 
     async def hello(
-        self, slots: int = 4, attempts: Sequence[Key] = (), *, resume_secret: bytes = b"", **fields: Any
+        self,
+        slots: int = 4,
+        attempts: Sequence[Key] = (),
+        *,
+        resume_secret: bytes = b"",
+        seconds: float = WAIT_SECONDS,
+        **fields: Any,
     ) -> bytes:
         """Say hello and wait for the welcome; the resume secret that it offers."""
         await self.call.write(pb.ConnectRequest(hello=hello(slots, attempts, **fields), resume_secret=resume_secret))
-        await self.until(lambda: self.welcome)
+        await self.until(lambda: self.welcome or self.ended, seconds)
+        if self.error is not None:
+            raise self.error
         assert self.welcome is not None
         return self.welcome.resume_secret
 

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from services.runtime.channels import grpc_error
+from services.runtime.dependencies import Trouble
 from services.runtime.errors import Unavailable
 from services.sis_agent.hub import watch
 from sis.agent.v1 import agent_service_pb2 as pb
@@ -112,6 +113,15 @@ async def test_what_a_lost_claim_took_comes_with_a_heartbeat(quick_bench: Bench)
     await agent.until(lambda: jobs(agent) == [1])
 
 
+async def test_stops_of_what_was_given_up_come_with_a_heartbeat(quick_bench: Bench) -> None:
+    agent = await quick_bench.agent()
+    await agent.hello()
+    quick_bench.queue.given_up = [stop(7, "a1")]
+    await agent.beat([], 4)
+    await agent.until(lambda: agent.stops)
+    assert [command.attempt.job_id for command in agent.stops] == [7]
+
+
 async def test_an_assignment_is_not_repeated_on_the_same_stream(quick_bench: Bench) -> None:
     agent = await quick_bench.agent()
     await agent.hello()
@@ -181,20 +191,23 @@ async def test_the_queue_may_be_away_for_a_while(bench: Bench) -> None:
     await agent.until(lambda: jobs(agent) == [2])
 
 
-async def test_health_follows_the_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hub_says_that_it_waits_for_the_queue(bench: Bench) -> None:
+    queue_of = next(each for each in bench.parts.dependencies if each.name == "queue")
+    assert queue_of.grace == watch.GRACE_SECONDS  # a restart takes no longer than this
     agent = await bench.agent()
     await agent.hello()
-    assert await bench.parts.healthy()
-    await bench.stop_queue()
-    await bench.logged.until("the queue cannot be watched")
-    assert await bench.parts.healthy()  # a restart takes no longer than this
-    monkeypatch.setattr(watch, "GRACE_SECONDS", 0.0)
-    assert not await bench.parts.healthy()
-    await bench.start_queue()
     await bench.queue.watched()
     bench.queue.push(queue.WatchResponse(stops=[stop(1, "a1")]))
     await agent.until(lambda: agent.stops)
-    assert await bench.parts.healthy()
+    assert await queue_of.look() is None
+    await bench.stop_queue()
+    await bench.logged.until("the queue cannot be watched")
+    assert await queue_of.look() == Trouble("UNREACHABLE", "it does not answer")
+    await bench.start_queue()
+    await bench.queue.watched()
+    bench.queue.push(queue.WatchResponse(stops=[stop(2, "a1")]))
+    await agent.until(lambda: len(agent.stops) == 2)
+    assert await queue_of.look() is None
 
 
 async def test_a_package_is_streamed_through(bench: Bench) -> None:

@@ -298,19 +298,35 @@ async def test_ends_are_delivered_before_they_are_acknowledged(bench: Bench) -> 
     ]
 
 
-async def test_ends_are_repeated_until_they_are_acknowledged(bench: Bench) -> None:
+async def test_ends_are_tried_until_they_are_acknowledged(bench: Bench) -> None:
+    """By the hub that has them in hand: nobody hands them out again in the meantime."""
     bench.credentials.failures["EndLeases"].append(Unavailable("not now", reason="VAULT_SEALED"))
     bench.credentials.failures["EndLeases"].extend([Unavailable("not now")] * 3)  # the channel tries it four times
     bench.queue.failures["AcknowledgeLeaseEnds"].extend([Unavailable("nor now")] * 4)
     hand_out(bench, (1, 1, True))
     await bench.logged.until("not now")
-    assert not bench.queue.acknowledged_ends
-    hand_out(bench, (1, 1, True))
     await bench.logged.until("nor now")
-    assert not bench.queue.acknowledged_ends
-    assert bench.credentials.ended == {(1, 1)}
-    hand_out(bench, (1, 1, True))
     await bench.queue.until(lambda: bench.queue.acknowledged_ends == [(1, 1, True)])
+    assert bench.credentials.ended == {(1, 1)}
+
+
+async def test_an_end_that_grows_while_it_is_tried_is_delivered_as_it_is_then(bench: Bench) -> None:
+    bench.credentials.failures["EndLeases"].extend([Unavailable("not now")] * 4)
+    hand_out(bench, (1, 1, False))
+    await bench.logged.until("not now")
+    hand_out(bench, (1, 1, True))
+    await bench.queue.until(lambda: (1, 1, True) in bench.queue.acknowledged_ends)
+
+
+async def test_ends_that_are_refused_for_good_keep_no_others(bench: Bench) -> None:
+    """The queue hands them out again."""
+    bench.credentials.failures["EndLeases"].append(InvalidArgument("this one is none"))
+    hand_out(bench, (1, 1, False))
+    await bench.logged.until("are refused: this one is none")
+    hand_out(bench, (2, 1, False))
+    await bench.queue.until(lambda: bench.queue.acknowledged_ends == [(2, 1, False)])
+    hand_out(bench, (1, 1, False))
+    await bench.queue.until(lambda: bench.queue.acknowledged_ends == [(2, 1, False), (1, 1, False)])
 
 
 async def test_more_ends_than_there_is_room_for_are_left_to_the_queue(

@@ -12,9 +12,11 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from services.runtime import database as runtime_database
+from services.runtime import postgres_connection
 from services.runtime.database import Database
 from services.runtime.errors import DeadlineExceeded, Unavailable
 from services.runtime.migrations import migrate
+from services.runtime.postgres_failures import Cause, trouble
 
 ENV = "from services.runtime.migrations import run_migrations\n\nrun_migrations()\n"
 REVISION = """
@@ -155,12 +157,13 @@ async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None
         with pytest.raises(Unavailable) as caught:
             await scalar(database, "SELECT 1")
         assert "SELECT" not in caught.value.message
-        assert not await database.ping()
+        assert caught.value.metadata == {"dependency": "postgresql", "cause": "CONNECTION_REFUSED"}
+        assert await database.trouble() == trouble(Cause.CONNECTION_REFUSED)
         await database.dispose()
 
 
-async def test_ping(database: Database) -> None:
-    assert await database.ping()
+async def test_nothing_is_waited_for_when_all_is_well(database: Database) -> None:
+    assert await database.trouble() is None
 
 
 async def test_a_cancelled_statement_gives_its_connection_back(database: Database) -> None:
@@ -264,7 +267,7 @@ async def test_a_fault_in_the_callback_ends_the_listener(database: Database) -> 
 async def test_a_server_that_accepts_and_says_nothing_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(runtime_database.CONNECTION, "connect_timeout", 2)  # the driver's least
+    monkeypatch.setitem(postgres_connection.CONNECTION, "connect_timeout", 2)  # the driver's least
     connected = asyncio.Event()
     release = asyncio.Event()
 
@@ -276,8 +279,9 @@ async def test_a_server_that_accepts_and_says_nothing_is_unavailable(
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
         database = Database(f"postgresql+psycopg://x@127.0.0.1:{port}/x", application_name="test")
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable) as caught:
             await scalar(database, "SELECT 1")
+        assert caught.value.metadata["cause"] == "NO_ANSWER"
         assert connected.is_set()
         release.set()
         await database.dispose()

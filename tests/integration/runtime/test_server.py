@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -10,14 +11,17 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from services.runtime import errors
+from services.runtime import server as runtime_server
 from services.runtime.channels import grpc_error, secure_channel
-from services.runtime.server import Listener, Server, run
+from services.runtime.dependencies import Dependency, Trouble
+from services.runtime.server import WAITS_FOR, Listener, Server, run
 from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
 from sis.queue.v1 import job_service_pb2 as job_pb
 from sis.queue.v1.dispatch_service_pb2_grpc import DispatchServiceStub
@@ -30,8 +34,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def healthy() -> bool:
-    return True
+TROUBLE = Trouble("CONNECTION_LIMIT", "it takes no more connections")
 
 
 class Running:
@@ -40,17 +43,29 @@ class Running:
     def __init__(self, authority: CertificateAuthority) -> None:
         self.jobs, enrolments = JobServicer(), EnrolmentServicer()
         self.site = Site(authority, self.jobs, enrolments, build(authority, self.jobs, enrolments))
-        self.healthy = True
+        self.trouble: Trouble | None = None
+        self.looks = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.started = asyncio.Event()
         self.drained = asyncio.Event()
         self.background_ended = False
         self.task = asyncio.create_task(
-            run(self.site.server, self.background, healthy=self.is_healthy, on_drain=self.drain)
+            run(
+                self.site.server,
+                self.background,
+                dependencies=[Dependency("postgresql", "PostgreSQL", self.look, interval=0.05)],
+                on_drain=self.drain,
+            )
         )
 
-    async def is_healthy(self) -> bool:
+    async def look(self) -> Trouble | None:
         self.started.set()
-        return self.healthy
+        self.looks += 1
+        while not self.answers.is_set():  # as a driver does that waits for the answer to a cancellation
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.answers.wait()
+        return self.trouble
 
     async def drain(self) -> None:
         self.drained.set()
@@ -61,11 +76,11 @@ class Running:
         finally:
             self.background_ended = True
 
-    async def until(self, status: int) -> None:
+    async def until(self, status: int, service: str = "sis.queue.v1.JobService") -> None:
         """Wait until the health service says so."""
         await self.started.wait()
         stub = HealthStub(self.site.public())
-        request = health_pb2.HealthCheckRequest(service="sis.queue.v1.JobService")
+        request = health_pb2.HealthCheckRequest(service=service)
         call = stub.Watch(request)
         async for response in call:
             if response.status == status:
@@ -87,10 +102,63 @@ async def running(authority: CertificateAuthority) -> AsyncIterator[Running]:
 
 async def test_health_follows_what_the_process_can_do(running: Running) -> None:
     await running.until(SERVING)
-    running.healthy = False
+    running.trouble = TROUBLE
     await running.until(NOT_SERVING)
-    running.healthy = True
+    running.trouble = None
     await running.until(SERVING)
+
+
+async def test_health_tells_what_is_waited_for(running: Running) -> None:
+    await running.until(SERVING, "postgresql")
+    running.trouble = TROUBLE
+    await running.until(NOT_SERVING)
+    stub = HealthStub(running.site.public())
+    for service in ("", "postgresql"):
+        check = stub.Check(health_pb2.HealthCheckRequest(service=service))
+        assert (await check).status == NOT_SERVING
+        assert waits(await check.trailing_metadata()) == [
+            {
+                "dependency": "postgresql",
+                "title": "PostgreSQL",
+                "cause": "CONNECTION_LIMIT",
+                "words": "it takes no more connections",
+            }
+        ]
+    # What befalls some calls only is told, and leaves the server in service.
+    running.trouble = Trouble("DISK_FULL", "its disk is full", stops=False)
+    await running.until(SERVING)
+    check = stub.Check(health_pb2.HealthCheckRequest())
+    assert (await check).status == SERVING
+    assert [each["cause"] for each in waits(await check.trailing_metadata())] == ["DISK_FULL"]
+    running.trouble = None
+    await running.until(SERVING, "postgresql")
+    check = stub.Check(health_pb2.HealthCheckRequest())
+    assert not waits(await check.trailing_metadata())
+
+
+async def test_a_look_that_hangs_is_no_answer_and_is_logged_once(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await running.until(SERVING)
+    caplog.set_level(logging.INFO, logger="server")
+    monkeypatch.setattr(runtime_server, "_HEALTH_TIMEOUT_SECONDS", 0.02)
+    running.answers.clear()
+    try:
+        await running.until(NOT_SERVING)
+        async with asyncio.timeout(10):
+            target = running.looks + 3
+            while running.looks < target:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        running.answers.set()
+    assert [r.getMessage() for r in caplog.records if "waits for" in r.getMessage()] == [
+        "test waits for PostgreSQL: it does not answer"
+    ]
+
+
+def waits(metadata: object) -> list[dict[str, str]]:
+    """What a check says besides."""
+    return [dict(ErrorInfo.FromString(value).metadata) for key, value in metadata or () if key == WAITS_FOR]  # type: ignore[attr-defined]
 
 
 async def test_health_and_reflection_need_no_proof(site: Site) -> None:
@@ -136,7 +204,7 @@ async def test_a_broken_background_function_stops_the_process(
         drained.set()
 
     with pytest.raises(SystemExit) as caught:
-        await run(build(authority, JobServicer()), bystander, broken, healthy=healthy, on_drain=on_drain)
+        await run(build(authority, JobServicer()), bystander, broken, dependencies=[], on_drain=on_drain)
     assert caught.value.code == 1
     assert drained.is_set()
     assert bystander_ended.is_set()
@@ -150,7 +218,7 @@ async def test_a_background_function_that_ends_is_a_failure(
         return
 
     with pytest.raises(SystemExit) as caught:
-        await run(build(authority, JobServicer()), done_already, healthy=healthy)
+        await run(build(authority, JobServicer()), done_already, dependencies=[])
     assert caught.value.code == 1
     assert "done_already" in caplog.text
 
@@ -161,7 +229,7 @@ async def test_an_address_in_use_is_one_line(
     address = f"127.0.0.1:{site.server.ports[0]}"
     second = Server("second", [], [Listener(address, authority.service("queue"))])
     with pytest.raises(SystemExit) as caught:
-        await run(second, healthy=healthy)
+        await run(second, dependencies=[])
     assert caught.value.code == 1
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert address in record.getMessage()
@@ -173,7 +241,7 @@ async def test_an_address_in_use_is_one_line(
 
 async def test_named_methods_are_retried_while_the_server_is_away(site: Site) -> None:
     hub = site.authority.service("hub")
-    async with TcpProxy("127.0.0.1", site.server.ports[1]) as proxy:
+    async with TcpProxy(f"127.0.0.1:{site.server.ports[1]}") as proxy:
         async with secure_channel(
             proxy.endpoint, hub, retried=["sis.queue.v1.DispatchService/CloseSession"]
         ) as channel:
@@ -186,7 +254,7 @@ async def test_named_methods_are_retried_while_the_server_is_away(site: Site) ->
 
 
 async def test_a_server_that_is_away_is_unavailable(site: Site) -> None:
-    async with TcpProxy("127.0.0.1", site.server.ports[1]) as proxy:
+    async with TcpProxy(f"127.0.0.1:{site.server.ports[1]}") as proxy:
         await proxy.refuse()
         async with secure_channel(proxy.endpoint, site.authority.service("hub")) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -196,7 +264,7 @@ async def test_a_server_that_is_away_is_unavailable(site: Site) -> None:
 
 async def test_a_black_hole_is_noticed_by_keepalive(site: Site) -> None:
     async with (
-        TcpProxy("127.0.0.1", site.server.ports[1]) as proxy,
+        TcpProxy(f"127.0.0.1:{site.server.ports[1]}") as proxy,
         secure_channel(proxy.endpoint, site.authority.service("hub")) as channel,
     ):
         stub = DispatchServiceStub(channel)
@@ -205,6 +273,16 @@ async def test_a_black_hole_is_noticed_by_keepalive(site: Site) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.CloseSession(dispatch_pb.CloseSessionRequest(), timeout=25)
         assert isinstance(grpc_error(caught.value), errors.Unavailable)
+
+
+async def test_a_link_by_satellite_is_long_and_connects(site: Site) -> None:
+    """A handshake goes to and fro three times, and nobody is given up for the length of the way."""
+    async with (
+        TcpProxy(f"127.0.0.1:{site.server.ports[1]}") as proxy,
+        secure_channel(proxy.endpoint, site.authority.service("hub")) as channel,
+    ):
+        proxy.slow(delay=0.4)
+        await DispatchServiceStub(channel).CloseSession(dispatch_pb.CloseSessionRequest(), timeout=25)
 
 
 async def test_a_name_that_the_certificate_does_not_have_is_refused(site: Site) -> None:

@@ -1,0 +1,173 @@
+"""PostgreSQL fails over to a streaming standby while a job prints: nothing acknowledged is lost, and nobody starts a
+process again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from sis.client import ApiError, Client
+from sis.queue.v1 import job_pb2
+from sis.stack.health import HEALTHY
+from tests.support import promises
+from tests.support.numbered_job import NumberedJob, shell_job, until
+from tests.support.own_suite import OwnSuite
+from tests.support.postgres_servers import Pair, Server, copy, replicated
+from tests.support.stack import Stack
+
+
+class Creator:
+    """Creates jobs one after another, each by request id until it is acknowledged."""
+
+    def __init__(self, client: Client, group: str) -> None:
+        self._client = client
+        self._group = group
+        self.acknowledged: dict[str, int] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._over.is_set():
+            number += 1
+            request = shell_job("true", site=f"group:{self._group}", request_id=f"job {number}")
+            while not self._over.is_set():
+                try:
+                    self.acknowledged[request.request_id] = self._client.jobs.create(request).job_id
+                except ApiError as error:
+                    assert error.passing, error
+                    self._over.wait(0.1)
+                else:
+                    break
+
+    def wait_more(self, count: int = 3) -> None:
+        """Wait until so many more are acknowledged."""
+        target = len(self.acknowledged) + count
+        until(lambda: len(self.acknowledged) >= target or not self._thread.is_alive(), "more jobs")
+        assert self._thread.is_alive()
+
+    def check(self) -> None:
+        """End, and prove: each is there, a repetition gives the same one, and each has run once."""
+        self._over.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        for request_id, job_id in self.acknowledged.items():
+            again = self._client.jobs.create(shell_job("true", site=f"group:{self._group}", request_id=request_id))
+            assert again.job_id == job_id
+        wanted = list(self.acknowledged.values())
+        until(lambda: all(self._client.jobs.get(n).status == job_pb2.JOB_STATUS_SUCCEEDED for n in wanted), "the jobs")
+        assert all(self._client.jobs.get(n).attempt == 1 for n in wanted)
+
+
+def kill_primary(pair: Pair) -> None:
+    pair.primary.stop(signal.SIGKILL)
+    pair.promote()
+
+
+def demote_primary(pair: Pair) -> None:
+    """As a cluster manager switches over: what was the primary goes on, and takes no writes."""
+    pair.primary.sql("ALTER SYSTEM SET default_transaction_read_only = on")
+    pair.primary.sql("SELECT pg_reload_conf()")
+    pair.promote()
+
+
+def rebuild(pair: Pair) -> Pair:
+    """What was the primary becomes the standby of the other."""
+    pair.primary.stop()
+    copy(pair.standby, pair.primary)
+    pair.primary.start()
+    return Pair(pair.standby, pair.primary)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("fail_over", [kill_primary, pytest.param(demote_primary, marks=pytest.mark.long)])
+def test_a_failover_loses_nothing(stack: Stack, tmp_path: Path, fail_over) -> None:  # type: ignore[no-untyped-def]
+    with replicated(tmp_path / "postgres") as pair, OwnSuite(stack, tmp_path / "suite", pair.url) as suite:
+        suite.start()
+        with suite.client() as client:
+            job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
+            creator = Creator(client, suite.group)
+            job.wait_lines()
+            creator.wait_more()
+            fail_over(pair)
+            creator.wait_more()
+            job.wait_lines()
+            suite.wait_healthy()
+            job.check()
+            creator.check()
+        suite.check_processes()
+        _check(pair.standby)
+        with psycopg.connect(host=str(pair.standby.sockets), user="sis", dbname="sis") as connection:
+            where = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sis-queue listener'"
+            ).fetchone()
+        assert where == (1,), "the listener has moved too"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_there_and_back_again(stack: Stack, tmp_path: Path) -> None:
+    with replicated(tmp_path / "postgres") as pair, OwnSuite(stack, tmp_path / "suite", pair.url) as suite:
+        suite.start()
+        with suite.client() as client:
+            job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
+            creator = Creator(client, suite.group)
+            job.wait_lines()
+            for _ in range(2):
+                kill_primary(pair)
+                creator.wait_more()
+                job.wait_lines()
+                pair = rebuild(pair)
+            suite.wait_healthy()
+            job.check()
+            creator.check()
+        suite.check_processes()
+        _check(pair.primary)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_nothing_is_acknowledged_that_the_standby_does_not_have(stack: Stack, tmp_path: Path) -> None:
+    """A commit that nobody waits for any more is neither shown nor acknowledged before it is safe: not by the call, not
+    by its repetition, not by a list."""
+    with replicated(tmp_path / "postgres") as pair, OwnSuite(stack, tmp_path / "suite", pair.url) as suite:
+        suite.start()
+        request = shell_job("true", site="group:nobody", request_id="the one")
+        with suite.client() as client:
+            pair.standby.signal_all(signal.SIGSTOP)
+            with ThreadPoolExecutor(2) as pool:
+                for _ in range(2):
+                    for answer in [pool.submit(_create_shortly, client, request) for _ in range(2)]:
+                        assert answer.result() is None
+            assert not [job for page in client.jobs.pages() for job in page.jobs]
+            # The primary dies with what only it has, and the standby knows nothing of it.
+            pair.primary.stop(signal.SIGKILL)
+            pair.standby.stop(signal.SIGKILL)
+            pair.standby.start()
+            pair.promote()
+            suite.wait_healthy()
+            made = client.jobs.create(request).job_id
+            assert client.jobs.create(request).job_id == made
+            assert [job.job_id for page in client.jobs.pages() for job in page.jobs] == [made]
+        suite.check_processes()
+        assert suite.health("queue") == HEALTHY
+
+
+def _create_shortly(client: Client, request) -> int | None:  # type: ignore[no-untyped-def]
+    """The job, or None when nobody says within two seconds that there is one."""
+    call = client.jobs._stub.CreateJob
+    try:
+        return call(request, timeout=2, metadata=client.jobs._connection._metadata).job.job_id  # type: ignore[no-any-return]
+    except Exception:
+        return None
+
+
+def _check(server: Server) -> None:
+    with psycopg.connect(host=str(server.sockets), user="sis", dbname="sis") as connection:
+        promises.check(promises.read(connection))
