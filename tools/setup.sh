@@ -1,5 +1,6 @@
 #!/bin/sh
-# Build the locked environment in .venv: `tools/setup.sh`, or `make setup`.
+# Build the locked environment in .venv: `tools/setup.sh [GROUP...]`, or `make setup`. Each GROUP of dependencies in
+# pyproject.toml is installed beside the group dev.
 #
 # Needs Python 3.11 or later with its venv module. uv is used if a recent one is there, else a pinned one is installed
 # into .venv. PYTHON names the interpreter to build upon.
@@ -53,5 +54,9 @@ else
     fi
 fi
 
-# Inexact, since an exact sync would remove the uv that it runs.
-"$uv" sync --locked --inexact --group dev --python .venv/bin/python
+for group; do
+    set -- "$@" --group "$group"
+    shift
+done
+# Inexact, since an exact sync would remove the uv that it runs, and the groups of other calls.
+"$uv" sync --locked --inexact --group dev "$@" --python .venv/bin/python

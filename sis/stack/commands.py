@@ -116,6 +116,7 @@ class Services:
             "DATABASE_URL": self.database_url,
             "LISTEN": _endpoint(self.ports.queue),
             "INTERNAL_LISTEN": _endpoint(self.ports.queue_internal),
+            **self._retention(),
             **self._joining("queue"),
         }
         return self._server("queue", "queue", "services.queue.main", environment, self.ports.queue)
@@ -184,6 +185,14 @@ class Services:
         }
         return self._command(name, "agent", "services.sis_agent.agent.main", environment)
 
+    def _retention(self) -> dict[str, str]:
+        """What the queue deletes of what has ended."""
+        rules = {"AGE": self.settings.retention_days, "COUNT": self.settings.retention_jobs}
+        chosen = {f"RETENTION_{name}": str(value) for name, value in rules.items() if value}
+        if chosen and self.settings.retention_export:
+            chosen["RETENTION_EXPORT"] = self.settings.retention_export
+        return chosen
+
     def _joining(self, service: str) -> dict[str, str]:
         """By what a service gets its certificate."""
         return {
@@ -232,7 +241,7 @@ def _inherited() -> dict[str, str]:
     return {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("SIS_", "PG", "VAULT_", "BAO_")) or key == "SIS_FAULT_FILE"
+        if not key.startswith(("SIS_", "PG", "VAULT_", "BAO_")) or key == "SIS_FAULTS"
     }
 
 

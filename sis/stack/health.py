@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sis.client import ApiError, Client
@@ -22,6 +25,7 @@ HEALTHY = "healthy"
 SECONDS = 2.0
 """How long an answer is waited for."""
 _BODY_BYTES = 4_096
+_WAITS_FOR = "sis-waits-for-bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +61,17 @@ class Probe:
         return known.get(answer, f"answers with status {answer}")
 
     def server(self, endpoint: str) -> str:
-        """The standard health service of a queue or hub, over TLS."""
+        """The standard health service of a credential service, queue or hub, over TLS, and what it waits for."""
         connection = Connection(endpoint, self.token, self.ca, SECONDS)
         try:
             check = health_pb2_grpc.HealthStub(connection.channel).Check
-            answer = connection.call(check, health_pb2.HealthCheckRequest())
+            answer, call = connection.call(check.with_call, health_pb2.HealthCheckRequest())
         except ApiError as error:
             return _short(error.message)
         finally:
             connection.close()
+        if waits := _waits(call.trailing_metadata() or ()):
+            return _short(waits)
         if answer.status == health_pb2.HealthCheckResponse.SERVING:
             return HEALTHY
         status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
@@ -83,7 +89,7 @@ class Probe:
             return _short(str(error) or type(error).__name__)
         finally:
             connection.close()
-        return HEALTHY if answer.status == http.HTTPStatus.OK else _short(body)
+        return HEALTHY if answer.status == http.HTTPStatus.OK else _short(_upstreams(body))
 
     def agent(self, hubs: Sequence[str], name: str) -> str:
         """Whether a hub holds the agent's stream, from any hub that answers."""
@@ -95,6 +101,29 @@ class Probe:
             except ApiError as error:
                 health = _short(error.message)
         return health
+
+
+def _waits(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """What a server waits for, in words; "" for nothing."""
+    found = []
+    for key, value in metadata:
+        if key == _WAITS_FOR and isinstance(value, bytes):
+            try:
+                told = ErrorInfo.FromString(value).metadata
+            except DecodeError:
+                continue
+            found.append(f"waits for {told['title']}: {told['words']}")
+    return "; ".join(found)
+
+
+def _upstreams(body: str) -> str:
+    """What a gateway that is not ready says, in words."""
+    try:
+        document = json.loads(body)
+        away = [name for name, health in document["upstreams"].items() if health != "SERVING"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return body
+    return f"waits for {', '.join(away)}" if away else str(document["status"])
 
 
 def _short(message: str) -> str:

@@ -47,6 +47,12 @@ class Options:
     """OpenBao."""
     gateway_port: int | None = None
     """HTTP."""
+    retention_days: float | None = None
+    """Jobs that ended so long ago are deleted; 0 keeps them."""
+    retention_jobs: int | None = None
+    """So many jobs that have ended are kept; 0 is no bound."""
+    retention_export: str | None = None
+    """The directory to which jobs are exported before retention deletes them; "" exports none."""
 
 
 class Settings(BaseModel):
@@ -65,6 +71,9 @@ class Settings(BaseModel):
     credentials_port: Port = 0
     vault_port: Port = 0
     gateway_port: Port = 0
+    retention_days: Annotated[float, Field(ge=0, le=36_500)] = 0
+    retention_jobs: Annotated[int, Field(ge=0)] = 0
+    retention_export: str = ""
     ports: dict[str, Port] = Field(default_factory=dict)
 
 
@@ -88,10 +97,13 @@ def load(layout: Layout, options: Options) -> Settings:
     except ValidationError:
         raise StackError(f"{layout.settings} is damaged; correct or remove it") from None
     try:
-        return Settings.model_validate({**saved.model_dump(), **asked})
+        found = Settings.model_validate({**saved.model_dump(), **asked})
     except ValidationError as error:
         problems = [f"--{str(e['loc'][0]).replace('_', '-')}: {_lowered(e['msg'])}" for e in error.errors()]
         raise StackError("; ".join(problems)) from None
+    if options.retention_export and not (found.retention_days or found.retention_jobs):
+        raise StackError("--retention-export: nothing is deleted; give --retention-days or --retention-jobs too")
+    return found
 
 
 def save(layout: Layout, settings: Settings) -> None:

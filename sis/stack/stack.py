@@ -22,6 +22,7 @@ from sis.stack import settings as choices
 from sis.stack import state as states
 from sis.stack.commands import GROUP, Ports, Services, token_sha256
 from sis.stack.errors import StackError
+from sis.stack.hangs import KINDS, HangWatch, Watched, asks
 from sis.stack.health import HEALTHY, Probe
 from sis.stack.layout import Layout
 from sis.stack.openbao import OpenBao
@@ -86,6 +87,11 @@ class _Run:
         self._say = say
         self._servers = (services.credentials(), services.queue(), *services.hubs(), services.gateway())
         self._agents = services.agents()
+        self._watch = HangWatch(
+            self._living_servers,
+            asks(layout.token, layout.ca),
+            lambda server, seconds: supervision.hangs(server.name, server.identity, seconds),
+        )
         self._started = False
 
     def until_stopped(self, deadline: float, ready: Callable[[], None]) -> None:
@@ -95,9 +101,11 @@ class _Run:
             self._started = True
             self._write_state()
             ready()
+            self._watch.start()
             while True:
                 self._supervision.step(_IDLE_SECONDS)
         finally:
+            self._watch.stop()
             _note(self._layout, "stopping")
             self._supervision.on_change = lambda: None
             parts = self._supervision.parts.values()
@@ -221,6 +229,7 @@ class _Run:
                 endpoint=part.command.endpoint,
                 log=str(part.command.log),
                 restarts=part.restarts,
+                hangs=part.hangs,
             )
             for part in self._supervision.parts.values()
         ]
@@ -240,6 +249,13 @@ class _Run:
             token=self._layout.token,
             processes=tuple(found),
         )
+
+    def _living_servers(self) -> list[Watched]:
+        return [
+            Watched(part.command.name, part.command.kind, child.identity, part.command.endpoint)
+            for part in list(self._supervision.parts.values())
+            if (child := part.child) is not None and part.command.kind in KINDS
+        ]
 
     def _write_state(self) -> None:
         states.write(self._layout, self._state())

@@ -31,6 +31,8 @@ class ProcessState(BaseModel):
     endpoint: str
     log: str
     restarts: int
+    hangs: int = 0
+    """How many of the restarts were of one that hung."""
 
     @property
     def identity(self) -> Identity:

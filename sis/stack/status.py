@@ -18,7 +18,8 @@ from sis.stack.state import ProcessState, StackState
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """One process. `health` is "healthy", or what is wrong in a few words."""
+    """One process. `health` is "healthy", or what is wrong in a few words; of the `restarts`, `hangs` were of one that
+    hung."""
 
     name: str
     kind: str
@@ -26,6 +27,7 @@ class ProcessStatus:
     endpoint: str
     health: str
     restarts: int
+    hangs: int
 
     @property
     def healthy(self) -> bool:
@@ -115,4 +117,5 @@ def _look(state: StackState, probe: Probe, process: ProcessState) -> ProcessStat
         endpoint=process.endpoint,
         health=look(state, probe, process),
         restarts=process.restarts,
+        hangs=process.hangs,
     )

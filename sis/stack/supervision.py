@@ -1,6 +1,7 @@
 """Keeping processes running: one loop, in the main thread of `sis up`.
 
-What dies is started again, after 0.2 s and then ever less often, up to every 5 s. SIGTERM, SIGINT and
+What dies is started again, after 0.2 s and then ever less often, up to every 5 s. What hangs, as somebody who watches
+it tells from another thread, is killed, and so started again. SIGTERM, SIGINT and
 SIGHUP ask the loop to end; stopping the processes, in order, is then its owner's next step.
 """
 
@@ -11,13 +12,14 @@ import os
 import selectors
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Self
 
 from sis.stack import processes
 from sis.stack.errors import StackError
-from sis.stack.processes import Child, Command
+from sis.stack.processes import Child, Command, Identity
 
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 5.0
@@ -33,9 +35,11 @@ class Part:
         self.command = command
         self.prepare = prepare
         self.child: Child | None = None
-        self.last = processes.Identity(0, 0)
+        self.last = Identity(0, 0)
         """The process, or when it is down the one that was."""
         self.restarts = 0
+        self.hangs = 0
+        """How many of the restarts were of one that hung."""
         self.started = 0.0
         self.due = 0.0
         self.delay = FIRST_DELAY
@@ -57,6 +61,7 @@ class Supervision:
         self.parts: dict[str, Part] = {}
         self._selector = selectors.DefaultSelector()
         self._stop_asked = False
+        self._hung: deque[tuple[str, Identity, float]] = deque()
         self._rotated = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -81,6 +86,13 @@ class Supervision:
 
     def _asked(self, number: int, _frame: FrameType | None) -> None:
         self._stop_asked = True
+
+    def hangs(self, name: str, identity: Identity, seconds: float) -> None:
+        """Tell, from any thread, that this process has been silent for so long: it is killed and started again. One
+        that has ended since is left alone."""
+        self._hung.append((name, identity, seconds))
+        with contextlib.suppress(BlockingIOError):  # full: the loop is being woken anyway
+            os.write(self._wake, b"\0")
 
     def add(self, command: Command, prepare: Callable[[], None] = lambda: None) -> None:
         """Start a command and keep it running. `prepare` runs before each start."""
@@ -134,6 +146,8 @@ class Supervision:
                 os.read(self._awake, 4096)
         if self._stop_asked:
             raise Stopped
+        while self._hung:
+            self._kill(*self._hung.popleft())
         for part in self.parts.values():
             if part.child is not None and (code := part.child.exit_code) is not None:
                 self._bury(part, code)
@@ -162,6 +176,14 @@ class Supervision:
                 self._note(f"{part.command.name} did not stop within {grace:.0f} s and was killed")
                 part.child.stop(0)
             self._forget(part)
+
+    def _kill(self, name: str, identity: Identity, seconds: float) -> None:
+        part = self.parts.get(name)
+        if part is None or part.child is None or part.child.identity != identity:
+            return
+        part.hangs += 1
+        self._note(f"{name} has given no answer for {seconds:.0f} s: it hangs, and is killed")
+        part.child.signal(signal.SIGKILL)
 
     def _report_change(self) -> None:
         try:

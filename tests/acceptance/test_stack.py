@@ -78,6 +78,27 @@ def test_what_is_killed_comes_back_at_the_same_endpoint(stack: Stack, name: str)
     assert after.endpoint == before.endpoint
 
 
+@pytest.mark.long
+def test_a_server_that_hangs_is_started_again_and_one_that_waits_is_not(stack: Stack) -> None:
+    before = {name: stack.process(name) for name in ("queue", "vault", "postgres")}
+    stack.kill("vault", signal.SIGSTOP)
+    stack.kill("queue", signal.SIGSTOP)
+    try:
+        stack.wait_restarted("queue", before["queue"].pid, timeout=60)
+        after = stack.process("queue")
+        assert (after.restarts, after.hangs) == (before["queue"].restarts + 1, before["queue"].hangs + 1)
+        assert "queue has given no answer for 3" in stack.layout.log("up").read_text()
+        # The credential service waits for Vault, and says so; Vault itself is nobody's to kill.
+        assert stack.process("vault").identity == before["vault"].identity
+        assert not [each for each in stack.state.processes if each.kind == "credentials" and each.hangs]
+    finally:
+        before["vault"].identity.signal(signal.SIGCONT)
+    found = {each.name: each for each in stack.wait_healthy().processes}
+    assert found["queue"].hangs == after.hangs
+    assert found["postgres"].restarts == before["postgres"].restarts
+    assert f"{after.restarts} ({after.hangs} hung)" in stack.cli("status").stdout
+
+
 def test_everything_is_killed_at_once(stack: Stack) -> None:
     pids = {name: stack.pid(name) for name in NAMES}
     for name in NAMES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,3 +137,37 @@ def test_a_change_that_cannot_be_written_down_is_written_later(tmp_path: Path) -
         assert written == []
         _until(supervision, lambda: bool(written))
     assert notes[1] == "the change cannot be written down: [Errno 28] No space left on device"
+
+
+def test_what_hangs_is_killed_started_again_and_counted(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with Supervision(notes.append) as supervision:
+        supervision.add(_command(tmp_path, "exec sleep 60"))
+        part = supervision.parts["it"]
+        first = part.last
+        first.signal(signal.SIGSTOP)
+        threading.Thread(target=supervision.hangs, args=("it", first, 31.2)).start()
+        started = time.monotonic()
+        while part.restarts == 0:
+            supervision.step(60)  # woken by the thread, by the death, and by the delay
+        assert time.monotonic() - started < 30
+        assert (part.hangs, part.last.alive, first.alive) == (1, True, False)
+        assert notes[1:3] == [
+            "it has given no answer for 31 s: it hangs, and is killed",
+            "it was ended by SIGKILL; starting it again in 0.2 s",
+        ]
+
+
+def test_a_hang_that_is_told_of_too_late_harms_nobody(tmp_path: Path) -> None:
+    with Supervision(lambda _: None) as supervision:
+        supervision.add(_command(tmp_path, "exec sleep 60"))
+        part = supervision.parts["it"]
+        first = part.last
+        first.signal(signal.SIGKILL)
+        _until(supervision, lambda: part.restarts == 1)
+        second = part.last
+        supervision.hangs("it", first, 31.2)
+        supervision.hangs("nobody", first, 31.2)
+        supervision.step(0)
+        assert second.alive
+        assert part.hangs == 0

@@ -49,3 +49,17 @@ def test_everything_is_the_owners_alone(layout: Layout) -> None:
     assert stat.S_IMODE(layout.settings.stat().st_mode) == 0o600
     directories = [layout.data, *(path for path in layout.data.rglob("*") if path.is_dir())]
     assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o700}
+
+
+def test_retention_is_kept_changed_and_switched_off(layout: Layout) -> None:
+    first = Options(layout.data, retention_days=30, retention_jobs=1000, retention_export="/exports")
+    settings.save(layout, settings.load(layout, first))
+    kept = settings.load(layout, Options(layout.data, retention_days=0))
+    assert (kept.retention_days, kept.retention_jobs, kept.retention_export) == (0, 1000, "/exports")
+    settings.save(layout, kept)
+    assert settings.load(layout, Options(layout.data, retention_jobs=0, retention_export="")) == Settings()
+
+
+def test_an_export_without_a_rule_is_refused(layout: Layout) -> None:
+    with pytest.raises(StackError, match="--retention-export: nothing is deleted; give --retention-days"):
+        settings.load(layout, Options(layout.data, retention_export="/exports"))
