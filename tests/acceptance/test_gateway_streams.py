@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.acceptance.test_cut_connections import proxied
 from tests.support.event_source import EventSource
 from tests.support.numbered_job import shell_job
 from tests.support.stack import Stack
+from tests.support.tcp_proxy import proxied
 
 LINES_PER_SECOND = 1_000
 TICKS = 20

@@ -93,28 +93,26 @@ def output(client: Client, job_id: int) -> bytes:
 @pytest.mark.parametrize(
     "point",
     [
-        # First, because the end of its first attempt comes while nobody is there to be told of it: that is done again
-        # half a minute later, which the others do not wait for.
-        "credentials.leased",
+        "credentials.lease.committed",
         "hub.claimed",
         "hub.leased",
         "credentials.reading",
         "credentials.read",
         "agent.assigned",
-        "agent.journalled",
-        "agent.spawning",
+        "agent.accepted.journalled",
+        "agent.spawning.journalled",
         "supervisor.opened",
     ],
 )
 def test_a_kill_between_claim_and_spawn(stack: Stack, credential: str, point: str) -> None:
     with stack.client() as client:
-        stack.arm(point)
+        stack.faults.arm(point)
         job_id = start(client, credential)
         job = ended(client, job_id)
-        assert not stack.disarm(), f"nothing came by {point}"
+        assert not stack.faults.disarm(point), f"nothing came by {point}"
         said = output(client, job_id)
         # Once the record says that a supervisor was asked for, nobody may ask again, whether it came or not.
-        if point in ("agent.spawning", "supervisor.opened"):
+        if point in ("agent.spawning.journalled", "supervisor.opened"):
             assert job.status == job_pb2.JOB_STATUS_FAILED, job
             assert job.failure_reason == "SUPERVISOR_LOST", job
             assert said == b""

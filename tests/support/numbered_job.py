@@ -42,13 +42,22 @@ def shell_job(script: str, *, site: str = "group:local", **fields: object) -> jo
 class NumberedJob:
     """One such job, with a watcher that follows it from its creation on."""
 
-    def __init__(self, client: Client, directory: Path, *, watcher: Client | None = None, site: str = "group:local"):
+    def __init__(
+        self,
+        client: Client,
+        directory: Path,
+        *,
+        watcher: Client | None = None,
+        site: str = "group:local",
+        **fields: object,
+    ) -> None:
+        """`fields` are of the request."""
+        directory.mkdir(exist_ok=True)
         self._client = client
         self._starts = directory / "starts"
         self._end = directory / "end"
-        self.job_id = client.jobs.create(
-            shell_job(SCRIPT.replace("{starts}", str(self._starts)).replace("{end}", str(self._end)), site=site)
-        ).job_id
+        script = SCRIPT.replace("{starts}", str(self._starts)).replace("{end}", str(self._end))
+        self.job_id = client.jobs.create(shell_job(script, site=site, **fields)).job_id
         self._seen = bytearray()
         self._failure: BaseException | None = None
         self._watch = threading.Thread(target=self._follow, args=(watcher or client,), daemon=True)

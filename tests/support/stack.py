@@ -22,6 +22,7 @@ from sis.stack import state as states
 from sis.stack.layout import Layout
 from sis.stack.postgres import USER
 from sis.stack.state import ProcessState, StackState
+from tests.support.fault_points import FaultPoints
 
 WAIT_SECONDS = 30.0
 
@@ -32,6 +33,7 @@ class Stack:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.layout = Layout(data)
+        self.faults = FaultPoints(data.with_name("faults"))
         self._up: subprocess.Popen[str] | None = None
 
     def cli(
@@ -72,25 +74,7 @@ class Stack:
     def environment(self) -> Mapping[str, str]:
         """What makes `sis` use this stack and no other."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SIS_")}
-        return {**kept, "SIS_DATA": str(self.data), "COLUMNS": "200", "SIS_FAULT_FILE": str(self._fault)}
-
-    @property
-    def _fault(self) -> Path:
-        return self.data.with_name("fault")
-
-    def arm(self, point: str) -> None:
-        """Have the next process that comes by this place (`services.runtime.faults`) killed."""
-        fresh = self._fault.with_suffix(".new")
-        fresh.write_text(point)
-        fresh.rename(self._fault)
-
-    def disarm(self) -> bool:
-        """Whether nobody had come by it."""
-        try:
-            self._fault.unlink()
-        except FileNotFoundError:
-            return False
-        return True
+        return {**kept, "SIS_DATA": str(self.data), "COLUMNS": "200", **self.faults.environment}
 
     def up(self, *options: str) -> None:
         """`sis up`, left running; fails the test with what it printed, and the end of each log. For the main
