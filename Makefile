@@ -1,9 +1,10 @@
 # Everything a contributor runs. `make setup` builds the environment, and every other target does so when it must.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-root test-long lint format generate bench wheel-test clean
+.PHONY: help setup demo test test-root test-long test-system test-crash soak lint format generate bench wheel-test clean
 
 bin := .venv/bin
 stamp := .venv/.locked
+soak_stamp := .venv/.locked-soak
 
 # An activated environment, or somebody's PYTHONPATH, must not be mixed with ours.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
@@ -19,19 +20,33 @@ $(stamp): pyproject.toml uv.lock tools/setup.sh
 	@PYTHON='$(PYTHON)' tools/setup.sh
 	@touch $@
 
+$(soak_stamp): $(stamp)
+	@PYTHON='$(PYTHON)' tools/setup.sh soak
+	@touch $@
+
 setup: $(stamp) ## the locked environment in .venv, and nothing else
 
 demo: $(stamp) ## starts everything, runs four jobs in front of you, takes everything down
 	@$(bin)/sis demo
 
 test: $(stamp) ## what any user can run; skips nothing
-	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not root and not long'
+	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not root and not long and not system'
 
 test-root: $(stamp) ## what needs root: a second user, cgroups
 	$(bin)/python -m pytest -m root
 
 test-long: $(stamp) ## the tests that make test runs in a shorter form, at full length
-	$(bin)/python -m pytest -m 'long and not root'
+	$(bin)/python -m pytest -m 'long and not root and not system'
+
+test-system: $(stamp) ## what needs Debian's servers: PgBouncer
+	$(bin)/python -m pytest -m system
+
+test-crash: $(stamp) ## kills and stops every process at every named moment, and prints the table
+	$(bin)/python -m tests.crash
+
+MINUTES ?= 30
+soak: $(soak_stamp) ## MINUTES (30) of churn and random faults; plots everything that could grow to build/soak
+	@$(bin)/python -m tests.soak --minutes $(MINUTES)
 
 lint: $(stamp) ## ruff, mypy --strict, contracts, generated code, import rules
 	$(bin)/ruff check .
