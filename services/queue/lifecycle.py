@@ -254,7 +254,7 @@ def accept(job: Job, now: datetime, by: Actor) -> None:
         return
     if job.status is Status.STARTING:
         apply(job, Event.ACCEPT, now, by, "it is in its agent's journal")
-        attempt.accepted_at = now
+        attempt.accepted_at = attempt.last_heard_at = now
         return
     if attempt.sealed_at is None:
         never_started(job, now, by, "it was stopped before its agent accepted it")
@@ -352,7 +352,7 @@ def come_back(job: Job, now: datetime, by: Actor) -> None:
     else:
         event = Event.RETURN_STARTING
     apply(job, event, now, by, f"agent {job.agent} is back")
-    attempt.active_at = now
+    attempt.active_at = attempt.last_heard_at = now
 
 
 def _current(job: Job) -> Attempt:

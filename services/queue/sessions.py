@@ -293,7 +293,6 @@ async def _come_back(
         if job.status is not Status.AWOL or job.attempt is None or job.attempt.lost or job.agent not in heard:
             continue
         if AttemptKey(job.job_id, job.attempt.number) in heard[job.agent].attempts:
-            job.attempt.last_heard_at = now
             machine = current[heard[job.agent].session].agent
             lifecycle.come_back(job, now, Actor(f"agent {job.agent}", machine))
             returned.append(job)

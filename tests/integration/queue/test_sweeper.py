@@ -13,11 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.queue import lifecycle, listing, overdue, purge, watching
 from services.queue.creation import Priority
 from services.queue.listing import JobFilter, ListJobs
+from services.queue.reports import Accepted
 from services.queue.sessions import AttemptKey
 from services.queue.sweeper import Sweeper
 from services.runtime.errors import Unavailable
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, of
+from tests.support.frames import read_frames
 
 SECOND = timedelta(seconds=1)
 KEPT = purge.PURGE_AFTER.total_seconds()
@@ -99,6 +101,34 @@ async def test_whoever_is_heard_is_not_awol(rig: Rig, clock: Clock, sweeper: Swe
         await rig.beat("c")  # the agent is heard, and says nothing of this attempt
         await sweeper.sweep()
     assert [await rig.status(k.job_id) for k in (by_beat, by_report, not_in_hand)] == ["RUNNING", "RUNNING", "AWOL"]
+
+
+@pytest.mark.parametrize("by", ["acceptance", "repetition"])
+async def test_whoever_comes_home_by_a_report_is_heard_by_it(rig: Rig, clock: Clock, sweeper: Sweeper, by: str) -> None:
+    """Also where the report adds nothing to the log."""
+    if by == "acceptance":
+        await rig.hello()
+        await rig.create(heartbeat_timeout=timedelta(seconds=45))
+        (key,) = await rig.claim()
+        content: object = Accepted()
+    else:
+        key, spool = await rig.started(heartbeat_timeout=timedelta(seconds=45))
+        content = read_frames(spool.bodies)
+    await clock.elapse(50, sweeper.sweep)
+    assert await rig.status(key.job_id) == "AWOL"
+    assert (await rig.report(key, content)).error is None
+    await sweeper.sweep()
+    assert await rig.status(key.job_id) == ("STARTING" if by == "acceptance" else "RUNNING")
+
+
+async def test_an_acceptance_is_a_sign_of_life(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
+    await rig.hello()
+    await rig.create(heartbeat_timeout=timedelta(seconds=45))
+    (key,) = await rig.claim()
+    await clock.elapse(40, sweeper.sweep)
+    await rig.accept(key)
+    await clock.elapse(40, sweeper.sweep)
+    assert await rig.status(key.job_id) == "STARTING"
 
 
 @pytest.mark.parametrize("status", ["STARTING", "RUNNING", "PROCESSING_OUTPUT", "CANCEL_REQUESTED"])
