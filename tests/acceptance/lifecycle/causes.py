@@ -227,14 +227,14 @@ class _History:
         return self._sites[self._agent].said[self._key, what] if self._agent in self._sites else 1
 
     def _at(self, event: str) -> datetime:
-        """When it was recorded last, before this row, of the same attempt."""
+        """When it was recorded first, before this row, of the same attempt."""
         times = [
             e["at"]
             for e in self._rows
             if e["event"] == event and e["attempt"] == self._key[1] and e["sequence"] < self._row["sequence"]
         ]
         self._must(times, f"there was no {event} before it")
-        found: datetime = times[-1]
+        found: datetime = times[0]
         return found
 
 
