@@ -17,6 +17,8 @@ _CHUNK_BYTES = 65_536
 _STEPS_PER_SECOND = 20
 _UNDER_WAY = 256
 _PROXY_SECONDS = 20.0
+_dice = random.Random()
+"""Not the one that all share: Hypothesis fails a test in which another thread draws from that."""
 
 Target = str | Callable[[], str]
 """`host:port` or `unix:/path`; a function is asked again for each connection."""
@@ -205,7 +207,7 @@ class _Way:
         due = 0.0
         while True:
             data = await reader.read(_CHUNK_BYTES)
-            due = max(due, clock() + self.delay + random.uniform(0, self.jitter))
+            due = max(due, clock() + self.delay + _dice.uniform(0, self.jitter))
             await under_way.put((due, data))
             if not data:
                 return

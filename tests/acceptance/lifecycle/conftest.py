@@ -11,7 +11,7 @@ from tests.acceptance.lifecycle.world import World
 from tests.support.openbao import OpenBaoServer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world(postgres: Postgres, queue_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Healthy; what a machine leaves behind in it is at rest."""
     postgres.create_database("model", template=queue_template)
