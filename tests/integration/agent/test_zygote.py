@@ -65,9 +65,9 @@ async def test_a_spare_that_dies_is_replaced(attempts_anyhow: Attempts) -> None:
     await zygote.start()
     for _ in range(2):
         await eventually(lambda: children_of(pid_of(zygote)))
-        for spare in children_of(pid_of(zygote)):
-            processes.send_signal(spare, signal.SIGKILL)
-        await eventually(lambda: not any(p.alive for p in children_of(pid_of(zygote))))
+        killed = {spare.pid for spare in children_of(pid_of(zygote)) if processes.send_signal(spare, signal.SIGKILL)}
+        # Another one may take its place at once.
+        await eventually(lambda: not any(p.alive for p in children_of(pid_of(zygote)) if p.pid in killed))
         assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
 
 
