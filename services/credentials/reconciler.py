@@ -59,7 +59,12 @@ class Reconciler:
         self._limits = limits or Limits()
         self._woken = asyncio.Event()
         self._backoff = Backoff(initial=1.0, maximum=60.0)
-        self._complaints = Complaints(_log, "nothing is reconciled")
+        # Each has its own: that one succeeds does not mean that another is over its failure.
+        self._rules = (
+            (reconciler_store.expire, Complaints(_log, "no credential expires")),
+            (self._purge, Complaints(_log, "nothing is purged")),
+        )
+        self._complaints = Complaints(_log, "nothing is settled with Vault")
         self._vault_away = False
         self._vault_due = 0.0
         self._scan_due = 0.0
@@ -81,7 +86,7 @@ class Reconciler:
 
     async def sweep(self) -> bool:
         """Do a batch of everything; True if there is more to be done at once."""
-        done = [await self._apply(rule) for rule in (reconciler_store.expire, self._purge)]
+        done = [await self._apply(*each) for each in self._rules]
         if time.monotonic() >= self._vault_due:
             done += await self._with_vault()
         return max(done) >= reconciler_store.BATCH
@@ -131,17 +136,17 @@ class Reconciler:
         if credential is not None and await self._values.newest_version(credential_id) == 0:
             await self._note_presence(credential, present=False)
 
-    async def _apply(self, rule: Callable[[AsyncConnection], Awaitable[int]]) -> int:
+    async def _apply(self, rule: Callable[[AsyncConnection], Awaitable[int]], complaints: Complaints) -> int:
         """Apply a rule; one that fails is tried again with the next sweep, and keeps none of the others."""
         try:
             async with self._database.begin() as connection:
                 done = await rule(connection)
         except SisError as error:
-            self._complaints.note(error)
+            complaints.note(error)
         except DBAPIError:
             _log.exception("the rule %s failed", rule.__name__)
         else:
-            self._complaints.over()
+            complaints.over()
             return done
         return 0
 
@@ -166,6 +171,7 @@ class Reconciler:
         except DBAPIError:
             _log.exception("what needs Vault has failed")
         else:
+            self._complaints.over()
             if self._vault_away:
                 _log.info("Vault is there again")
             self._vault_away = False

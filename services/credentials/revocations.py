@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from services.credentials import identity_store as store
 from services.credentials.identity_store import CHANNEL, Revocation
+from services.runtime import dependencies
 from services.runtime.database import Database
-from services.runtime.errors import Unavailable
 
 POLL_SECONDS = 5.0
 """A notification may be lost, so whoever watches looks by himself this often."""
@@ -50,7 +50,7 @@ class Revocations:
                         await event.wait()
         finally:
             self._watching.discard(event)
-        raise Unavailable("the server shuts down; call again", retry_after=0.2)
+        raise dependencies.shutting_down()
 
     async def drain(self) -> None:
         """End every watch, now and from now on."""

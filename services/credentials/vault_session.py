@@ -81,6 +81,8 @@ class Session:
         self._clients: list[Any] = []
         self._token: _Token | None = None
         self._login: asyncio.Task[_Token] | None = None
+        self._refused = ("", -float("inf"))
+        """The last fresh token of which Vault would not even tell its holder, and when."""
 
     async def call(self, call: Callable[[Any], T]) -> T:
         """What `call` returns for a client that is logged in. Raises VaultError, and what `call` raises."""
@@ -139,9 +141,16 @@ class Session:
         """A token that may do more than this one, which was refused something; None: there is none."""
         if self._token is not None and self._token.value != token.value:
             return self._token
-        if time.monotonic() - token.since < _FRESH_SECONDS:
-            with contextlib.suppress(VaultForbidden):
+        now = time.monotonic()
+        if now - token.since < _FRESH_SECONDS:
+            refused, at = self._refused
+            if refused != token.value and now - at < _FRESH_SECONDS:
+                return None  # one after the other is refused, so it is the policy: nobody revokes so fast
+            try:
                 await self._in_thread(lambda client: client.auth.token.lookup_self(), token.value)
+            except VaultForbidden:
+                self._refused = token.value, time.monotonic()
+            else:
                 return None
         return await self._logged_in()
 

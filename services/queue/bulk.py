@@ -153,7 +153,7 @@ def _refusal(row: Row[*tuple[Any, ...]], command: ApplyVerb) -> SisError | None:
 
 async def _apply(database: Database, command: ApplyVerb, job_id: int, by: Actor) -> Result:
     try:
-        async with database.begin() as connection:
+        async with database.begin("queue.bulk") as connection:
             if command.filter is not None:
                 await _check_matches(connection, command, job_id)
             view = await _do(connection, command, job_id, by)

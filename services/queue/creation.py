@@ -161,7 +161,8 @@ async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: A
         IllegalTransition: it has not ended.
         InvalidArgument: its agent is of another platform than it was.
     """
-    existing = await _claim_request_id(connection, by.name, request_id, b"rerun of job %d" % job_id + reason.encode())
+    request = f"rerun of job {job_id}" + (f": {reason}" if reason else "")
+    existing = await _claim_request_id(connection, by.name, request_id, request.encode())
     if existing is not None:
         return await jobs.view(connection, existing)
     ended = await store.lock_visible(connection, job_id)
@@ -171,8 +172,7 @@ async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: A
     job = {name: old[name] for name in _REPEATED}
     job |= {"status": Status.WAITING, "not_before": None, "latest_start": None, "deferral_ends_at": None}
     job["rerun_of"] = job_id
-    why = f": {reason}" if reason else ""
-    made = await _insert(connection, job, now, by, request_id, f"rerun of job {job_id}{why}")
+    made = await _insert(connection, job, now, by, request_id, request)
     lifecycle.rerun(ended, now, by, made.job.job_id, reason)
     await store.save(connection, [ended])
     return made

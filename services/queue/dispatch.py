@@ -134,7 +134,8 @@ async def claim(
             "waiting": Status.WAITING,
             "starting": next_status(Status.WAITING, Event.CLAIM),
             "event": Event.CLAIM,
-            "at": candidates[0].now,
+            # The last: each was read after whatever was done to that job before.
+            "at": max(row.now for row in candidates),
             "digest": DIGEST_START,
         },
     )
@@ -172,6 +173,8 @@ def _candidates(condition: str) -> TextClause:
             FROM queue.jobs
             WHERE status = 'WAITING' AND site_kind = s.kind AND site_name = s.name
                 AND (retry_at IS NULL OR retry_at <= queue.now())
+                -- A sweeper may come later.
+                AND (latest_start IS NULL OR latest_start > queue.now())
                 AND {condition}
             ORDER BY claim_key, job_id
             LIMIT s.slots

@@ -15,24 +15,42 @@ from services.runtime.errors import (
 )
 
 _SAID_CHARACTERS = 200
+_NAME_CHARACTERS = 40
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _in_words(name: str) -> str:
+    return name.replace("_", " ").lower()
 
 
 class JobNotFound(NotFound):
-    """There is none, or none any more; of one that was deleted it says by whom, when and why, while that is known."""
+    """There is none, or none any more; of one that was deleted it says what it was, by whom, when and why it was
+    deleted, while that is known."""
 
     reason = "JOB_NOT_FOUND"
 
     def __init__(
-        self, job_id: int, *, deleted_by: str = "", deleted_at: datetime | None = None, reason: str = ""
+        self,
+        job_id: int,
+        *,
+        deleted_by: str = "",
+        deleted_at: datetime | None = None,
+        reason: str = "",
+        display_name: str = "",
+        status: str = "",
     ) -> None:
         if deleted_at is None:
             text = f"there is no job {job_id}, or it was deleted"
             metadata = {}
         else:
             time = deleted_at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-            # The whole of it is in the metadata: in the trailers of an answer there is little room.
-            said = reason if len(reason) <= _SAID_CHARACTERS else f"{reason[:_SAID_CHARACTERS]}…"
-            text = f"job {job_id} was deleted by {deleted_by} at {time}" + (f": {said}" if said else "")
+            # The whole reason is in the metadata: in the trailers of an answer there is little room.
+            said = _cut(reason, _SAID_CHARACTERS)
+            was = f"{_cut(display_name, _NAME_CHARACTERS)}, {_in_words(status)}"
+            text = f"job {job_id} ({was}) was deleted by {deleted_by} at {time}" + (f": {said}" if said else "")
             metadata = {"deleted_by": deleted_by, "delete_time": time, "reason": reason}
         super().__init__(f"job_id: {text}; `sis jobs list` shows the jobs", metadata={"job_id": str(job_id)} | metadata)
 
@@ -46,8 +64,7 @@ class IllegalTransition(FailedPrecondition):
         self.status, self.event = status, event
         subject = "the job" if job_id is None else f"job {job_id}"
         super().__init__(
-            f"{subject} is {status.replace('_', ' ').lower()}, which does not permit {event.replace('_', ' ').lower()}"
-            f"{_ADVICE.get(event, '')}",
+            f"{subject} is {_in_words(status)}, which does not permit {_in_words(event)}{_ADVICE.get(event, '')}",
             subject="job" if job_id is None else f"jobs/{job_id}",
             condition=f"STATUS_{status}",
             metadata={"status": status, "event": event} | ({} if job_id is None else {"job_id": str(job_id)}),
@@ -70,7 +87,7 @@ class ForceRefused(FailedPrecondition):
     reason = "FORCE_REFUSED"
 
     def __init__(self, job_id: int, status: str, silence: float, *, claimed: bool, ended: bool) -> None:
-        is_what = f"job {job_id} is {status.replace('_', ' ').lower()}"
+        is_what = f"job {job_id} is {_in_words(status)}"
         if not claimed:
             why = "and no agent has it: abort it without force"
         else:

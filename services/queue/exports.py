@@ -1,7 +1,8 @@
 """Exports: jobs with their histories and logs, one after the other, each as it is when it is read.
 
 Nothing is held while the reader takes its time. What an export has of one job fits together: its history and its log go
-as far as the job says.
+as far as the job says, or there is no end of it. Jobs come with the contents of their files, as an export may be all
+that is left of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from itertools import groupby
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -90,10 +90,12 @@ def _bound(request: bytes) -> bytes:
 
 
 async def export(database: Database, waker: Wakes, wanted: ExportJobs) -> AsyncGenerator[Part, None]:
-    """The jobs by ascending id, none that was created after the beginning. One that is deleted meanwhile is left out.
+    """The jobs by ascending id, none that was created after the beginning. One that is deleted before its turn is left
+    out.
 
     Raises:
-        JobNotFound: before the first part; there is none with one of the ids.
+        JobNotFound: before the first part, there is none with one of the ids; later, one was deleted, and purged while
+            it was read. Going on from the last position leaves it out.
         Unavailable: the server drains; go on from the last position.
     """
     conditions = [job_table.c.job_id.in_(wanted.job_ids)] if wanted.job_ids else listing.matching(wanted.filter)
@@ -107,7 +109,11 @@ async def export(database: Database, waker: Wakes, wanted: ExportJobs) -> AsyncG
 
 
 async def parts(begin: Begin, position: Position, *, include_logs: bool) -> AsyncGenerator[Part, None]:
-    """All of the job at a position; nothing of one that was deleted."""
+    """All of the job at a position; nothing of one that was deleted.
+
+    Raises:
+        JobNotFound: it was removed while it was read; what came has no end.
+    """
     held: Content | None = None
     async for content in _job(begin, position.job_id, include_logs=include_logs):
         if held is not None:
@@ -137,38 +143,57 @@ async def _next(database: Database, conditions: Sequence[ColumnElement[bool]], p
 
 
 async def _job(begin: Begin, job_id: int, *, include_logs: bool) -> AsyncGenerator[Content, None]:
-    """The job, its history, its log; nothing of one that was deleted."""
+    """The job, its history, its log; nothing of one that was deleted.
+
+    Raises:
+        JobNotFound: it was removed while it was read.
+    """
     async with begin() as connection:
         try:
-            view = await jobs.get(connection, job_id)
+            view = await jobs.get(connection, job_id, contents=True)
         except JobNotFound:
             return
-        entries = await jobs.history_after(connection, job_id, 0, HISTORY_ROWS)
+        entries = await _history(connection, view, 0)
     yield view
+    last = 0
     while entries:
         for entry in entries:
-            if entry.sequence > view.job.history_sequence:
-                break
             yield entry
-        last = entries[-1].sequence
-        if last >= view.job.history_sequence:
-            break
+        last += len(entries)
         async with begin() as connection:
-            entries = await jobs.history_after(connection, job_id, last, HISTORY_ROWS)
+            entries = await _history(connection, view, last)
     if include_logs and view.attempt is not None:
-        async for rows in _log(begin, job_id, (view.attempt.number, view.attempt.sequence)):
+        async for rows in _log(begin, job_id, view.attempt.number, view.attempt.sequence):
             yield rows
 
 
-async def _log(begin: Begin, job_id: int, end: tuple[int, int]) -> AsyncGenerator[list[LogRow], None]:
-    """The log up to a frame, those of one attempt together."""
-    at = 0, 0
-    while at < end:
+async def _history(connection: AsyncConnection, view: JobView, last: int) -> list[HistoryEntry]:
+    """The next entries behind one, of those that the job had when it was viewed: none only at the end.
+
+    Raises:
+        JobNotFound: some are not there any more.
+    """
+    count = min(HISTORY_ROWS, view.job.history_sequence - last)
+    if not count:
+        return []
+    entries = await jobs.history_after(connection, view.job.job_id, last, count)
+    if [entry.sequence for entry in entries] != list(range(last + 1, last + count + 1)):
+        raise await removals.not_found(connection, view.job.job_id)
+    return entries
+
+
+async def _log(begin: Begin, job_id: int, attempt: int, end: int) -> AsyncGenerator[list[LogRow], None]:
+    """The log up to a frame of the current attempt. Those before were given back, so they have none.
+
+    Raises:
+        JobNotFound: some of it is not there any more.
+    """
+    last = 0
+    while last < end:
         async with begin() as connection:
-            rows = await logs.read(connection, job_id, *at)
-        rows = [row for row in rows if (row.attempt, row.sequence) <= end]
-        if not rows:
-            return
-        for _, frames in groupby(rows, key=lambda row: row.attempt):
-            yield list(frames)
-        at = rows[-1].attempt, rows[-1].sequence
+            found = await logs.read(connection, job_id, attempt, last)
+            rows = [row for row in found if (row.attempt, row.sequence) <= (attempt, end)]
+            if not rows or [row.sequence for row in rows] != list(range(last + 1, last + len(rows) + 1)):
+                raise await removals.not_found(connection, job_id)
+        yield rows
+        last = rows[-1].sequence

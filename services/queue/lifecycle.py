@@ -120,11 +120,15 @@ def force(job: Job, now: datetime, by: Actor, reason: str) -> None:
     unheard_stop(job)
 
 
+def given_up(status: Status, stop: StopState) -> bool:
+    """Whether nobody can be expected any more to tell how a job ends: what it still holds can be let go of by force."""
+    return status is Status.AWOL or stop is StopState.UNCONFIRMED
+
+
 def check_force(job_id: int, status: Status, stop: StopState, silence: timedelta, *, live: bool) -> None:
     """Raise ForceRefused where the agent of a job may still tell how it ends, or none has it; `live` as in `Job`."""
-    given_up = status is Status.AWOL or stop is StopState.UNCONFIRMED
     ended = status in TERMINAL
-    if not (given_up if live else ended):
+    if not (given_up(status, stop) if live else ended):
         raise ForceRefused(job_id, status, silence.total_seconds(), claimed=live, ended=ended)
 
 
@@ -192,8 +196,20 @@ def _end_if_hidden(job: Job, now: datetime, by: Actor) -> None:
 
 
 def unheard_stop(job: Job) -> None:
-    """A stop is pending and its agent is silent: nobody can confirm it for now."""
+    """A stop is pending and its agent is silent: nobody can confirm it, until it is heard again (`reopen_stop`)."""
     job.stop_state = StopState.UNCONFIRMED
+
+
+def reopen_stop(job: Job, now: datetime) -> bool:
+    """The agent of a job is heard of it; True where the job has ended and nobody could confirm its stop: now its agent
+    may do that after all."""
+    attempt = job.attempt
+    if attempt is None or attempt.lost or not job.live or job.status not in TERMINAL:
+        return False
+    if job.stop_state is not StopState.UNCONFIRMED:
+        return False
+    job.stop_state, attempt.last_heard_at = StopState.PENDING, now
+    return True
 
 
 def give_up_log(job: Job, now: datetime) -> None:

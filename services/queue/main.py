@@ -58,6 +58,12 @@ class QueueSettings(ServiceSettings):
     # A directory to which they are exported before; unset, they are not.
     retention_export: Path | None = None
 
+    @field_validator("retention_export", mode="before")
+    @classmethod
+    def _is_given(cls, value: object) -> object:
+        # "" would be the directory in which the process was started.
+        return None if value == "" else value
+
     @field_validator("retention_export")
     @classmethod
     def _is_of_use(cls, directory: Path | None, info: ValidationInfo) -> Path | None:

@@ -181,6 +181,8 @@ class Job:
     wait_reason: WaitReason | None = None
     # "" where nothing but a free slot keeps it.
     wait_message: str = ""
+    # A time at which it was locked, of one that was ever claimed: what others did to it is recorded before that.
+    locked_at: datetime | None = None
     new_history: list[HistoryEntry] = field(default_factory=list)
     # The row, and the end of leases, as they were loaded, for `store` to tell what changed.
     stored: dict[str, object] = field(default_factory=dict)

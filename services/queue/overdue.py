@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, literal, or_
+from sqlalchemy import ColumnElement, Select, and_, literal, not_, or_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import lifecycle, store, wakes
@@ -21,7 +21,7 @@ from services.queue.tables import attempts, jobs
 
 BATCH = 500
 SEAL_AFTER = timedelta(days=1)
-"""This long after its end the log of a job whose agent never came back is sealed as it is."""
+"""This long after its end, and after its agent was heard of it last, the log of a job is sealed as it is."""
 
 Time = ColumnElement[datetime]
 
@@ -44,11 +44,17 @@ class Rule:
         jobs = live() if self.by is None else store.jobs_to_lock().order_by(self.by)
         return jobs.where(self.due(now, watching_since))
 
-    async def apply(self, connection: AsyncConnection, watching_since: datetime) -> int:
-        """Do a batch of what is due; how many jobs changed. Jobs that somebody else has in hand are skipped."""
+    async def apply(self, connection: AsyncConnection, watch: Callable[[datetime], datetime]) -> int:
+        """Do a batch of what is due; how many jobs changed. Jobs that somebody else has in hand are skipped. `watch` is
+        told the time, and says since when there was no gap."""
         now = await store.now(connection)
+        watching_since = watch(now)
         due = self.selection(literal(now), literal(watching_since)).limit(BATCH)
         found = await store.lock_selected(connection, due, skip_locked=True)
+        if not found:
+            return 0
+        # Between the two, somebody else may have done something to one of them.
+        now = await store.now(connection)
         changed = [job for job in found.values() if self.act(job, now, watching_since)]
         await store.save(connection, changed, self.topics)
         return len(changed)
@@ -113,8 +119,10 @@ def _silence(job: Job, now: datetime, _: datetime) -> bool:
 
 
 def _overrun_due(now: Time, watching_since: Time) -> ColumnElement[bool]:
-    # As in `lifecycle.overrun`, which decides under the lock.
+    # As in `lifecycle.overrun`, which decides under the lock. What it would leave as it is must not be found here: it
+    # would be found again by each sweep, before what is behind it.
     late: Time = now - literal(lifecycle.SWEEPER_MARGIN)
+    killed: Time = late - literal(lifecycle.KILL_LIMIT) - jobs.c.cancel_grace
     limits = or_(
         and_(jobs.c.status == Status.STARTING, attempts.c.claimed_at < late - jobs.c.start_timeout),
         and_(
@@ -127,10 +135,12 @@ def _overrun_due(now: Time, watching_since: Time) -> ColumnElement[bool]:
         ),
         and_(
             jobs.c.status == Status.CANCEL_REQUESTED,
-            attempts.c.stop_wished_at < late - literal(lifecycle.KILL_LIMIT) - jobs.c.cancel_grace,
+            attempts.c.stop_wished_at < killed,
+            attempts.c.active_at < killed,
+            watching_since < killed,
         ),
     )
-    return and_(limits, attempts.c.active_at < late, watching_since <= late)
+    return and_(limits, attempts.c.active_at < late, watching_since < late, not_(_silent(now)))
 
 
 def _overrun(job: Job, now: datetime, watching_since: datetime) -> bool:
@@ -152,22 +162,30 @@ def _settle(job: Job, now: datetime, _: datetime) -> bool:
     return True
 
 
-def _seal_due(now: Time, _: Time) -> ColumnElement[bool]:
+def _seal_due(now: Time, watching_since: Time) -> ColumnElement[bool]:
     """Of jobs that ended long ago and whose agents never came back."""
-    return and_(jobs.c.status.in_(sorted(TERMINAL)), jobs.c.completed_at < now - literal(SEAL_AFTER), _silent(now))
+    long_ago: Time = now - literal(SEAL_AFTER)
+    return and_(
+        jobs.c.status.in_(sorted(TERMINAL)),
+        jobs.c.completed_at < long_ago,
+        attempts.c.last_heard_at < long_ago,
+        _unheard_due(now, watching_since),
+    )
 
 
 def _seal(job: Job, now: datetime, _: datetime) -> bool:
-    if not job.live or not _is_silent(job, now):
+    attempt = job.attempt
+    if attempt is None or not job.live or not _is_silent(job, now) or attempt.last_heard_at >= now - SEAL_AFTER:
         return False
     lifecycle.give_up_log(job, now)
     return True
 
 
+# In this order: what has come due and is too late already, after an outage, is not released first.
 RULES = (
-    Rule("release", _release_due, _release, (wakes.WORK,), by=jobs.c.not_before),
     Rule("late", _late_due, _expire, by=jobs.c.latest_start),
     Rule("held", _held_due, _expire, by=jobs.c.deferral_ends_at),
+    Rule("release", _release_due, _release, (wakes.WORK,), by=jobs.c.not_before),
     Rule("silence", _silence_due, _silence),
     Rule("overrun", _overrun_due, _overrun, (wakes.STOP,)),
     Rule("settle", _settlement_due, _settle),

@@ -26,7 +26,8 @@ transaction that took its time."""
 REQUEST_IDS_KEPT = timedelta(days=7)
 REMOVALS_KEPT = timedelta(days=365)
 JOBS, FRAMES, HISTORY_ROWS = 100, 500, 2_000
-"""What one transaction of a purge removes at the most. A frame has some 64 KiB at the most."""
+"""What one transaction of a purge removes at the most; of frames nearly twice as many, where it looks once more from
+the start. A frame has some 64 KiB at the most."""
 BATCH = 500
 
 _Frame = tuple[int, int]
@@ -34,20 +35,23 @@ _Frame = tuple[int, int]
 _START: _Frame = 0, 0
 
 
-def jobs_due(now: ColumnElement[datetime]) -> Select[Any]:
-    """Jobs that were deleted a while ago and whose stop is settled, as far as it ever will be; the oldest first."""
+def jobs_due(now: ColumnElement[datetime], reached: datetime | None = None) -> Select[Any]:
+    """Jobs that were deleted a while ago, not before `reached`, and whose stop is settled, as far as it ever will be;
+    those that were deleted first come first."""
     running = exists().where(
         attempts.c.job_id == jobs.c.job_id,
         attempts.c.number == jobs.c.attempt,
         attempts.c.sealed_at.is_(None),
         jobs.c.stop_state != StopState.UNCONFIRMED,
     )
-    due = select(jobs.c.job_id).where(
+    due = select(jobs.c.job_id, jobs.c.hidden_at).where(
         jobs.c.hidden_at < now - literal(PURGE_AFTER),
         jobs.c.status.in_(sorted(TERMINAL)),
         jobs.c.stop_state != StopState.PENDING,
         ~running,
     )
+    if reached is not None:
+        due = due.where(jobs.c.hidden_at >= literal(reached))
     return due.order_by(jobs.c.hidden_at)
 
 
@@ -56,25 +60,40 @@ class Purge:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # How far the logs are gone that take several transactions. A search from the start would come across all that
-        # was removed before, again each time, for as long as somebody's old snapshot keeps it from being cleaned up.
-        self._reached: dict[int, _Frame] = {}
+        # How far the jobs are gone, and the logs that take several transactions. A search from the start would come
+        # across all that was removed before, again each time, for as long as somebody's old snapshot keeps it from
+        # being cleaned up.
+        self.reached: datetime | None = None
+        """Where it goes on: with what was deleted at this time. None: at the start."""
+        self._logs_reached: dict[int, _Frame] = {}
 
     async def step(self) -> bool:
         """Remove one part; True when there may be more at once."""
         async with self._database.begin("queue.sweep") as connection:
-            due = jobs_due(literal(await store.now(connection))).limit(JOBS)
-            locked = await connection.execute(due.with_for_update(of=jobs, skip_locked=True))
-            gone = list(locked.scalars())
-            reached = {job_id: self._reached[job_id] for job_id in gone if job_id in self._reached}
+            now = await store.now(connection)
+            found = await _lock(connection, now, self.reached)
+            if not found and self.reached is not None:
+                # At the end; somebody else may have had in hand what was passed over, or it was not to go yet.
+                found = await _lock(connection, now, None)
+            gone = list(found)
+            reached = {job_id: self._logs_reached[job_id] for job_id in gone if job_id in self._logs_reached}
             removed = await _remove_frames(connection, gone, reached)
             if reached and removed.count < FRAMES:
                 # What was noted may be of a transaction that was lost, so it is looked once more from the start.
                 reached, removed = {}, await _remove_frames(connection, gone, {})
             more = removed.count == FRAMES or not await _remove_jobs(connection, gone)
         # Noted once it is committed.
-        self._reached = reached | removed.last if more else {}
+        self._logs_reached = reached | removed.last if more else {}
+        if not more:
+            self.reached = max(found.values()) if len(found) == JOBS else None
         return more or len(gone) == JOBS
+
+
+async def _lock(connection: AsyncConnection, now: datetime, reached: datetime | None) -> dict[int, datetime]:
+    """The next jobs to remove, locked, and when they were deleted."""
+    due = jobs_due(literal(now), reached).limit(JOBS)
+    locked = await connection.execute(due.with_for_update(of=jobs, skip_locked=True))
+    return {row.job_id: row.hidden_at for row in locked}
 
 
 @dataclass(frozen=True, slots=True)

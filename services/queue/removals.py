@@ -65,4 +65,7 @@ async def not_found(connection: AsyncConnection, job_id: int) -> JobNotFound:
     if gone is None:
         return JobNotFound(job_id)
     reason = f"{gone.reason}; exported to {gone.export}" if gone.export else gone.reason
-    return JobNotFound(job_id, deleted_by=gone.by.name, deleted_at=gone.removed_at, reason=reason)
+    return JobNotFound(
+        job_id, deleted_by=gone.by.name, deleted_at=gone.removed_at, reason=reason, display_name=gone.display_name,
+        status=gone.status,
+    )  # fmt: skip

@@ -98,7 +98,7 @@ class _Batch:
         self._changed: dict[int, Job] = {}
         self._frames: list[tuple[int, int, int, Frame]] = []
         # One for the batch: what is committed together happens at one time.
-        self._now = now
+        self._now = store.since_locked(now, jobs.values())
         self._work = False
 
     async def take(self, report: Report) -> Result:
@@ -135,6 +135,8 @@ class _Batch:
         if job.status is Status.AWOL and attempt.sealed_at is None and not never_started:
             self._changed[job.job_id] = job
             lifecycle.come_back(job, now, by)
+        elif not never_started and lifecycle.reopen_stop(job, now):
+            self._changed[job.job_id] = job
         match report.content:
             case Accepted():
                 self._changed[job.job_id] = job

@@ -18,6 +18,7 @@ import logging
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import exports, lifecycle, removals, store
+from services.queue.errors import JobNotFound
 from services.queue.export_files import ExportFile, remove_leftovers
 from services.queue.exports import Part, Position
 from services.queue.jobs import JobView
@@ -51,6 +53,10 @@ BATCH_SECONDS = 20.0
 """After this long no further job is begun."""
 JOB_SECONDS = 900.0
 """A batch that takes this much longer is given up: a gigabyte takes a minute."""
+FILE_SECONDS = 45.0
+"""What is done to the directory itself is given up after so long."""
+DISCARD_SECONDS = 5.0
+"""For so long it is waited for that a file is discarded."""
 KEEP_ALIVE_SECONDS = 10.0
 RETENTION = Actor("retention", socket.gethostname())
 
@@ -94,7 +100,7 @@ class _Batch:
 
 
 class _UnreadableError(Exception):
-    """A job that cannot be written as JSON."""
+    """A job that cannot be written as JSON, or of which something is not there."""
 
 
 _Values = TypeVarTuple("_Values")
@@ -113,6 +119,9 @@ class Retention:
         self._rules = rules
         self._directory = directory
         self._to_line = to_line
+        # Of its own and only one, in which all that is done to the directory has its turn: where that hangs, it is the
+        # only thing that hangs.
+        self._thread = ThreadPoolExecutor(1, "retention")
         self._pass: _Pass | None = None
         # Kept, as they cannot be exported.
         self._unreadable: set[int] = set()
@@ -157,7 +166,8 @@ class Retention:
         """
         if self._pass is None:
             if self._directory is not None:
-                await asyncio.to_thread(remove_leftovers, self._directory)
+                async with asyncio.timeout(FILE_SECONDS):
+                    await self._in_thread(remove_leftovers, self._directory)
             self._pass = await self._begin()
         current = self._pass
         async with self._database.begin("queue.retention") as connection:
@@ -207,7 +217,8 @@ class Retention:
         ends = clock() + BATCH_SECONDS
         revisions: dict[int, int] = {}
         tried = 0
-        file = await asyncio.to_thread(ExportFile, directory)
+        async with asyncio.timeout(FILE_SECONDS):
+            file = await self._aside(connection, ExportFile, directory)
         try:
             async with asyncio.timeout(BATCH_SECONDS + JOB_SECONDS):
                 for job_id in job_ids:
@@ -224,11 +235,11 @@ class Retention:
                             revisions[job_id] = revision
                 faults.point("queue.retention.written")
                 if not revisions:
-                    file.discard()
+                    await self._discard(file)
                     return _Batch({}, tried)
-                name = await _aside(connection, file.finish, min(revisions), max(revisions))
+                name = await self._aside(connection, file.finish, min(revisions), max(revisions))
         except BaseException:
-            file.discard()
+            await self._discard(file)
             raise
         return _Batch(revisions, tried, name)
 
@@ -243,11 +254,35 @@ class Retention:
             file.write(line)
 
         revision: int | None = None
-        async for part in exports.parts(lambda: nullcontext(connection), Position(job_id, job_id), include_logs=True):
-            if isinstance(part.content, JobView):
-                revision = part.content.job.revision
-            await _aside(connection, write, part)
+        parts = exports.parts(lambda: nullcontext(connection), Position(job_id, job_id), include_logs=True)
+        try:
+            async for part in parts:
+                if isinstance(part.content, JobView):
+                    revision = part.content.job.revision
+                await self._aside(connection, write, part)
+        except JobNotFound as error:
+            # Purged meanwhile, after somebody else had deleted it.
+            raise _UnreadableError from error
         return revision
+
+    async def _discard(self, file: ExportFile) -> None:
+        """Remove what there is of a file. Where the directory hangs, that is left to the thread."""
+        await asyncio.wait([self._in_thread(file.discard)], timeout=DISCARD_SECONDS)
+
+    async def _aside(
+        self, connection: AsyncConnection, act: Callable[[*_Values], _Result], *values: *_Values
+    ) -> _Result:
+        """Do what blocks in the thread; meanwhile the transaction is kept alive."""
+        result = self._in_thread(act, *values)
+        try:
+            while not (await asyncio.wait([result], timeout=KEEP_ALIVE_SECONDS))[0]:
+                await connection.execute(text("SELECT 1"))
+            return await result
+        finally:
+            result.cancel()
+
+    def _in_thread(self, act: Callable[[*_Values], _Result], *values: *_Values) -> asyncio.Future[_Result]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, act, *values)
 
     async def _delete(self, connection: AsyncConnection, current: _Pass, batch: _Batch) -> None:
         """Delete those that are still as they were exported, and that nobody else has in hand."""
@@ -277,17 +312,6 @@ async def _hold(connection: AsyncConnection, job_ids: Sequence[int]) -> frozense
     """Those of these jobs, a batch at the most, that no other retention has in hand until it ends its transaction."""
     values = {"space": _SPACE, "job_ids": list(job_ids), "rows": BATCH}
     return frozenset((await connection.execute(_HOLD, values)).scalars())
-
-
-async def _aside(connection: AsyncConnection, act: Callable[[*_Values], _Result], *values: *_Values) -> _Result:
-    """Do what blocks in a thread; meanwhile the transaction is kept alive."""
-    task = asyncio.create_task(asyncio.to_thread(act, *values))
-    try:
-        while not (await asyncio.wait([task], timeout=KEEP_ALIVE_SECONDS))[0]:
-            await connection.execute(text("SELECT 1"))
-        return await task
-    finally:
-        task.cancel()
 
 
 # By the index of the jobs that have ended. All that is said of one is final, but for its revision.

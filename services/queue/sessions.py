@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.queue import dispatch, lifecycle, store, wakes
 from services.queue.frames import StopKind
 from services.queue.model import Actor, Job
-from services.queue.states import TERMINAL, Status
+from services.queue.states import TERMINAL, Status, StopState
 
 REDELIVER_AFTER = timedelta(seconds=5)
 
@@ -102,6 +102,7 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
         },
     )  # fmt: skip
     known = await _live_attempts(connection, hello)
+    now = store.since_locked(now, known.values())
     by = Actor(f"agent {hello.agent}", hello.hub)
     free = 0 if hello.draining else hello.slots - len(hello.in_hand)
     again: list[int] = []
@@ -128,6 +129,8 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
             lifecycle.never_started(job, now, by, "the job ended before the agent's acceptance came")
         elif job.status is Status.AWOL:
             lifecycle.come_back(job, now, by)
+        else:
+            lifecycle.reopen_stop(job, now)
         if held:
             welcome.verdicts.append((key, _verdict(job), attempt.sequence))
         if held and attempt.sealed_at is None and attempt.stop_wish is not None and not attempt.lost:
@@ -253,8 +256,9 @@ async def heartbeat(connection: AsyncConnection, heartbeats: Sequence[Heartbeat]
         "now": now,
     }
     rows = (await connection.execute(_HEARD_ATTEMPTS, touched)).all()
-    await _come_back(connection, heard, current, {row.job_id for row in rows if row.status == Status.AWOL})
-    given_up = await connection.execute(_GIVEN_UP, touched) if keys else ()
+    given_up = [row for row in rows if row.status == Status.AWOL or row.stop_state == StopState.UNCONFIRMED]
+    await _come_back(connection, heard, current, {row.job_id for row in given_up if not row.lost})
+    let_go = await connection.execute(_LET_GO, touched) if keys else ()
     undelivered = await connection.execute(
         _UNDELIVERED,
         {
@@ -271,7 +275,7 @@ async def heartbeat(connection: AsyncConnection, heartbeats: Sequence[Heartbeat]
             Stop(
                 heard[row.agent].session, AttemptKey(row.job_id, row.number), StopKind.ABORT, "it was given up for lost"
             )
-            for row in given_up
+            for row in let_go
         ],
     )
 
@@ -290,11 +294,15 @@ async def _come_back(
     now = await store.now(connection)
     returned = []
     for job in locked.values():
-        if job.status is not Status.AWOL or job.attempt is None or job.attempt.lost or job.agent not in heard:
+        if job.attempt is None or job.attempt.lost or job.agent not in heard:
             continue
-        if AttemptKey(job.job_id, job.attempt.number) in heard[job.agent].attempts:
+        if AttemptKey(job.job_id, job.attempt.number) not in heard[job.agent].attempts:
+            continue
+        if job.status is Status.AWOL:
             machine = current[heard[job.agent].session].agent
             lifecycle.come_back(job, now, Actor(f"agent {job.agent}", machine))
+            returned.append(job)
+        elif lifecycle.reopen_stop(job, now):
             returned.append(job)
     await store.save(connection, returned, [wakes.STOP])
 
@@ -315,10 +323,10 @@ _HEARD_ATTEMPTS = text("""
     UPDATE queue.attempts a SET last_heard_at = :now
     FROM heard, queue.jobs j
     WHERE a.job_id = heard.job_id AND a.number = heard.number AND j.job_id = a.job_id AND a.sealed_at IS NULL
-    RETURNING a.job_id, j.status
+    RETURNING a.job_id, a.lost, j.status, j.stop_state
 """)
 # Its stream has been open all along, so that no hello has had a verdict: it goes on with what was let go by force.
-_GIVEN_UP = text("""
+_LET_GO = text("""
     SELECT k.agent, k.job_id, k.number
     FROM unnest(CAST(:agents AS text[]), CAST(:job_ids AS bigint[]), CAST(:numbers AS int[]))
         AS k(agent, job_id, number)

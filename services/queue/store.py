@@ -1,4 +1,6 @@
-"""Loads jobs under lock, saves what changed: the only writer of jobs, attempts, history and log after creation.
+"""Loads jobs under lock, saves what changed. All that is decided about a job, its attempts and its history after its
+creation is written here, and its log. What goes past it is one statement for many, and decides nothing about one:
+`dispatch` claims, `sessions` notes who was heard, `purge` removes.
 
 Locks are taken in one order everywhere: agent session, then jobs by ascending id; an attempt is guarded by its job.
 """
@@ -35,6 +37,12 @@ _JOB_COLUMNS = tuple(
 async def now(connection: AsyncConnection) -> datetime:
     """The time by which everything here is judged; tests replace `queue.now()`."""
     return (await connection.execute(select(func.queue.now()))).scalar_one()
+
+
+def since_locked(now: datetime, found: Iterable[Job]) -> datetime:
+    """A time for what is done to these jobs, which are locked, if `now` was read before they were: histories go on in
+    the order of time, and whoever held one of them meanwhile has recorded what they did later than `now`."""
+    return max([now, *(job.locked_at for job in found if job.locked_at is not None)])
 
 
 async def lock(connection: AsyncConnection, job_ids: Collection[int], *, skip_locked: bool = False) -> dict[int, Job]:
@@ -78,7 +86,7 @@ async def lock_selected(
     # Read apart, after the locks are held: a join would show the attempt as it was before we waited for the lock.
     found: dict[int, Row[Any]] = {}
     if claimed:
-        query = select(attempts).join(
+        query = select(attempts, func.queue.now().label("locked_at")).join(
             jobs, (jobs.c.job_id == attempts.c.job_id) & (jobs.c.attempt == attempts.c.number)
         )
         for row in await connection.execute(query.where(attempts.c.job_id == func.any(claimed))):
@@ -92,15 +100,15 @@ def _job(row: Row[Any], attempt: Row[Any] | None) -> Job:
     values["stop_state"] = StopState(row.stop_state)
     values["wait_reason"] = WaitReason(row.wait_reason) if row.wait_reason else None
     values["attempt_number"] = values.pop("attempt")
-    job = Job(**values, attempt=None if attempt is None else to_attempt(attempt))
+    job = Job(**values, attempt=None if attempt is None else _attempt(attempt))
+    job.locked_at = None if attempt is None else attempt.locked_at
     job.stored, job.stored_lease_end = _job_row(job), job.lease_end
     return job
 
 
-def to_attempt(row: Row[Any]) -> Attempt:
-    """An attempt from its row."""
+def _attempt(row: Row[Any]) -> Attempt:
     values = dict(row._mapping)
-    del values["job_id"]
+    del values["job_id"], values["locked_at"]
     values["stop_wish"] = StopKind(row.stop_wish) if row.stop_wish else None
     values["stop_begun"] = StopKind(row.stop_begun) if row.stop_begun else None
     values["verdict"] = LogVerdict(row.verdict)

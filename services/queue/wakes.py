@@ -16,8 +16,7 @@ from contextlib import contextmanager, suppress
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.runtime import faults
-from services.runtime.errors import Unavailable
+from services.runtime import dependencies, faults
 
 CHANNEL = "sis_queue"
 WORK = "work"
@@ -131,7 +130,7 @@ class Wakes:
             Unavailable: as `wait`.
         """
         if self._draining:
-            raise Unavailable("the server shuts down; call again", retry_after=0.2)
+            raise dependencies.shutting_down()
 
     async def drain(self) -> None:
         """End whatever waits, now and from now on."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+# Its own: a delay must not change what others draw from the global generator, which tests seed and compare.
+_dice = random.Random()  # noqa: S311  (jitter, not a secret)
+
 
 class Backoff:
     """Doubling delays with jitter: each is drawn between half of and the whole of the current step, and the
@@ -20,7 +23,7 @@ class Backoff:
         """How long to wait before the next try; the one after it is longer."""
         step = self._step
         self._step = min(step * 2, self._maximum)
-        return step * random.uniform(0.5, 1.0)  # noqa: S311  (jitter, not a secret)
+        return step * _dice.uniform(0.5, 1.0)
 
     def reset(self) -> None:
         """Begin with the shortest delay again; call it after a success."""

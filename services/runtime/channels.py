@@ -149,7 +149,7 @@ def refusals() -> Iterator[None]:
         if task is None or task.cancelling():
             raise
         # gRPC says in this way that the call was cancelled, not the task.
-        raise errors.Unavailable("the connection was replaced; try again", retry_after=0.0) from None
+        raise _unanswered(errors.Unavailable("the connection was replaced; try again", retry_after=0.0)) from None
 
 
 def _service_config(retried: Sequence[str]) -> str:
@@ -186,12 +186,19 @@ _BY_CODE: Mapping[int, type[SisError]] = {
 def grpc_error(error: grpc.aio.AioRpcError) -> SisError:
     """The error that a server ended a call with, as it was raised there.
 
-    One that carries no details (the connection broke, the server is no part of this suite) keeps its code; a
-    call that was cut off counts as Unavailable, anything unexpected as Internal.
+    One that carries no details (the connection broke, the server is no part of this suite) keeps its code, and is not
+    `answered`; a call that was cut off counts as Unavailable, anything unexpected as Internal.
     """
     status = _status(error)
-    if status is not None:
-        return from_status(status)
+    return _unanswered(_by_code(error)) if status is None else from_status(status)
+
+
+def _unanswered(error: SisError) -> SisError:
+    error.answered = False
+    return error
+
+
+def _by_code(error: grpc.aio.AioRpcError) -> SisError:
     code = int(error.code().value[0])
     if code in (code_pb2.UNAVAILABLE, code_pb2.CANCELLED):
         return errors.Unavailable(f"the server does not answer: {error.details()}; try again", retry_after=1.0)

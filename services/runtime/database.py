@@ -12,6 +12,7 @@ import select
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import psycopg
@@ -36,8 +37,13 @@ _LOOK_SECONDS = 2.0
 # How long a connection that listens may be silent before it is tried.
 _LISTEN_TRIAL_SECONDS = 15.0
 
-# For so long a failure that need not befall every transaction counts as lasting.
+# For so long a failure that need not befall every transaction counts as lasting: that a look at PostgreSQL succeeds
+# proves nothing.
 _PARTIAL_SECONDS = 10.0
+_LASTING: Final = PARTIAL | {Cause.PERMISSION_DENIED}
+
+# They tell less than why no connection can be made, or why those that there are do not end, and come between.
+_COME_BETWEEN: Final = frozenset({Cause.CONNECTION_LOST, Cause.BUSY})
 
 # A statement ends in time, and a process that is stopped in the middle of a transaction gives its locks back.
 _BOUNDS = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "30s"}
@@ -133,44 +139,63 @@ class Database:
             raise converted from error
 
     async def trouble(self) -> Trouble | None:
-        """Why no transaction can be made now, or not every one; None if all is well. Takes two seconds, and as long
-        again as an answer to a cancelled statement takes."""
+        """Why no transaction can be made now, or not every one; None if all is well.
+
+        It takes as long as to connect does, five seconds for each host of the URL; then two seconds, and as long again
+        as an answer to a cancelled statement takes. Raises what is a fault of this program.
+        """
         began = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        pool: Any = self._engine.pool
+        full = pool.checkedout() >= pool.size()
         connected = False
         try:
-            async with asyncio.timeout(_LOOK_SECONDS), self.begin() as connection:
+            # To connect is not cut short: the next look would begin with the first host again, which may have vanished.
+            async with asyncio.timeout(_LOOK_SECONDS if full else None) as patience, self.begin() as connection:
                 connected = True
-                read_only = (await connection.execute(text(_TAKES_NO_WRITES))).scalar()
+                patience.reschedule(clock() + _LOOK_SECONDS)
+                if (await connection.execute(text(_TAKES_NO_WRITES))).scalar():
+                    # It was demoted, or the next look would be at the same server again.
+                    await connection.invalidate()
+                    raise psycopg.errors.ReadOnlySqlTransaction("session is read-only")
                 outdated = self._revision is not None and not await _is_at(connection, self._revision)
                 if outdated:
                     self._current_since = None
                 elif self._current_since is None:
                     self._current_since = time.monotonic()
         except TimeoutError:
-            pool: Any = self._engine.pool
-            return trouble(Cause.BUSY if not connected and pool.checkedout() >= pool.size() else Cause.NO_ANSWER)
+            return trouble(Cause.NO_ANSWER) if connected else self._busy()
         except SisError as error:
-            cause = error.metadata.get("cause")
-            return trouble(Cause(cause) if cause else Cause.NO_ANSWER)
+            cause = Cause(error.metadata.get("cause", Cause.NO_ANSWER))
+            return self._busy() if cause is Cause.BUSY else trouble(cause)
         except DBAPIError as error:
-            return trouble(Cause.SCHEMA_TOO_OLD if _misses(error) else Cause.PERMISSION_DENIED)
-        if read_only or outdated:
-            return trouble(Cause.READ_ONLY if read_only else Cause.SCHEMA_TOO_OLD)
+            if _misses(error):
+                return trouble(Cause.SCHEMA_TOO_OLD)
+            if _state(error).startswith(_DAMAGED):
+                return trouble(Cause.STORAGE_FAILED)
+            raise
+        if outdated:
+            return trouble(Cause.SCHEMA_TOO_OLD)
         if self._failed is None:
             return None
-        if self._failed in PARTIAL and began - self._failed_at < _PARTIAL_SECONDS:
-            return trouble(self._failed)
+        if self._failed in _LASTING and began - self._failed_at < _PARTIAL_SECONDS:
+            return replace(trouble(self._failed), stops=False)
         if self._failed_at < began:
             _log.info("PostgreSQL serves again")
             self._failed = None
         return None
 
+    def _busy(self) -> Trouble:
+        """The trouble while all connections are in use: what they wait for, where it is known."""
+        if self._failed is None:
+            return trouble(Cause.BUSY)
+        return replace(trouble(self._failed), stops=self._failed not in _LASTING)
+
     def _note(self, converted: SisError, error: BaseException) -> None:
         """Log what is wrong with PostgreSQL when it begins and when it becomes another thing."""
         if "cause" in converted.metadata:
             cause = Cause(converted.metadata["cause"])
-            # That a connection has ended tells less than why no other can be made, and comes between.
-            if cause is not self._failed and not (cause is Cause.CONNECTION_LOST and self._failed is not None):
+            if cause is not self._failed and not (cause in _COME_BETWEEN and self._failed is not None):
                 _log.warning(
                     "%s",
                     converted.message,
@@ -257,6 +282,8 @@ _CANCELED: Final = "57014"
 _READ_ONLY: Final = "25006"
 # An undefined table, column, function or schema.
 _MISSING: Final = ("42P01", "42703", "42883", "3F000")
+# Damaged data, a damaged index, or something else that PostgreSQL finds impossible.
+_DAMAGED: Final = "XX"
 
 
 def converted_error(error: DBAPIError | psycopg.Error | sqlalchemy.exc.TimeoutError) -> SisError | None:
@@ -264,7 +291,7 @@ def converted_error(error: DBAPIError | psycopg.Error | sqlalchemy.exc.TimeoutEr
     if isinstance(error, sqlalchemy.exc.TimeoutError):
         return _unavailable(Cause.BUSY)
     original = error.orig if isinstance(error, DBAPIError) else error
-    state = getattr(original, "sqlstate", None) or ""
+    state = _state(error)
     if state.startswith(_CONFLICTS):
         return Unavailable("the change lost against another one; try again", retry_after=0.1)
     if state == _CANCELED:
@@ -280,7 +307,12 @@ def _unavailable(cause: Cause) -> Unavailable:
 
 
 def _misses(error: BaseException) -> bool:
-    return getattr(getattr(error, "orig", None) or error, "sqlstate", None) in _MISSING
+    return _state(error) in _MISSING
+
+
+def _state(error: BaseException) -> str:
+    """The SQLSTATE; "" for none."""
+    return getattr(getattr(error, "orig", None) or error, "sqlstate", None) or ""
 
 
 async def _is_at(connection: AsyncConnection, revision: Revision) -> bool:

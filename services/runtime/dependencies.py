@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
-from services.runtime.errors import SisError, Unavailable
+from services.runtime.errors import Internal, SisError, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Dependency:
     name: str
     title: str
     look: Callable[[], Awaitable[Trouble | None]]
-    """None: it serves."""
+    """None: it serves. It ends by itself, whatever hangs; the next one begins after it."""
     needed: bool = True
     """Whether the process can do nothing without it, and is then not healthy."""
     grace: float = 0.0
@@ -35,6 +36,7 @@ class Dependency:
     """Between two looks, in seconds."""
 
 
+RESTARTING: Final = "RESTARTING"
 POSTGRESQL, VAULT, QUEUE, CREDENTIALS = "postgresql", "vault", "queue", "credentials"
 
 
@@ -47,6 +49,11 @@ def unavailable(dependency: str, title: str, trouble: Trouble, *, retry_after: f
     )
 
 
+def shutting_down() -> Unavailable:
+    """The error of a call that would not end by itself, when its server drains."""
+    return Unavailable("the server shuts down; call again", metadata={"cause": RESTARTING}, retry_after=0.2)
+
+
 def of_peer(error: SisError) -> Trouble:
     """The trouble with another of the suite's processes that ended a call so."""
     metadata = error.metadata
@@ -54,8 +61,12 @@ def of_peer(error: SisError) -> Trouble:
         # Its own words, which name no address.
         told = error.message.removeprefix("waiting for ").removesuffix("; try again")
         return Trouble(metadata["cause"], f"it waits for {told}")
-    if isinstance(error, Unavailable) and error.reason == Unavailable.reason:
+    if metadata.get("cause") == RESTARTING:
+        return Trouble(RESTARTING, "it shuts down")
+    if not error.answered:
         return Trouble("UNREACHABLE", "it does not answer")
+    if isinstance(error, Internal):
+        return Trouble(error.reason, "it fails; see its log")
     return Trouble(error.reason, f"it refuses ({error.reason})")
 
 

@@ -47,6 +47,8 @@ class SisError(Exception):
 
     code: ClassVar[int] = code_pb2.UNKNOWN
     reason: str = "INTERNAL"
+    answered: bool = True
+    """False: it is of a call to another process, which said nothing of the kind; the connection broke, for example."""
 
     def __init__(
         self,

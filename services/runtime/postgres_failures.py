@@ -52,7 +52,7 @@ WORDS: Final[dict[Cause, str]] = {
     Cause.BUSY: "all connections of this process to it are in use",
 }
 
-PARTIAL: Final = frozenset({Cause.CONNECTION_LIMIT, Cause.DISK_FULL, Cause.OUT_OF_MEMORY})
+PARTIAL: Final = frozenset({Cause.CONNECTION_LIMIT, Cause.DISK_FULL, Cause.STORAGE_FAILED, Cause.OUT_OF_MEMORY})
 """With these some transactions still succeed, so that one that does proves nothing."""
 
 # The most telling first: of several hosts each has failed in its own way.
@@ -85,7 +85,10 @@ _TEXTS: Final[tuple[tuple[Cause, tuple[str, ...]], ...]] = (
     (Cause.DISK_FULL, ("no space left on device",)),
     (Cause.READ_ONLY, ("session is read-only", "hot standby mode")),
     (Cause.UNKNOWN_HOST, ("could not translate host name", "failed to resolve", "name or service not known")),
-    (Cause.NO_ANSWER, ("timeout expired", "no route to host", "network is unreachable", "server_login_retry")),
+    (
+        Cause.NO_ANSWER,
+        ("timeout expired", "timed out", "no route to host", "network is unreachable", "server_login_retry"),
+    ),
     (Cause.CONNECTION_REFUSED, ("connection refused", "no such file or directory")),
 )
 

@@ -25,8 +25,10 @@ from services.runtime.interceptors import Chain, Context, layers
 from services.runtime.tls import TlsFiles
 
 DRAIN_SECONDS = 5.0
-# A dependency that has not been looked at for longer does not answer.
+# A dependency at which a look takes longer does not answer.
 _HEALTH_TIMEOUT_SECONDS = 3.0
+_SILENT = Trouble("NO_ANSWER", "it does not answer")
+_FAULT = Trouble("FAULT", "a look at it failed; see the log")
 WAITS_FOR = "sis-waits-for-bin"
 """Trailing metadata of Health/Check: an ErrorInfo for each dependency that is waited for, with `dependency`, `title`,
 `cause` and `words` in its metadata."""
@@ -275,35 +277,46 @@ class _Watch:
 
     async def _follow(self, dependency: Dependency) -> None:
         before: Trouble | None = None
-        while True:
-            trouble = await self._look(dependency)
-            if dependency.needed and trouble is not None and trouble.stops:
-                self._lost_at.setdefault(dependency.name, time.monotonic())
-            else:
-                self._lost_at.pop(dependency.name, None)
-            if trouble != before:
-                words = (
-                    f"no more for {dependency.title}" if trouble is None else f"for {dependency.title}: {trouble.words}"
-                )
-                fields = {"dependency": dependency.name, "cause": trouble.cause if trouble else ""}
-                _log.log(
-                    logging.WARNING if trouble else logging.INFO, "%s waits %s", self._server.name, words, extra=fields
-                )
-            await self._server.set_waiting(dependency, trouble)
-            await self._judge()
-            before = trouble
-            await asyncio.sleep(dependency.interval)
-
-    async def _look(self, dependency: Dependency) -> Trouble | None:
-        look = asyncio.ensure_future(dependency.look())
+        look: asyncio.Future[Trouble | None] | None = None
         try:
-            done, _ = await asyncio.wait([look], timeout=_HEALTH_TIMEOUT_SECONDS)
-            if done:
-                return look.result()
-            # It is not waited for any longer: what it does may take long to be cancelled.
-            return Trouble("NO_ANSWER", "it does not answer")
+            while True:
+                look = look or asyncio.ensure_future(dependency.look())
+                if (await asyncio.wait([look], timeout=_HEALTH_TIMEOUT_SECONDS))[0]:
+                    trouble, look = self._found(dependency, look, before), None
+                else:
+                    # It goes on, for what takes long may succeed; until then a known cause tells more than silence.
+                    trouble = before if before is not None and before.stops else _SILENT
+                await self._tell(dependency, trouble, before)
+                before = trouble
+                if look is None:
+                    await asyncio.sleep(dependency.interval)
         finally:
-            look.cancel()
+            if look is not None:
+                look.cancel()
+
+    @staticmethod
+    def _found(dependency: Dependency, look: asyncio.Future[Trouble | None], before: Trouble | None) -> Trouble | None:
+        """What a look that is over has found; the log explains the first of several that failed."""
+        try:
+            return look.result()
+        except Exception:
+            if before != _FAULT:
+                _log.exception("a look at %s failed", dependency.title)
+            return _FAULT
+
+    async def _tell(self, dependency: Dependency, trouble: Trouble | None, before: Trouble | None) -> None:
+        if dependency.needed and trouble is not None and trouble.stops:
+            self._lost_at.setdefault(dependency.name, time.monotonic())
+        else:
+            self._lost_at.pop(dependency.name, None)
+        if trouble != before:
+            words = f"no more for {dependency.title}" if trouble is None else f"for {dependency.title}: {trouble.words}"
+            fields = {"dependency": dependency.name, "cause": trouble.cause if trouble else ""}
+            _log.log(
+                logging.WARNING if trouble else logging.INFO, "%s waits %s", self._server.name, words, extra=fields
+            )
+        await self._server.set_waiting(dependency, trouble)
+        await self._judge()
 
     async def _judge(self) -> None:
         now = time.monotonic()

@@ -52,6 +52,7 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
     settings = choices.load(layout, options)
     digest = token_sha256(_token(layout.token))
     joins = {service: token_sha256(_token(layout.join_token(service))) for service in ("queue", "hub", "gateway")}
+    _token(layout.session_key)
     with Supervision(lambda text: _note(layout, text)) as supervision, Reservations() as reservations:
         leftovers.end(layout)
         ports, settings = Ports.take(settings, reservations)
@@ -91,6 +92,7 @@ class _Run:
             self._living_servers,
             asks(layout.token, layout.ca),
             lambda server, seconds: supervision.hangs(server.name, server.identity, seconds),
+            partial(_note, layout),
         )
         self._started = False
 
@@ -265,7 +267,7 @@ _STOP_ORDER = ({"agent", "gateway"}, {"hub"}, {"queue", "credentials"}, {"postgr
 
 
 def _token(path: Path) -> str:
-    """The token in a file, minted at the first start."""
+    """The token (32 random bytes) in a file, minted at the first start."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:

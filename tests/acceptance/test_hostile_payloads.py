@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -196,12 +197,12 @@ sys.exit(child.returncode != 120)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("size", [32 << 20, pytest.param((1 << 30) + (1 << 20), marks=pytest.mark.long)])
 def test_a_flood_of_output_reaches_a_slow_watcher_whole_and_bloats_nobody(
-    client: Client, stack: Stack, size: int
+    client: Client, stack: Stack, tmp_path: Path, size: int
 ) -> None:
     """At full speed, up to the cap of a log, which is 1 GiB."""
     kept = min(size, 1 << 30)
     code = f"""
-import os
+import os, time
 left, number = {size}, 0
 while left:
     piece = (number.to_bytes(8, "big") * 8192)[:left]
@@ -209,62 +210,95 @@ while left:
         piece = piece[os.write(1, piece):]
     left -= min(left, 65536)
     number += 1
+open("{tmp_path}/flooded", "x").close()
+for _ in range(600):
+    if os.path.exists("{tmp_path}/measured"):
+        break
+    time.sleep(0.1)
 """
     services = {name: stack.pid(name) for name in ("queue", "hub-1", "local-1")}
     before = {name: peak(pid) for name, pid in services.items()}
     job_id = start(client, python(code))
-    watcher = SlowWatcher(stack, job_id)
-    supervisors: list[int] = []
+    with SlowWatcher(stack, job_id) as watcher:
 
-    def over() -> bool:
-        job = client.jobs.get(job_id)
-        found = [p.pid for p in job.processes if p.role == job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR and not p.ended]
-        supervisors.extend(filter(None, map(peak, found)))
-        return job.status in ENDED
+        def status() -> job_pb2.JobStatus.ValueType:
+            job = client.jobs.get(job_id)
+            watcher.allowed = job.log.output_bytes // 4
+            return job.status
 
-    until(over, "the end of the flood", seconds=600)
-    job = ended(client, job_id)
-    assert job.status == job_pb2.JOB_STATUS_SUCCEEDED
-    assert job.log.verdict == (job_pb2.LOG_VERDICT_COMPLETE if kept == size else job_pb2.LOG_VERDICT_TRUNCATED)
-    assert (job.log.output_bytes, job.log.discarded_bytes) == (kept, size - kept)
-    watcher.join()
+        def flooded() -> bool:
+            assert status() not in ENDED, client.jobs.get(job_id)
+            return (tmp_path / "flooded").exists()
+
+        until(flooded, "the flood", seconds=600)
+        supervisors = {
+            p.pid: peak(p.pid) >> 20
+            for p in client.jobs.get(job_id).processes
+            if p.role == job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR
+        }
+        (tmp_path / "measured").touch()
+        until(lambda: status() in ENDED, "the end of the job", seconds=600)
+        behind = kept - watcher.received
+        job = ended(client, job_id)
+        assert job.status == job_pb2.JOB_STATUS_SUCCEEDED
+        assert job.log.verdict == (job_pb2.LOG_VERDICT_COMPLETE if kept == size else job_pb2.LOG_VERDICT_TRUNCATED)
+        assert (job.log.output_bytes, job.log.discarded_bytes) == (kept, size - kept)
+        assert behind > kept // 2, "the watcher was to be slow"
+        watcher.hurry()
     assert watcher.received == kept
     assert watcher.digest == numbered_digest(kept)
     grown = {name: (peak(pid) - before[name]) >> 20 for name, pid in services.items()}
     # MiB. What one un-acknowledged window and one message take, and never the size of the log.
     assert max(grown.values()) < 200, grown
-    assert max(supervisors, default=0) >> 20 < 200
+    assert supervisors and all(0 < size < 200 for size in supervisors.values()), supervisors
     assert job.stop_state == job_pb2.STOP_STATE_CONFIRMED
     with stack.database() as connection:
         promises.check(promises.read(connection, [job_id]))
 
 
 class SlowWatcher:
-    """Follows a job's output more slowly than it comes, and remembers a digest of it."""
+    """Follows a job's output, and remembers a digest of it. Until it is told to hurry, it reads on only while it has
+    less than it is allowed. The block ends when it has seen the end of the job."""
 
     def __init__(self, stack: Stack, job_id: int) -> None:
         self.received = 0
+        self.allowed = 0
+        self._job_id = job_id
+        self._client = stack.client()
         self._hash = hashlib.sha256()
+        self._hurry = threading.Event()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._follow, args=(stack, job_id), daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def _follow(self, stack: Stack, job_id: int) -> None:
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._thread.join(600)
+        self._hurry.set()
+        self._client.close()  # which breaks off a watch that goes on
+        self._thread.join(60)
+        if error is None:
+            assert self._failure is None, self._failure
+
+    def _follow(self) -> None:
         try:
-            with stack.client() as client:
-                for count, response in enumerate(client.jobs.monitor(job_id)):
-                    for frame in response.frames.frames:
-                        self.received += len(frame.chunk.data)
-                        self._hash.update(frame.chunk.data)
-                    if count < 40:
-                        time.sleep(0.05)  # that it is slow is the point, not a wait for anything
-        except BaseException as error:  # shown by `join`
+            for response in self._client.jobs.monitor(self._job_id):
+                data = b"".join(frame.chunk.data for frame in response.frames.frames)
+                self._hash.update(data)
+                self.received += len(data)
+                while self.received > self.allowed and not self._hurry.wait(0.02):
+                    pass
+        except BaseException as error:  # shown at the end of the block
             self._failure = error
 
-    def join(self) -> None:
-        self._thread.join(600)
-        assert not self._thread.is_alive(), "the watcher does not come to an end"
-        assert self._failure is None, self._failure
+    def hurry(self) -> None:
+        """Read on, as fast as it comes."""
+        self._hurry.set()
 
     @property
     def digest(self) -> str:

@@ -16,7 +16,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -81,17 +82,26 @@ class Site:
     """Over them."""
     credential: str
     directory: Path
+    begun: ExitStack = field(default_factory=ExitStack)
+    """What must end with the test that has begun it."""
 
     def numbered(self) -> NumberedJob:
         """A running job with a credential, watched over the link of clients."""
         job = NumberedJob(
-            self.client,
+            self.stack.client,
             self.directory / secrets.token_hex(4),
-            watcher=self.linked,
+            watch=self.stack.linked_client,
             credentials={"secret": self.credential},
         )
+        self.begun.enter_context(job)
         job.wait_lines()
         return job
+
+    def calling(self, call: Callable[[], Answer]) -> Calling[Answer]:
+        """Make a call in a thread of its own."""
+        calling = Calling(call)
+        self.begun.callback(calling.join)
+        return calling
 
     def leased(self) -> int:
         """A short job with a credential."""
@@ -158,11 +168,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def _whole_afterwards(site: Site) -> Iterator[None]:
-    """Whatever happens to the links: the promises hold, and no lease outlives its job."""
-    yield
-    site.stack.faults.clear()
-    site.stack.heal()
-    site.stack.wait_healthy()
+    """Whatever happens to the links: the promises hold, no lease outlives its job, and nothing goes on into the next
+    test."""
+    with site.begun:
+        yield
+        site.stack.faults.clear()
+        site.stack.heal()
+        site.stack.wait_healthy()
     with site.stack.database() as connection:
         promises.check(promises.read(connection))
         left = "SELECT count(*) FROM queue.lease_ends"
@@ -202,10 +214,14 @@ class Calling(Generic[Answer]):
         except BaseException as error:  # shown by `answer`
             self._error.append(error)
 
-    def answer(self) -> Answer:
-        """What it returned or raised."""
+    def join(self) -> None:
+        """Wait for its end."""
         self._thread.join(60)
         assert not self._thread.is_alive(), "the call does not end"
+
+    def answer(self) -> Answer:
+        """What it returned or raised."""
+        self.join()
         if self._error:
             raise self._error[0]
         return self._answer[0]
@@ -264,7 +280,7 @@ def test_a_create_whose_answer_is_lost_makes_one_job(site: Site) -> None:
     site.linked.jobs.list()
     request = shell_job("echo once", request_id=secrets.token_hex(8))
     link(lambda proxy: proxy.black_hole(to_target=False))
-    call = Calling(lambda: site.linked.jobs.create(request))
+    call = site.calling(lambda: site.linked.jobs.create(request))
     until(lambda: committed(site, "SELECT FROM queue.request_ids WHERE request_id = %s", request.request_id), "the job")
     cut(link)
     heal(link)
@@ -282,7 +298,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(site: Site) -> None:
     request = shell_job("echo once", request_id=secrets.token_hex(8))
     link(lambda proxy: proxy.black_hole(to_target=False))
     # A commit is the last of several questions, of each of which the answer must come: let them through one by one.
-    call = Calling(lambda: again(lambda: site.client.jobs.create(request)))
+    call = site.calling(lambda: again(lambda: site.client.jobs.create(request)))
     made = "SELECT FROM queue.request_ids WHERE request_id = %s"
     deadline = time.monotonic() + 60
     while not committed(site, made, request.request_id):
@@ -341,7 +357,7 @@ def test_a_link_that_is_cut_at_the_moment_of_a_commit(site: Site, link: str, poi
     )
     site.linked.jobs.list()  # so that there is a connection to cut
     site.stack.faults.arm(point, "hold")
-    call = Calling(lambda: again(lambda: site.linked.jobs.create(request)))
+    call = site.calling(lambda: again(lambda: site.linked.jobs.create(request)))
     if "session" in point:
         cut(site.stack.links["agent-hub"])
     site.stack.faults.wait_passed(point)
@@ -358,7 +374,7 @@ def test_a_verb_whose_answer_is_lost_is_done_once(site: Site, verb: str) -> None
     link = site.stack.links["client-queue"]
     job = site.numbered()
     link(lambda proxy: proxy.black_hole(to_target=False))
-    call = Calling(lambda: again(lambda: getattr(site.linked.jobs, verb)(job.job_id)))
+    call = site.calling(lambda: again(lambda: getattr(site.linked.jobs, verb)(job.job_id)))
     history = "SELECT FROM queue.history WHERE job_id = %s AND event = %s"
     until(lambda: committed(site, history, job.job_id, verb.upper()), "the verb")
     cut(link)
@@ -375,7 +391,7 @@ def test_a_verb_reaches_the_site_once_the_link_is_whole(site: Site, name: str, v
     job = site.numbered()
     for act in MISBEHAVIOURS[how]:
         site.stack.links[name](act)
-    call = Calling(lambda: again(lambda: getattr(site.client.jobs, verb)(job.job_id)))
+    call = site.calling(lambda: again(lambda: getattr(site.client.jobs, verb)(job.job_id)))
     time.sleep(1)
     heal(site.stack.links[name])
     call.answer()
@@ -383,12 +399,13 @@ def test_a_verb_reaches_the_site_once_the_link_is_whole(site: Site, name: str, v
 
 
 def stopped(site: Site, numbered: NumberedJob, verb: str) -> None:
-    """The job has been stopped by this verb, and what it started is gone."""
+    """The job has been stopped by this verb, what it started is gone, and its watcher has seen that."""
     job = site.ended(numbered.job_id)
     expected = job_pb2.JOB_STATUS_CANCELED if verb == "cancel" else job_pb2.JOB_STATUS_ABORTED
     assert job.status == expected, job
     until(lambda: site.client.jobs.get(job.job_id).stop_state == job_pb2.STOP_STATE_CONFIRMED, "the stop")
     assert site.client.jobs.get(job.job_id).stop_evidence.tree_empty
+    numbered.wait_watched()
 
 
 @pytest.mark.long
@@ -429,7 +446,7 @@ def test_a_peer_that_dies_without_a_word_is_given_up_for_a_new_connection(site: 
     before = link.proxy.accepted
     link(lambda proxy: proxy.black_hole())
     request = shell_job("echo done", credentials={"secret": site.credential}, request_id=secrets.token_hex(8))
-    call = Calling(lambda: again(lambda: site.client.jobs.create(request)))
+    call = site.calling(lambda: again(lambda: site.client.jobs.create(request)))
     until(lambda: link.proxy.accepted > before, "somebody who tries another connection", seconds=45)
     heal(link)
     cut(link)
@@ -500,7 +517,7 @@ def test_an_agent_enrols_once_its_link_is_whole(site: Site, how: str) -> None:
     else:
         for act in MISBEHAVIOURS[how]:
             link(act)
-    call = Calling(lambda: agent.enrol(code))
+    call = site.calling(lambda: agent.enrol(code))
     time.sleep(1.5)
     if how != "by satellite":
         heal(link)

@@ -55,7 +55,7 @@ def test_each_of_many_jobs_runs_exactly_once(tmp_path: Path, count: int) -> None
         assert max(times.values()) == 1
         assert {job.agent for job in jobs.values()} == {"local-1", "local-2", "local-3", "local-4"}
     finally:
-        stack.cli("down")
+        stack.close()
 
 
 def _count(client, run_states) -> int:  # type: ignore[no-untyped-def]

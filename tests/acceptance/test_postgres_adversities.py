@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from sis.client import ApiError
+from sis.queue.v1 import job_pb2
 from tests.support import promises
 from tests.support.numbered_job import NumberedJob, shell_job, until
 from tests.support.own_suite import MODULES, OwnSuite
@@ -90,8 +91,7 @@ def suite(stack: Stack, server: Server, tmp_path_factory: pytest.TempPathFactory
 @contextmanager
 def going_on(suite: OwnSuite, server: Server, directory: Path) -> Iterator[NumberedJob]:
     """A job that prints all the while, and is whole in the end; then every promise is kept."""
-    with suite.client() as client:
-        job = NumberedJob(client, directory, site=f"group:{suite.group}")
+    with NumberedJob(suite.client, directory, site=f"group:{suite.group}") as job:
         job.wait_lines()
         yield job
         job.wait_lines()
@@ -156,7 +156,8 @@ def test_a_reader_that_pins_the_oldest_snapshot(suite: OwnSuite, server: Server,
             made = [client.jobs.create(shell_job("true", site=f"group:{suite.group}")).job_id for _ in range(50)]
             until(lambda: all(client.jobs.get(n).attempt for n in made), "all to be claimed")
             assert reader.execute("SELECT count(*) FROM queue.jobs").fetchone() == before
-        until(lambda: all(client.jobs.get(n).log.verdict for n in made), "all to end")
+        until(lambda: all(client.jobs.get(n).status == job_pb2.JOB_STATUS_SUCCEEDED for n in made), "all to succeed")
+        assert {client.jobs.get(n).log.verdict for n in made} == {job_pb2.LOG_VERDICT_COMPLETE}
 
 
 @pytest.mark.root

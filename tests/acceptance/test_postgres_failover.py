@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import psycopg
 import pytest
 
 from sis.client import ApiError, Client
 from sis.queue.v1 import job_pb2
+from sis.queue.v1.job_service_pb2 import CreateJobRequest
 from sis.stack.health import HEALTHY
 from tests.support import promises
 from tests.support.numbered_job import NumberedJob, shell_job, until
@@ -20,28 +24,48 @@ from tests.support.own_suite import OwnSuite
 from tests.support.postgres_servers import Pair, Server, copy, replicated
 from tests.support.stack import Stack
 
+NO_PRIMARY = "it is a standby or read-only, and no primary is known"
+WAITS = f"waits for PostgreSQL: {NO_PRIMARY}"
+
 
 class Creator:
-    """Creates jobs one after another, each by request id until it is acknowledged."""
+    """Creates jobs one after another, each by request id until it is acknowledged, until the block ends."""
 
-    def __init__(self, client: Client, group: str) -> None:
+    def __init__(self, client: Client, group: str, directory: Path) -> None:
         self._client = client
         self._group = group
+        self._starts = directory / "created"
         self.acknowledged: dict[str, int] = {}
+        self.refusal = ""
+        """What the last call that failed was told."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(60)
+
+    def _request(self, request_id: str) -> CreateJobRequest:
+        script = f'echo "$SIS_ATTEMPT" >> {self._starts}'
+        return shell_job(script, site=f"group:{self._group}", request_id=request_id)
 
     def _run(self) -> None:
         number = 0
         while not self._over.is_set():
             number += 1
-            request = shell_job("true", site=f"group:{self._group}", request_id=f"job {number}")
+            request = self._request(f"job {number}")
             while not self._over.is_set():
                 try:
                     self.acknowledged[request.request_id] = self._client.jobs.create(request).job_id
                 except ApiError as error:
                     assert error.passing, error
+                    self.refusal = error.message
                     self._over.wait(0.1)
                 else:
                     break
@@ -53,28 +77,28 @@ class Creator:
         assert self._thread.is_alive()
 
     def check(self) -> None:
-        """End, and prove: each is there, a repetition gives the same one, and each has run once."""
+        """End, and prove: each is there, a repetition gives the same one, and each was started once."""
         self._over.set()
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         for request_id, job_id in self.acknowledged.items():
-            again = self._client.jobs.create(shell_job("true", site=f"group:{self._group}", request_id=request_id))
-            assert again.job_id == job_id
+            assert self._client.jobs.create(self._request(request_id)).job_id == job_id
         wanted = list(self.acknowledged.values())
         until(lambda: all(self._client.jobs.get(n).status == job_pb2.JOB_STATUS_SUCCEEDED for n in wanted), "the jobs")
         assert all(self._client.jobs.get(n).attempt == 1 for n in wanted)
+        starts = Counter(int(token.partition(".")[0]) for token in self._starts.read_text().split())
+        assert set(starts) >= set(wanted)
+        assert set(starts.values()) == {1}, starts
 
 
 def kill_primary(pair: Pair) -> None:
     pair.primary.stop(signal.SIGKILL)
-    pair.promote()
 
 
 def demote_primary(pair: Pair) -> None:
     """As a cluster manager switches over: what was the primary goes on, and takes no writes."""
     pair.primary.sql("ALTER SYSTEM SET default_transaction_read_only = on")
     pair.primary.sql("SELECT pg_reload_conf()")
-    pair.promote()
 
 
 def rebuild(pair: Pair) -> Pair:
@@ -86,16 +110,24 @@ def rebuild(pair: Pair) -> Pair:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("fail_over", [kill_primary, pytest.param(demote_primary, marks=pytest.mark.long)])
-def test_a_failover_loses_nothing(stack: Stack, tmp_path: Path, fail_over) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("lose_primary", [kill_primary, pytest.param(demote_primary, marks=pytest.mark.long)])
+def test_a_failover_loses_nothing(stack: Stack, tmp_path: Path, lose_primary) -> None:  # type: ignore[no-untyped-def]
+    """And meanwhile each service says what it waits for."""
     with replicated(tmp_path / "postgres") as pair, OwnSuite(stack, tmp_path / "suite", pair.url) as suite:
         suite.start()
-        with suite.client() as client:
-            job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
-            creator = Creator(client, suite.group)
+        with (
+            suite.client() as client,
+            NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job,
+            Creator(client, suite.group, tmp_path) as creator,
+        ):
             job.wait_lines()
             creator.wait_more()
-            fail_over(pair)
+            lose_primary(pair)
+            for name in ("queue", "credentials"):
+                suite.wait_health(name, WAITS)
+            until(lambda: NO_PRIMARY in suite.health("hub"), "the hub to say so")
+            until(lambda: creator.refusal == f"waiting for PostgreSQL: {NO_PRIMARY}; try again", "a refusal to say so")
+            pair.promote()
             creator.wait_more()
             job.wait_lines()
             suite.wait_healthy()
@@ -115,12 +147,15 @@ def test_a_failover_loses_nothing(stack: Stack, tmp_path: Path, fail_over) -> No
 def test_there_and_back_again(stack: Stack, tmp_path: Path) -> None:
     with replicated(tmp_path / "postgres") as pair, OwnSuite(stack, tmp_path / "suite", pair.url) as suite:
         suite.start()
-        with suite.client() as client:
-            job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
-            creator = Creator(client, suite.group)
+        with (
+            suite.client() as client,
+            NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job,
+            Creator(client, suite.group, tmp_path) as creator,
+        ):
             job.wait_lines()
             for _ in range(2):
                 kill_primary(pair)
+                pair.promote()
                 creator.wait_more()
                 job.wait_lines()
                 pair = rebuild(pair)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from sis.queue.v1 import job_pb2
+from tests.support.enrolled import enrolled_agent
 from tests.support.numbered_job import NumberedJob, runs, shell_job, until
 from tests.support.stack import Stack
 
 
 @pytest.mark.parametrize("victim", ["queue", "hub-1", "local-1", "postgres"])
 def test_a_job_survives_kill_9_of(stack: Stack, tmp_path: Path, victim: str) -> None:
-    with stack.client() as client:
-        job = NumberedJob(client, tmp_path)
+    with NumberedJob(stack.client, tmp_path) as job:
         job.wait_lines()
         former = stack.pid(victim)
         stack.kill(victim)
@@ -27,8 +28,7 @@ def test_a_job_survives_kill_9_of(stack: Stack, tmp_path: Path, victim: str) -> 
 
 
 def test_a_job_survives_kill_9_of_everything_in_turn(stack: Stack, tmp_path: Path) -> None:
-    with stack.client() as client:
-        job = NumberedJob(client, tmp_path)
+    with NumberedJob(stack.client, tmp_path) as job:
         job.wait_lines()
         for victim in ("queue", "hub-1", "local-1", "postgres", "queue", "local-1"):
             former = stack.pid(victim)
@@ -40,8 +40,7 @@ def test_a_job_survives_kill_9_of_everything_in_turn(stack: Stack, tmp_path: Pat
 
 
 def test_a_job_survives_processes_that_are_frozen_and_thawed(stack: Stack, tmp_path: Path) -> None:
-    with stack.client() as client:
-        job = NumberedJob(client, tmp_path)
+    with NumberedJob(stack.client, tmp_path) as job:
         job.wait_lines()
         for victim in ("hub-1", "local-1", "queue"):
             stack.kill(victim, signal.SIGSTOP)
@@ -50,16 +49,39 @@ def test_a_job_survives_processes_that_are_frozen_and_thawed(stack: Stack, tmp_p
         job.check()
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_job_whose_agent_is_silent_is_awol_and_comes_home(stack: Stack, tmp_path: Path) -> None:
+    """It has run all the while, and so its supervisor says."""
+    with (
+        enrolled_agent(stack, tmp_path / "agent", name="silent-1", group="silent") as agent,
+        stack.client() as client,
+        NumberedJob(
+            stack.client, tmp_path / "job", site="group:silent", heartbeat_timeout=timedelta(seconds=60)
+        ) as job,
+    ):
+        process = agent.start()
+        job.wait_lines()
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            until(lambda: client.jobs.get(job.job_id).status == job_pb2.JOB_STATUS_AWOL, "the sweeper", seconds=150)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        until(lambda: client.jobs.get(job.job_id).status == job_pb2.JOB_STATUS_RUNNING, "the homecoming")
+        told = [(entry.event, entry.actor) for entry in client.jobs.history(job.job_id)]
+        assert told[-2:] == [("SILENCE", "sweeper"), ("RETURN_RUNNING", "agent silent-1")]
+        job.wait_lines()
+        job.check()
+
+
 def test_a_job_survives_down_and_up(stack: Stack, tmp_path: Path) -> None:
-    with stack.client() as client:
-        job = NumberedJob(client, tmp_path)
+    with NumberedJob(stack.client, tmp_path) as job:
         job.wait_lines()
         number = job.job_id
-    printed = stack.down()
-    assert str(number) in printed, "sis down names the payloads that go on"
-    stack.up()
+        printed = stack.down()
+        assert str(number) in printed, "sis down names the payloads that go on"
+        stack.up()
     with stack.client() as client:
-        (tmp_path / "end").touch()
         until(lambda: client.jobs.get(number).status == job_pb2.JOB_STATUS_SUCCEEDED, "the end of the job")
         found = client.jobs.get(number)
         count = int(next(o.value for o in found.outputs if o.name == "result"))

@@ -104,6 +104,8 @@ for _name in (
     "GetJob",
     "ListJobs",
     "ListJobHistory",
+    "ReadLog",
+    "SearchLog",
     "ExplainJob",
     "RerunJob",
     "CopyJob",

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
 from collections.abc import Callable
 
 import psycopg
 
 from sis.client import ApiError, Client
+from sis.queue.v1 import job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
+from tests.soak.actor import Actor
 from tests.soak.churn import PATIENCE_SECONDS
 from tests.soak.ledger import Ledger
 from tests.support import promises
@@ -47,24 +48,15 @@ _KEPT = {
 """By which column, and for how long at the most, the suite keeps what."""
 
 
-class Ageing:
+class Ageing(Actor):
     """Deletes jobs that ended a while ago, by their ids and by a filter, and dates back what was deleted."""
 
     def __init__(self, stack: Stack, client: Client, ledger: Ledger, seconds: float) -> None:
         """`seconds` is how long a thing is left before it is aged."""
+        super().__init__("ageing", ledger, 120)
         self._stack = stack
         self._client = client
-        self._ledger = ledger
         self._seconds = seconds
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ageing", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join(120)
 
     def _run(self) -> None:
         for number in itertools.count():
@@ -94,13 +86,13 @@ class Ageing:
         query = _ENDED.format(which="j.hidden_at IS NULL")
         due = [int(str(row[0])) for row in connection.execute(query.encode(), [self._seconds])]
         if due:
-            for _ in self._client.jobs.apply(pb.JOB_VERB_DELETE, job_ids=due, reason="the soak"):
+            for _ in self._client.jobs.apply(job_pb2.JOB_VERB_DELETE, job_ids=due, reason="the soak"):
                 pass
 
     def _delete_by_filter(self, _connection: psycopg.Connection[tuple[object, ...]]) -> None:
         before = pb.JobFilter()
         before.complete_time_before.FromNanoseconds(time.time_ns() - int(self._seconds * 10**9))
-        for _ in self._client.jobs.apply(pb.JOB_VERB_DELETE, filter=before, reason="the soak"):
+        for _ in self._client.jobs.apply(job_pb2.JOB_VERB_DELETE, filter=before, reason="the soak"):
             pass
 
     def _age(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:

@@ -11,7 +11,6 @@ import random
 import socket
 import struct
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -22,6 +21,7 @@ from sis.client import ApiError, Client, ResumeExpired
 from sis.packages import archive
 from sis.queue.v1 import job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
+from tests.soak.actor import Actor
 from tests.soak.ledger import Ledger
 from tests.support.event_source import EventSource
 from tests.support.stack import Stack
@@ -49,17 +49,15 @@ operations:
 """
 
 
-class Onlooker:
+class Onlooker(Actor):
     """One of them: does this and that in turn, until it is told to stop. What servers that are away make of it is
     nobody's trouble; what is wrong is."""
 
     def __init__(self, number: int, stack: Stack, client: Client, ledger: Ledger, seed: int) -> None:
+        super().__init__(f"onlooker {number}", ledger, 90)
         self._stack = stack
         self._client = client
-        self._ledger = ledger
         self._dice = random.Random(f"{seed} onlooker {number}")
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"onlooker {number}", daemon=True)
         self._acts: tuple[Callable[[], None], ...] = (
             self._list,
             self._watch,
@@ -74,17 +72,6 @@ class Onlooker:
             self._read_a_page,
         )
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-
-    def join(self) -> None:
-        self._thread.join(90)
-        if self._thread.is_alive():
-            self._ledger.trouble(f"{self._thread.name} hangs in a call")
-
     def _run(self) -> None:
         while not self._over.wait(self._dice.uniform(0.1, 1.0)):
             act = self._dice.choice(self._acts)
@@ -95,7 +82,7 @@ class Onlooker:
                     self._ledger.trouble(f"{act.__name__}: {error.code} {error.reason} {error.message}")
                 self._over.wait(0.5)
             except Exception as error:
-                _log.exception("%s in %s", self._thread.name, act.__name__)
+                _log.exception("%s in %s", self._name, act.__name__)
                 self._ledger.trouble(f"{act.__name__}: {error!r}")
                 self._over.wait(1)
 

@@ -7,7 +7,6 @@ import itertools
 import logging
 import random
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from sis.client import ApiError, Client
 from sis.credentials.v1 import credential_pb2
 from sis.credentials.v1 import credential_service_pb2 as credentials_pb
 from sis.queue.v1 import job_service_pb2 as pb
+from tests.soak.actor import Actor
 from tests.soak.ledger import Ledger, Order
 from tests.support.numbered_job import shell_job
 
@@ -28,6 +28,8 @@ CREDENTIAL = "soak-token"
 PATIENCE_SECONDS = 150.0
 """For which a call is repeated while servers are away; then it is a trouble."""
 NOISE_BYTES = 10 << 20
+HEARTBEAT = timedelta(seconds=60)
+"""The shortest heartbeat timeout, so that a soak of some length sees that a job which nobody hears of becomes AWOL."""
 
 _log = logging.getLogger("soak.churn")
 _Answer = TypeVar("_Answer")
@@ -55,18 +57,18 @@ class _Due:
     step: _Step = field(compare=False)
 
 
-class Customer:
-    """Creates jobs, one after another, each in its turn followed up, until it is told to stop."""
+class Customer(Actor):
+    """Creates jobs, one after another, each in its turn followed up, until it is told to stop; then it does at once
+    what was to be done later."""
 
-    def __init__(self, name: int, client: Client, market: Market) -> None:
-        self._name = name
+    def __init__(self, number: int, client: Client, market: Market) -> None:
+        super().__init__(f"customer {number}", market.ledger, PATIENCE_SECONDS + 60)
+        self._number = number
         self._client = client
         self._market = market
-        self._dice = random.Random(f"{market.seed} {name}")
+        self._dice = random.Random(f"{market.seed} {number}")
         self._numbers = itertools.count(1)
         self._later: list[_Due] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"customer {name}", daemon=True)
         self._kinds: dict[str, tuple[float, Callable[[str], None]]] = {
             "short": (30, self._short),
             "long": (8, self._long),
@@ -84,18 +86,6 @@ class Customer:
             "expiring": (4, self._expiring),
         }
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Create no more, and do at once what was to be done later."""
-        self._over.set()
-
-    def join(self) -> None:
-        self._thread.join(PATIENCE_SECONDS + 60)
-        if self._thread.is_alive():
-            self._market.ledger.trouble(f"customer {self._name} does not come to an end")
-
     def _run(self) -> None:
         try:
             while not self._over.wait(self._dice.expovariate(1 / self._market.pause)):
@@ -104,8 +94,8 @@ class Customer:
                 self._follow_up(time.monotonic())
             self._follow_up(float("inf"))
         except Exception as error:
-            _log.exception("customer %d stops", self._name)
-            self._market.ledger.trouble(f"customer {self._name}: {error!r}")
+            _log.exception("%s stops", self._name)
+            self._ledger.trouble(f"{self._name}: {error!r}")
 
     def _follow_up(self, until: float) -> None:
         while self._later and self._later[0].at <= until:
@@ -127,7 +117,7 @@ class Customer:
         seconds = self._dice.randrange(3, self._market.long_seconds + 1)
         script = f"for i in $(seq {seconds}); do echo second $i; echo $i >> $SIS_PROGRESS; sleep 1; done"
         written = b"".join(b"second %d\n" % number for number in range(1, seconds + 1))
-        self._create(kind, script, Order(kind, _DONE, written=written))
+        self._create(kind, script, Order(kind, _DONE, written=written), heartbeat_timeout=HEARTBEAT)
 
     def _noisy(self, kind: str) -> None:
         script = f"head -c {NOISE_BYTES} /dev/zero | tr '\\0' x | fold -w 99"
@@ -139,8 +129,10 @@ class Customer:
         self._create(kind, script, order, credentials={"secret": CREDENTIAL})
 
     def _own_secret(self, kind: str) -> None:
-        name = f"once-{self._name}-{next(self._numbers)}-{secrets.token_hex(3)}"
-        request = token_credential(name, secrets.token_hex(16), for_one_job=True)
+        name = f"once-{self._number}-{next(self._numbers)}-{secrets.token_hex(3)}"
+        secret = secrets.token_hex(16)
+        self._ledger.secret(name, secret)
+        request = token_credential(name, secret, for_one_job=True)
         request.request_id = name
         self._patiently(f"create {name}", lambda: self._client.credentials.create(request))
         script = 'echo "it is $SIS_CREDENTIAL_SECRET_TOKEN."'
@@ -192,25 +184,25 @@ class Customer:
     # What is done
 
     def _create(self, kind: str, script: str, order: Order, *, site: str = "", **fields: object) -> int:
-        name = f"{self._market.seed} {self._name} {next(self._numbers)}"
+        name = f"{self._market.seed} {self._number} {next(self._numbers)}"
         told = f'echo "$SIS_ATTEMPT" >> {self._market.starts}\n{script}'
         request = shell_job(told, site=site or self._dice.choice(self._market.sites), request_id=name, **fields)
         request.display_name = kind
         job_id = self._patiently(f"create {name}", lambda: self._client.jobs.create(request)).job_id
-        self._market.ledger.ordered(job_id, order)
+        self._ledger.ordered(job_id, order)
         if self._dice.random() < 0.1:
             again = self._patiently(f"create {name} again", lambda: self._client.jobs.create(request)).job_id
             if again != job_id:
-                self._market.ledger.trouble(f"request {name} made the jobs {job_id} and {again}")
+                self._ledger.trouble(f"request {name} made the jobs {job_id} and {again}")
         return job_id
 
     def _rerun(self, job_id: int, order: Order) -> None:
-        name = f"{self._market.seed} {self._name} rerun {job_id}"
+        name = f"{self._market.seed} {self._number} rerun {job_id}"
         again = self._patiently(
             f"rerun {job_id}", lambda: self._client.jobs.rerun(job_id, name), ("JOB_NOT_FOUND", "ILLEGAL_TRANSITION")
         )
         if again is not None:
-            self._market.ledger.ordered(again.job_id, order)
+            self._ledger.ordered(again.job_id, order)
 
     def _cancel(self, job_id: int) -> None:
         self._patiently(f"cancel {job_id}", lambda: self._client.jobs.cancel(job_id, "the soak"), _ENDED)

@@ -7,7 +7,6 @@ import heapq
 import logging
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import psycopg
 
 from sis.stack.processes import Identity
 from tests.soak import proc
+from tests.soak.actor import Actor
 from tests.soak.ledger import Ledger
 from tests.soak.proc import Machine
 from tests.support.stack import Stack
@@ -85,8 +85,9 @@ class _Due:
     act: Callable[[], None] = field(compare=False)
 
 
-class Faults:
-    """Does what the schedule says. `done` is what was done in fact, for the pictures and the report."""
+class Faults(Actor):
+    """Does what the schedule says. `done` is what was done in fact, for the pictures and the report. When it has ended,
+    nobody stands still."""
 
     def __init__(
         self,
@@ -98,26 +99,19 @@ class Faults:
         revive: Mapping[str, Callable[[], None]],
     ) -> None:
         """`others` are the pids of processes that the stack does not know; `revive` starts one of these again."""
+        super().__init__("faults", ledger, 60)
         self._stack = stack
-        self._ledger = ledger
         self._began = began
         self._others = others
         self._revive = revive
         self._dice = random.Random(len(planned))
         self._due = [_Due(began + fault.at, n, partial(self._do, fault)) for n, fault in enumerate(planned)]
         self._stopped: list[Identity] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="faults", daemon=True)
         self.done: list[Fault] = []
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """No more faults; whoever stands still goes on."""
-        self._over.set()
-        self._thread.join(60)
-        for identity in self._stopped:
+    def join(self) -> None:
+        super().join()
+        for identity in list(self._stopped):
             identity.signal(signal.SIGCONT)
 
     def _run(self) -> None:
@@ -142,9 +136,8 @@ class Faults:
             self.done.append(Fault(time.monotonic() - self._began, fault.action, fault.victim, fault.seconds))
 
     def _strike(self, fault: Fault, identity: Identity) -> bool:
-        if fault.victim == "supervisor" and (key := _attempt_of(identity)) is not None and fault.action == "kill":
-            self._ledger.bereaved(key)
         if fault.action == "kill":
+            self._foretell(fault.victim, identity)
             struck = identity.signal(signal.SIGKILL)
             if struck and fault.victim in self._revive:
                 self._later(0.5, self._revive[fault.victim])
@@ -154,6 +147,16 @@ class Faults:
             self._later(fault.seconds, lambda: self._resume(identity))
         return struck
 
+    def _foretell(self, victim: str, identity: Identity) -> None:
+        """Tell the ledger which attempts may come to nothing by this kill. A guardian's is not among them."""
+        if victim == "supervisor" and (key := _attempt_of(identity)) is not None:
+            self._ledger.bereaved(key)
+        elif victim == "zygote" and (zygote := Machine.look().processes.get(identity.pid)) is not None:
+            agents = {pid: name for name, pid in self._pids().items()}
+            self._ledger.killed(agents.get(zygote.parent, ""))
+        elif kind(victim) == "agent":
+            self._ledger.killed(victim)
+
     def _resume(self, identity: Identity) -> None:
         identity.signal(signal.SIGCONT)
         self._stopped.remove(identity)
@@ -161,7 +164,7 @@ class Faults:
     def _find(self, victim: str) -> Identity | None:
         """The living process that is meant, if there is one now."""
         machine = Machine.look()
-        pids = {process.name: process.pid for process in self._stack.state.processes} | dict(self._others())
+        pids = self._pids()
         if victim in pids:
             process = machine.processes.get(pids[victim])
             return process.identity if process else None
@@ -169,8 +172,16 @@ class Faults:
         zygotes = [zygote for name in agents for zygote in machine.titled(pids[name], "sis-zygote")]
         if victim == "zygote":
             return self._dice.choice(zygotes).identity if zygotes else None
-        found = [s for zygote in zygotes for s in machine.titled(zygote.identity.pid, "sis-supervisor: job")]
+        title = "sis-guardian" if victim == "guardian" else "sis-supervisor: job"
+        found = [each for zygote in zygotes for each in machine.titled(zygote.identity.pid, title)]
+        if victim == "guardian":
+            # Before there is a payload, its supervisor would die with it.
+            found = [each for each in found if len(machine.below(each.identity.pid)) > 2]
         return self._dice.choice(found).identity if found else None
+
+    def _pids(self) -> dict[str, int]:
+        """Of the processes that have names."""
+        return {process.name: process.pid for process in self._stack.state.processes} | dict(self._others())
 
     def _cut(self) -> bool:
         """End some connections of the services, each with what it was in the middle of."""

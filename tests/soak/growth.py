@@ -30,11 +30,13 @@ class Outcome(StrEnum):
     STEADY = "steady"
     GROWS = "GROWS"
     OVER = "OVER ITS BOUND"
+    UNJUDGED = "NOT SEEN FOR LONG ENOUGH"
+    """Too short to tell, where it was to be told."""
     SHORT = "too short to tell"
 
     @property
     def bad(self) -> bool:
-        return self in (Outcome.GROWS, Outcome.OVER)
+        return self in (Outcome.GROWS, Outcome.OVER, Outcome.UNJUDGED)
 
 
 @dataclass(frozen=True, slots=True)

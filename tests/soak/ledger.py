@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from services.queue.states import TERMINAL, Status
-from tests.support.promises import Key, Record, Row
+from tests.support.promises import Key, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,10 @@ class Ledger:
     """Of jobs that were judged before they were purged, or at the end."""
     orphaned: set[Key] = field(default_factory=set)
     """Attempts whose supervisor was killed."""
+    kills: list[tuple[str, datetime]] = field(default_factory=list)
+    """Agents that were killed, or whose zygote was, and when."""
+    secrets: dict[str, bytes] = field(default_factory=dict)
+    """All that were stored, by the names of their credentials."""
     troubles: list[str] = field(default_factory=list)
     """What must not be."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -56,6 +61,16 @@ class Ledger:
         with self._lock:
             self.orphaned.add(key)
 
+    def killed(self, agent: str) -> None:
+        """This agent, or its zygote, is about to be killed."""
+        with self._lock:
+            self.kills.append((agent, datetime.now(UTC)))
+
+    def secret(self, name: str, secret: str) -> None:
+        """This is about to be stored, and must be found nowhere else."""
+        with self._lock:
+            self.secrets[name] = secret.encode()
+
     def settle(self, record: Record) -> None:
         """Judge the jobs of a record, all of which have ended for good. Repeatable."""
         with self._lock:
@@ -73,9 +88,12 @@ class Ledger:
             self._trouble(f"job {job_id} is {status}, and nobody was told of it")
         elif status not in TERMINAL:
             self._trouble(f"job {job_id} ({order.kind}) has not ended: {status}")
-        elif status not in order.ends and key not in self.orphaned and not _never_born(record.jobs[job_id]):
+        elif status not in order.ends and key not in self.orphaned and not self._never_born(key, record):
             self._trouble(f"job {job_id} ({order.kind}) is {status} {reason}: {record.jobs[job_id]['status_message']}")
-        elif status is Status.SUCCEEDED and record.attempts[key]["verdict"] == "COMPLETE":
+        elif status is Status.SUCCEEDED and record.attempts[key]["verdict"] != "COMPLETE":
+            if key not in self.orphaned:
+                self._trouble(f"job {job_id} ({order.kind}): its log is {record.attempts[key]['verdict']}")
+        elif status is Status.SUCCEEDED:
             size = record.attempts[key]["output_bytes"]
             if order.size is not None and size != order.size:
                 self._trouble(f"job {job_id} ({order.kind}) wrote {order.size} bytes, and its log has {size}")
@@ -95,8 +113,16 @@ class Ledger:
                 (self.orders[job_id].kind, str(fate)) for job_id, fate in self.fates.items() if job_id in self.orders
             )
 
+    def _never_born(self, key: Key, record: Record) -> bool:
+        """Whether its agent or the zygote was killed while the supervisor was to be made: whether there is one nobody
+        can know, so there is no second try."""
+        job, attempt = record.jobs[key[0]], record.attempts.get(key)
+        if attempt is None or attempt["accepted_at"] is None or not job["status_message"].endswith(_UNBORN):
+            return False
+        return any(
+            agent == attempt["agent"] and attempt["accepted_at"] <= at <= job["completed_at"]
+            for agent, at in self.kills
+        )
 
-def _never_born(job: Row) -> bool:
-    """Whether the zygote was killed while it made the supervisor: whether there is one nobody can know, so there is no
-    second try."""
-    return job["failure_reason"] == "AGENT_ERROR" and "the zygote ended" in job["status_message"]
+
+_UNBORN = ("no supervisor was started for this job", "the zygote ends whenever it is started")

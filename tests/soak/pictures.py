@@ -43,7 +43,7 @@ class Sheet:
 
 
 SHEETS = (
-    Sheet("memory", "Resident memory", lambda s: s.measure == "RSS", "MiB", MEBIBYTE),
+    Sheet("memory", "Resident memory", lambda s: s.measure in ("RSS", "highest RSS"), "MiB", MEBIBYTE),
     Sheet("shared-memory", "Proportional memory (PSS)", lambda s: s.measure == "PSS", "MiB", MEBIBYTE),
     Sheet("files", "Open file descriptors", lambda s: s.measure == "open files", "files"),
     Sheet("threads", "Threads", lambda s: s.measure == "threads", "threads"),

@@ -9,7 +9,7 @@ from tests.soak.samples import Series
 from tests.soak.soak import Outcome
 from tests.soak.verdicts import MEBIBYTE
 
-_IN_BYTES = ("RSS", "PSS", "WAL", "storage", "logs", "state directory", "table", "indexes")
+_IN_BYTES = ("RSS", "highest RSS", "PSS", "WAL", "storage", "logs", "state directory", "table", "indexes")
 
 
 def report(outcome: Outcome, pictures: list[str]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ import psycopg
 
 from sis.stack.processes import Identity
 from tests.soak import proc
-from tests.soak.proc import Machine
+from tests.soak.actor import Actor
+from tests.soak.ledger import Ledger
+from tests.soak.proc import Machine, Process
 from tests.soak.samples import Sample, Samples
 from tests.support.stack import Stack
 
@@ -59,26 +60,21 @@ class Subjects:
     """Pids of processes that the stack does not know, by name."""
 
 
-class Sampler:
+class Sampler(Actor):
     """Samples until it is told to stop. A measurement that fails, because what is measured was just killed, is left
     out."""
 
-    def __init__(self, subjects: Subjects, samples: Samples, began: float, interval: float) -> None:
+    def __init__(self, subjects: Subjects, samples: Samples, ledger: Ledger, began: float, interval: float) -> None:
+        super().__init__("sampler", ledger, 60)
         self._subjects = subjects
         self._samples = samples
         self._began = began
         self._interval = interval
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._database: psycopg.Connection[tuple[Any, ...]] | None = None
         self.failures = 0
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join(60)
+    def join(self) -> None:
+        super().join()
         if self._database is not None:
             self._database.close()
 
@@ -113,12 +109,15 @@ class Sampler:
                 found += _family(at, name, identity, machine)
             else:
                 found += _single(at, name, identity, machine)
-        supervisors = 0
+        forks: list[Process] = []
         for name in self._subjects.agents:
             for zygote in machine.titled(known[name].pid, "sis-zygote") if name in known else ():
                 found += _single(at, f"zygote of {name}", zygote.identity, machine)
-                supervisors += len(machine.children.get(zygote.identity.pid, ()))
-        found.append(Sample(at, "agents", "supervisors", "", supervisors))
+                forks += machine.children.get(zygote.identity.pid, ())
+        found.append(Sample(at, "agents", "supervisors", "", len(forks)))
+        found += _highest(at, "guardians", "sis-guardian", forks)
+        below = [child for fork in forks for child in machine.children.get(fork.identity.pid, ())]
+        found += _highest(at, "supervisors", "sis-supervisor", below)
         return found
 
     def _of_directories(self, at: float) -> list[Sample]:
@@ -165,6 +164,14 @@ def _single(at: float, name: str, identity: Identity, machine: Machine) -> Itera
         "children": len(machine.children.get(identity.pid, ())),
     }
     yield from _measured(at, name, identity, measures)
+
+
+def _highest(at: float, name: str, title: str, found: Iterable[Process]) -> Iterator[Sample]:
+    """The most memory that any of those that call themselves so has: each lives for a job, so there is no long life to
+    be judged."""
+    sizes = [each.resident for each in found if proc.command(each.identity.pid).startswith(title)]
+    if sizes:
+        yield Sample(at, name, "highest RSS", "", max(sizes))
 
 
 def _family(at: float, name: str, identity: Identity, machine: Machine) -> Iterator[Sample]:

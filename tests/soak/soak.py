@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import psycopg
 
 from services.queue.states import TERMINAL
+from sis.stack.hangs import KINDS as SERVERS
 from tests.soak import ageing, proc, verdicts
+from tests.soak.actor import acting
 from tests.soak.ageing import Ageing
 from tests.soak.audience import Onlooker
 from tests.soak.churn import CREDENTIAL, Customer, Market, token_credential
@@ -28,6 +31,7 @@ from tests.soak.samples import Samples, Series
 from tests.soak.sampling import Sampler, Subjects
 from tests.support import promises
 from tests.support.enrolled import EnrolledAgent, enrolled_agent
+from tests.support.leaks import LeakSearch
 from tests.support.promises import Key, Sites
 from tests.support.stack import Stack
 
@@ -39,6 +43,10 @@ FAR = "far-1"
 REST_SECONDS = 240.0
 """Within this time after the last fault everything is at rest."""
 CHECK_EVERY = 120.0
+FIRST_SWEEP = timedelta(seconds=30)
+"""Within this time after its start a queue sweeps."""
+BAIT = "bait"
+"""The name of what the search for secrets must find."""
 
 _log = logging.getLogger("soak")
 
@@ -81,6 +89,7 @@ class Outcome:
     faults: list[Fault] = field(default_factory=list)
     verdicts: dict[Series, Verdict] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
+    servers: list[str] = field(default_factory=list)
     checks: int = 0
     starts: int = 0
 
@@ -100,25 +109,17 @@ def run(plan: Plan, data: Path) -> Outcome:
     plan.out.mkdir(parents=True, exist_ok=True)
     outcome = Outcome(plan, Samples(plan.out / "samples.csv"))
     stack = Stack(data / "stack")
-    with outcome.samples:
-        try:
-            stack.up(
-                "--hubs", str(HUBS), "--agents", str(AGENTS), "--slots", str(SLOTS), "--retention-jobs", str(RETAINED)
-            )
-            with enrolled_agent(stack, data / FAR, name=FAR, group="far", slots=SLOTS) as far:
-                far.start()
-                stack.wait_healthy()
-                _Soak(plan, outcome, stack, far, data / "starts").run()
-        finally:
-            stack.cli("down")
-            stack.close()
-            shutil.copytree(stack.layout.log("up").parent, plan.out / "logs", dirs_exist_ok=True)
-    outcome.verdicts = verdicts.judge_all(outcome.samples, outcome.seconds)
+    with ExitStack() as running:
+        running.enter_context(outcome.samples)
+        running.callback(shutil.copytree, stack.layout.log("up").parent, plan.out / "logs", dirs_exist_ok=True)
+        running.callback(stack.close)
+        stack.up("--hubs", str(HUBS), "--agents", str(AGENTS), "--slots", str(SLOTS), "--retention-jobs", str(RETAINED))
+        far = running.enter_context(enrolled_agent(stack, data / FAR, name=FAR, group="far", slots=SLOTS))
+        far.start()
+        stack.wait_healthy()
+        _Soak(plan, outcome, stack, far, data / "starts").run()
+    outcome.verdicts = verdicts.judge_all(outcome.samples, outcome.seconds, outcome.servers)
     return outcome
-
-
-class _Actor(Protocol):
-    def start(self) -> None: ...
 
 
 class _Soak:
@@ -137,7 +138,9 @@ class _Soak:
             connected = [
                 clients.enter_context(self._stack.client()) for _ in range(plan.customers + plan.onlookers + 1)
             ]
-            connected[0].credentials.create(token_credential(CREDENTIAL, secrets.token_hex(24)))
+            secret = secrets.token_hex(24)
+            self._ledger.secret(CREDENTIAL, secret)
+            connected[0].credentials.create(token_credential(CREDENTIAL, secret))
             self._prepare_postgres()
             began = time.monotonic()
             market = Market(
@@ -149,27 +152,19 @@ class _Soak:
                 for n, client in enumerate(connected[plan.customers : -1])
             ]
             names = [process.name for process in self._stack.state.processes]
-            victims = [*names, FAR, "zygote", "supervisor"]
+            self._outcome.servers = [each.name for each in self._stack.state.processes if each.kind in SERVERS]
+            victims = [*names, FAR, "zygote", "supervisor", "guardian"]
             planned = schedule(plan.seed, plan.seconds, victims)
             faults = Faults(self._stack, planned, self._ledger, began, self._others, {FAR: self._revive})
             agents = {name: self._stack.layout.agent(name) for name in names if name.startswith("local-")}
             subjects = Subjects(self._stack, {**agents, FAR: self._far.state}, self._others)
-            sampler = Sampler(subjects, self._outcome.samples, began, plan.interval)
+            sampler = Sampler(subjects, self._outcome.samples, self._ledger, began, plan.interval)
             time_passing = Ageing(self._stack, connected[-1], self._ledger, plan.ageing)
-            everybody: tuple[_Actor, ...] = (*customers, *onlookers, faults, sampler, time_passing)
-            for each in everybody:
-                each.start()
-            self._wait(began)
-            faults.stop()
             self._outcome.faults = faults.done
-            for group in (customers, onlookers):
-                for each in group:
-                    each.stop()
-                for each in group:
-                    each.join()
-            self._come_to_rest()
-            time_passing.stop()
-            sampler.stop()
+            with acting(sampler, time_passing):
+                with acting(*customers, *onlookers), acting(faults):
+                    self._wait(began)
+                self._come_to_rest()
             self._outcome.seconds = time.monotonic() - began
             self._judge()
 
@@ -201,13 +196,24 @@ class _Soak:
         with self._stack.database() as connection:
             kept = connection.execute(ageing.KEPT_WHOLE).fetchall()
             record = promises.read(connection, [job_id for (job_id,) in kept])
+        watched = self._watched()
+        heard = {job_id: job for job_id, job in record.jobs.items() if job["heartbeat_timeout"] <= watched}
         try:
             promises.check(record)
+            promises.check_heard(replace(record, jobs=heard))
             promises.check_sites(record, sites)
         except AssertionError as error:
             self._ledger.trouble(f"a promise is broken: {error}")
         self._outcome.checks += 1
         return record
+
+    def _watched(self) -> timedelta:
+        """For how long the sweeper has watched, at the least: what is shorter than its gap does not count."""
+        queue = self._stack.process("queue").identity
+        if not queue.alive:
+            return timedelta()
+        started = queue.start_ticks / os.sysconf("SC_CLK_TCK")
+        return timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME) - started) - FIRST_SWEEP
 
     def _come_to_rest(self) -> None:
         """Wait until everybody is healthy and no job goes on."""
@@ -244,7 +250,22 @@ class _Soak:
             self._ledger.trouble(f"everything is at rest, and processes of attempt {key} live: {pids}")
         self._ledger.settle(record)
         self._ledger.close()
+        self._search()
         self._outcome.restarts = {process.name: process.restarts for process in self._stack.state.processes}
+
+    def _search(self) -> None:
+        """Look for every secret that was stored where none may be, and for what must be found there."""
+        search = LeakSearch({**self._ledger.secrets, BAIT: CREDENTIAL.encode()})
+        layout = self._stack.layout
+        with self._stack.database() as connection:
+            places = {"the database": search.database(connection)}
+        places["files"] = search.files(layout.data, self._far.state, excluding=[layout.vault / "storage"])
+        for place, found in places.items():
+            if BAIT not in search.named(found):
+                self._ledger.trouble(f"the search of {place} does not find what is there")
+            for each in sorted(found):
+                if not each.startswith(f"{BAIT} as "):
+                    self._ledger.trouble(f"a secret lies open: {each}")
 
 
 def _attempt(token: str) -> Key:

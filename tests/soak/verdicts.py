@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from tests.soak.growth import Allowance, Outcome, Verdict, judge
@@ -17,6 +18,7 @@ LEAST_SECONDS: Final = 150.0
 
 _BY_MEASURE: Final[Mapping[str, Allowance]] = {
     "RSS": Allowance(6 * MEBIBYTE),
+    "highest RSS": Allowance(0, bound=128 * MEBIBYTE),
     "PSS": Allowance(24 * MEBIBYTE, 0.2),
     "open files": Allowance(10, 0.2),
     "threads": Allowance(4, 0.1),
@@ -49,6 +51,10 @@ _BY_SERIES: Final[Mapping[Series, Allowance]] = {
     # The output of ten noisy jobs.
     Series("queue.log", "table"): Allowance(100 * MEBIBYTE, 0.3),
 }
+LONG_SECONDS: Final = 1200.0
+"""In a soak that is as long as this, each server has a life that is long enough (`faults.GROUPS`)."""
+_TOLD_OF_SERVERS: Final = ("RSS", "open files", "threads")
+"""What must be judged then."""
 _SHOWN_ONLY: Final = frozenset({"jobs ended per second", "queued to started, p50", "queued to started, p95"})
 
 
@@ -59,13 +65,19 @@ def allowance(series: Series) -> Allowance | None:
     return _BY_SERIES.get(series, _BY_MEASURE[series.measure])
 
 
-def judge_all(samples: Samples, seconds: float) -> dict[Series, Verdict]:
-    """The verdict on each series of a soak that lasted so long, the bad ones first."""
+def judge_all(samples: Samples, seconds: float, servers: Iterable[str]) -> dict[Series, Verdict]:
+    """The verdict on each series of a soak that lasted so long, the bad ones first. A long one must tell of each of
+    these servers whether it grows."""
     found = {}
     for series, lives in samples.lives().items():
         allowed = allowance(series)
         if allowed is not None:
             found[series] = judge(list(lives.values()), allowed, max(LEAST_SECONDS, LEAST_SHARE * seconds))
+    if seconds >= LONG_SECONDS:
+        for series in (Series(server, measure) for server in servers for measure in _TOLD_OF_SERVERS):
+            told = found.get(series, Verdict(Outcome.SHORT, 0))
+            if told.outcome is Outcome.SHORT:
+                found[series] = replace(told, outcome=Outcome.UNJUDGED)
     order = list(Outcome)
     return dict(
         sorted(found.items(), key=lambda each: (not each[1].outcome.bad, order.index(each[1].outcome), each[0]))

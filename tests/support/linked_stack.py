@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,10 +98,11 @@ class LinkedStack(Stack):
             link(lambda proxy: proxy.accept())
 
     def close(self) -> None:
-        self.heal()
-        super().close()
-        for link in self.links.values():
-            link.close()
+        with ExitStack() as ends:  # each is tried, whatever becomes of those before
+            for link in self.links.values():
+                ends.callback(link.close)
+            ends.callback(super().close)
+            ends.callback(self.heal)
 
 
 class _LinkedServices(Services):

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from sis.client import Client
 from sis.queue.v1 import job_pb2, job_service_pb2
@@ -40,32 +42,48 @@ def shell_job(script: str, *, site: str = "group:local", **fields: object) -> jo
 
 
 class NumberedJob:
-    """One such job, with a watcher that follows it from its creation on."""
+    """One such job, with a watcher that follows it from its creation on. However the block ends, the payload ends, and
+    nobody watches it any more."""
 
     def __init__(
         self,
-        client: Client,
+        connect: Callable[[], Client],
         directory: Path,
         *,
-        watcher: Client | None = None,
+        watch: Callable[[], Client] | None = None,
         site: str = "group:local",
         **fields: object,
     ) -> None:
-        """`fields` are of the request."""
+        """`connect` makes a client, and `watch` that of the watcher, if it is to be another; the job closes both.
+        `fields` are of the request."""
         directory.mkdir(exist_ok=True)
-        self._client = client
         self._starts = directory / "starts"
         self._end = directory / "end"
         script = SCRIPT.replace("{starts}", str(self._starts)).replace("{end}", str(self._end))
-        self.job_id = client.jobs.create(shell_job(script, site=site, **fields)).job_id
+        self._request = shell_job(script, site=site, **fields)
+        self.job_id = 0
+        self._client = connect()
+        self._watcher = (watch or connect)()
         self._seen = bytearray()
         self._failure: BaseException | None = None
-        self._watch = threading.Thread(target=self._follow, args=(watcher or client,), daemon=True)
-        self._watch.start()
+        self._watch = threading.Thread(target=self._follow, daemon=True)
 
-    def _follow(self, client: Client) -> None:
+    def __enter__(self) -> Self:
+        self.job_id = self._client.jobs.create(self._request).job_id
+        self._watch.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.touch()
+        self._watcher.close()  # which breaks off a watch that goes on
+        self._watch.join(WAIT_SECONDS)
+        self._client.close()
+
+    def _follow(self) -> None:
         try:
-            for response in client.jobs.monitor(self.job_id):
+            for response in self._watcher.jobs.monitor(self.job_id):
                 for frame in response.frames.frames:
                     if frame.HasField("chunk"):
                         self._seen += frame.chunk.data
@@ -85,10 +103,14 @@ class NumberedJob:
     def end(self) -> job_pb2.Job:
         """Tell the job to end, and wait until it has."""
         self._end.touch()
+        self.wait_watched()
+        return self._client.jobs.get(self.job_id)
+
+    def wait_watched(self) -> None:
+        """Wait until the watcher has seen the job end, in whichever way."""
         self._watch.join(WAIT_SECONDS)
         assert not self._watch.is_alive(), f"the monitor does not end: {self._client.jobs.get(self.job_id)}"
         assert self._failure is None, self._failure
-        return self._client.jobs.get(self.job_id)
 
     def check(self) -> None:
         """End the job and prove: Success, one start, every line once and in order, for the watcher and in the log."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from sis.stack import state as states
 from sis.stack.layout import Layout
 from sis.stack.postgres import USER
 from sis.stack.state import ProcessState, StackState
+from tests.support.agent_process import AgentProcess
 from tests.support.fault_points import FaultPoints
 
 WAIT_SECONDS = 30.0
@@ -97,9 +99,12 @@ class Stack:
         return done.stdout
 
     def close(self) -> None:
-        """Take down whatever is up."""
+        """Take down whatever is up, and end the payloads that `sis down` leaves running."""
+        self.faults.clear()
         self.cli("down")
         self._let_go()
+        for state in self.layout.agents.glob("*"):
+            asyncio.run(AgentProcess(state).clear())
 
     def _let_go(self) -> None:
         """Reap the `sis up` that has ended, or does now."""

@@ -60,8 +60,7 @@ def everything_is_well(suite: OwnSuite, server: Server) -> Iterator[None]:
 
 
 def test_the_whole_path(suite: OwnSuite, server: Server, tmp_path: Path) -> None:
-    with suite.client() as client:
-        job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
+    with suite.client() as client, NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job:
         job.wait_lines()
         with_secret = _with_secret(suite)
         job.check()
@@ -93,8 +92,7 @@ def _with_secret(suite: OwnSuite) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_of_the_bouncer(suite: OwnSuite, bouncer: PgBouncer, tmp_path: Path, number: int) -> None:
-    with suite.client() as client:
-        job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
+    with NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job:
         job.wait_lines()
         bouncer.stop(number)
         suite.wait_health("queue", "waits for PostgreSQL: nothing listens at its address")
@@ -104,8 +102,7 @@ def test_a_restart_of_the_bouncer(suite: OwnSuite, bouncer: PgBouncer, tmp_path:
 
 
 def test_a_restart_of_the_server_behind_it(suite: OwnSuite, server: Server, tmp_path: Path) -> None:
-    with suite.client() as client:
-        job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
+    with NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job:
         job.wait_lines()
         server.stop(signal.SIGKILL)
         until(lambda: suite.health("queue").startswith("waits for PostgreSQL: "), "the queue to say so")
@@ -115,8 +112,7 @@ def test_a_restart_of_the_server_behind_it(suite: OwnSuite, server: Server, tmp_
 
 
 def test_no_more_clients(suite: OwnSuite, bouncer: PgBouncer, tmp_path: Path) -> None:
-    with suite.client() as client:
-        job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
+    with NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job:
         job.wait_lines()
         # The administrator's console is a client too.
         bouncer.restart(max_client_conn="1")
@@ -129,8 +125,7 @@ def test_no_more_clients(suite: OwnSuite, bouncer: PgBouncer, tmp_path: Path) ->
 
 def test_the_pool_is_exhausted(suite: OwnSuite, bouncer: PgBouncer, tmp_path: Path) -> None:
     """Somebody else's transactions hold every connection for longer than a query may wait."""
-    with suite.client() as client:
-        job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
+    with NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job:
         job.wait_lines()
         bouncer.restart(default_pool_size="1", query_wait_timeout="1")
         with psycopg.connect(host=str(bouncer.sockets), port=PORT, user="sis", dbname="sis") as holder:
@@ -143,9 +138,8 @@ def test_the_pool_is_exhausted(suite: OwnSuite, bouncer: PgBouncer, tmp_path: Pa
 
 def test_a_reset_query_after_each_transaction(suite: OwnSuite, bouncer: PgBouncer, tmp_path: Path) -> None:
     """Nothing is left in a session that anybody relies on."""
-    with suite.client() as client:
-        bouncer.restart(server_reset_query="DISCARD ALL", server_reset_query_always="1")
-        job = NumberedJob(client, tmp_path, site=f"group:{suite.group}")
+    bouncer.restart(server_reset_query="DISCARD ALL", server_reset_query_always="1")
+    with NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job:
         job.wait_lines()
         job.check()
         bouncer.restart(server_reset_query_always="0")

@@ -40,7 +40,7 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
         self, request: dispatch_service_pb2.CloseSessionRequest, context: Context
     ) -> dispatch_service_pb2.CloseSessionResponse:
         session = convert.session(request.session)
-        async with self._database.begin() as connection:
+        async with self._database.begin("queue.session_end") as connection:
             await sessions.close_session(connection, session)
         return dispatch_service_pb2.CloseSessionResponse()
 
@@ -101,7 +101,7 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
         finally:
             # Where it fails, the ends are handed out again a little later.
             with suppress(SisError, TimeoutError):
-                async with asyncio.timeout(TAKE_BACK_SECONDS), self._database.begin() as connection:
+                async with asyncio.timeout(TAKE_BACK_SECONDS), self._database.begin("queue.take_back") as connection:
                     await in_hand.take_back(connection)
 
     async def _news(
@@ -109,12 +109,13 @@ class DispatchServicer(dispatch_service_pb2_grpc.DispatchServiceServicer):
     ) -> dispatch_service_pb2.WatchResponse | None:
         if topic == wakes.WORK:
             return dispatch_service_pb2.WatchResponse(wake=True)
-        async with self._database.begin() as connection:
-            if topic == wakes.STOP:
+        if topic == wakes.STOP:
+            async with self._database.begin() as connection:
                 stops = await sessions.stops(connection, hub)
-                return convert.to_watch(stops) if stops else None
+            return convert.to_watch(stops) if stops else None
+        async with self._database.begin("queue.leases") as connection:
             ends = await in_hand.hand_out(connection)
-            return convert.to_lease_ends(ends) if ends else None
+        return convert.to_lease_ends(ends) if ends else None
 
     async def AcknowledgeLeaseEnds(
         self, request: dispatch_service_pb2.AcknowledgeLeaseEndsRequest, context: Context

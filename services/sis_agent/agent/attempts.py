@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -116,13 +117,15 @@ class AttemptDirectories:
         write_assignment(path, assignment)
 
     def assignment(self, key: AttemptKey) -> dispatch.Assignment:
-        """What the attempt has to do. If that was lost, an assignment of nothing, and a directory to say so in."""
+        """What the attempt has to do. If that is lost, or cannot be read, an assignment of nothing, and a directory to
+        say so in, if it can be made."""
         path = self.path(key)
         try:
             return read_assignment(path)
-        except AssignmentDamaged as error:
+        except (AssignmentDamaged, OSError) as error:
             log.error("the assignment of attempt %s is lost: %s", key, error)  # noqa: TRY400
-            path.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(OSError):
+                path.mkdir(mode=0o700, exist_ok=True)
             return dispatch.Assignment(attempt=key.to_proto())
 
     def orphan(self, key: AttemptKey) -> None:
@@ -140,7 +143,9 @@ class AttemptDirectories:
 
     def remove(self, key: AttemptKey) -> None:
         """Remove the directory and all that is in it. Repeatable."""
-        shutil.rmtree(self.path(key), ignore_errors=True)
+        # Again: a guardian that has just seen its end may have renamed its mark meanwhile.
+        for _ in range(2):
+            shutil.rmtree(self.path(key), ignore_errors=True)
 
     def __iter__(self) -> Iterator[AttemptKey]:
         names = sorted(path.name for path in self._root.iterdir() if path.is_dir())

@@ -118,7 +118,8 @@ class Evidence:
         record = self._records[process.key] = self._describe(process, role)
         with contextlib.suppress(OSError):  # a full disk: the spool will tell
             # What a full disk has cut short before must not become one line with it.
-            os.write(self._keys, b"\n" + sealed({"pid": process.pid, "start_ticks": process.start_ticks}))
+            seen = {"boot": processes.boot_id(), "pid": process.pid, "start_ticks": process.start_ticks}
+            os.write(self._keys, b"\n" + sealed(seen))
         self._tell(what, process, record)
 
     def _tell(self, what: str, process: ProcessInfo, record: job_pb2.Process) -> None:
@@ -163,10 +164,12 @@ def _key(pid: int, keys: Mapping[int, _Key]) -> _Key:
 
 
 def read_keys(keys_file: Path) -> list[_Key]:
-    """Process id and start time of each process that was seen, as far as they were written down and are undamaged."""
+    """Process id and start time of each process that was seen since the machine was started, as far as they were
+    written down and are undamaged. Before that, they were those of others."""
     try:
         lines = keys_file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     records = [record for record in map(unsealed, lines) if record is not None]
-    return [(int(str(record["pid"])), int(str(record["start_ticks"]))) for record in records]
+    seen = [record for record in records if record.get("boot") == processes.boot_id()]
+    return [(int(str(record["pid"])), int(str(record["start_ticks"]))) for record in seen]

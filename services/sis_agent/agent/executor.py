@@ -18,7 +18,7 @@ from services.sis_agent.agent.handle import StopKind, SupervisorHandle, Supervis
 from services.sis_agent.agent.journal import Step
 from services.sis_agent.agent.life import Life, Site
 from services.sis_agent.agent.package_cache import is_digest
-from services.sis_agent.agent.supervisor_identity import SPOOL, SupervisorUnknown
+from services.sis_agent.agent.supervisor_identity import SPOOL, SupervisorUnknown, was_supervised
 from sis.agent.v1 import agent_service_pb2 as agent
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame
@@ -63,7 +63,11 @@ class Executor:
                 self._remove_abandoned(key)
             if self._site.directories.is_orphaned(key):
                 log.warning("attempt %s is not reported any more; its directory is kept", key)
-            elif key not in self._lives:
+            elif key in self._lives:
+                continue
+            elif key not in self._site.journal.entries and was_supervised(self._site.directories.path(key)):
+                self._keep(key)
+            else:
                 self._site.directories.remove(key)
 
     async def close(self) -> None:
@@ -87,10 +91,11 @@ class Executor:
     def beat(self) -> agent.Beat:
         """The sign of life that is due now."""
         self._beat_wanted = False
-        self._site.state.look()
         keys = self._in_hand()
         free_slots = max(self._slots - len(keys), 0)
+        # As it was: what failed since the last beat is said, although there is room for the next trial.
         draining = self._site.state.full
+        self._site.state.look()
         return agent.Beat(attempts=[key.to_proto() for key in keys], free_slots=free_slots, draining=draining)
 
     @property
@@ -125,11 +130,12 @@ class Executor:
         Raises:
             JournalUnwritable, OSError: the disk does not take them; no new one was taken and none is answered.
         """
-        accepted: list[dispatch.Assignment] = []
+        assignments, accepted = list(assignments), list[dispatch.Assignment]()
         try:
             self._record(assignments, accepted)
         except (JournalUnwritable, OSError) as error:
-            self._site.state.failed(error)
+            if not self._site.state.failed(error):
+                log.error("no attempt of %s can be taken: %s", ", ".join(map(str, map(_key, assignments))), error)  # noqa: TRY400
             for assignment in accepted:
                 self._site.directories.remove(_key(assignment))
             raise
@@ -158,11 +164,7 @@ class Executor:
         self._site.journal.append(Step.ACCEPTED, map(_key, accepted))
 
     def acknowledge(self, answer: agent.Acknowledgement, error: SisError | None) -> None:
-        """Take note of the answer to a report; `error` is the one in it.
-
-        Raises:
-            JournalUnwritable: nothing has changed.
-        """
+        """Take note of the answer to a report; `error` is the one in it."""
         key = AttemptKey.of(answer.attempt)
         life = self._lives.get(key)
         if life is None:
@@ -216,6 +218,14 @@ class Executor:
             stage.remove_abandoned(self._site.directories.path(key))
         except (OSError, SupervisorUnknown):
             log.exception("what attempt %s has left outside of its directory cannot be found", key)
+
+    def _keep(self, key: AttemptKey) -> None:
+        """The journal has lost its records of an attempt: it must not be started again, and can still be stopped."""
+        log.error("attempt %s was started, and the journal does not know it; its directory is kept", key)
+        try:
+            self._site.directories.orphan(key)
+        except OSError:
+            log.exception("that cannot be written down")
 
     def _in_hand(self) -> list[AttemptKey]:
         return [key for key, life in self._lives.items() if not life.done]
@@ -274,14 +284,14 @@ class Executor:
         self._want_beat()
 
     async def _stop_orphan(self, key: AttemptKey, command: dispatch.StopCommand) -> None:
-        handle = SupervisorHandle.adopt(self._site.directories.path(key))
-        if handle is not None:
-            kind = StopKind.ABORT if command.kind == frame.STOP_KIND_ABORT else StopKind.CANCEL
-            with handle:
-                try:
+        kind = StopKind.ABORT if command.kind == frame.STOP_KIND_ABORT else StopKind.CANCEL
+        try:
+            handle = SupervisorHandle.adopt(self._site.directories.path(key))
+            if handle is not None:
+                with handle:
                     await handle.stop(kind, command.reason)
-                except SupervisorUnreachable as error:
-                    log.warning("attempt %s, which is not reported any more, was not told to stop: %s", key, error)
+        except (OSError, SupervisorUnreachable) as error:
+            log.warning("attempt %s, which is not reported any more, was not told to stop: %s", key, error)
 
     def _resume_reporting(
         self, key: AttemptKey, life: Life, verdict: dispatch.Verdict.ValueType, sequence: int
@@ -294,7 +304,16 @@ class Executor:
             self._site.shipping.resume(key, sequence)
         elif life.confirmed:
             self._site.shipping.resume(key, sequence)
-        elif life.spooled < sequence:
+        else:
+            self._accept_again(key, life, sequence)
+
+    def _accept_again(self, key: AttemptKey, life: Life, sequence: int) -> None:
+        try:
+            forgotten = life.spooled < sequence
+        except OSError as error:
+            self._abandon(key, f"its log cannot be read: {error}")
+            return
+        if forgotten:
             # The journal is an older one again: it has forgotten that the attempt was started.
             self._abandon(key, MORE)
         else:
@@ -331,7 +350,11 @@ class Executor:
         if entry is None or entry.step is not Step.DECLINED:
             return
         if error is None or error.reason in ENDED:
-            self._site.journal.append(Step.FORGOTTEN, [key])
+            try:
+                self._site.journal.append(Step.FORGOTTEN, [key])
+            except JournalUnwritable as unwritable:
+                # The next welcome has it declined, and forgotten, again.
+                self._site.state.failed(unwritable)
         else:
             log.warning("the decline of attempt %s was not taken: %s", key, error)
             delay = error.retry_after or RETRY_SECONDS

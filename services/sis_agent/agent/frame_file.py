@@ -27,6 +27,8 @@ class FrameFile:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.offset = 0
+        self.header = b""
+        """Of the last frame that was read; no two frames of a log have the same."""
         self._buffer = b""
         self._buffer_offset = 0
 
@@ -51,7 +53,17 @@ class FrameFile:
             self._forget()
             return None
         self.offset += HEADER.size + length
+        self.header = header
         return raw, frame
+
+    def has(self, header: bytes, offset: int) -> bool:
+        """Whether the frame with this header is still there."""
+        return os.pread(self.descriptor, HEADER.size, offset) == header
+
+    def rewind(self) -> None:
+        """Read from the beginning again, what the file holds by now."""
+        self.offset = 0
+        self._forget()
 
     def stuck(self) -> bool:
         """Whether no frame can be read at the offset, and not because it is still being written."""

@@ -1,9 +1,9 @@
 """The guardian: one process above each supervisor, which has nothing to do but to outlive it.
 
 It is a child subreaper, so whatever a killed supervisor leaves behind becomes its child, however it has tried to get
-away. When the kernel says that the guardian has no child any more, nothing of the attempt is left: then it removes
-the mark in the attempt's directory, and ends. Removing needs no room on the disk. So whoever comes later can tell, from
-the mark alone:
+away. When the kernel says that the guardian has no child any more, nothing of the attempt is left: then it takes the
+mark in the attempt's directory away, and ends. It renames it, which needs no room on the disk, for the mark says who
+the two were, also where the supervisor's own record is lost. So whoever comes later can tell, from the mark alone:
 
     no mark                 the supervisor has ended, and every process that descended from it
     a mark, a guardian      something is left, and it descends from the guardian
@@ -24,9 +24,7 @@ from services.runtime import faults
 from services.sis_agent.agent import payload, process_tree, processes
 from services.sis_agent.agent.process_limit import PidsCgroup
 from services.sis_agent.agent.processes import ProcessInfo
-
-MARK: Final = "guarded"
-"""In the directory of an attempt that has, or had, a guardian, until that one has seen the end of everything."""
+from services.sis_agent.agent.supervisor_identity import EMPTIED, MARK, SupervisorIdentity
 
 _MAX_PATH_BYTES: Final = 4096
 
@@ -49,16 +47,17 @@ class Guarded:
         """The guardian, while it lives."""
         return processes.read(self._pid) if os.getppid() == self._pid else None
 
-    def mark(self, directory: Path) -> None:
-        """Have the attempt in this directory guarded. Once, for whoever has claimed it.
+    def mark(self, directory: Path, identity: SupervisorIdentity) -> None:
+        """Have the attempt in this directory guarded, which this process, by this identity, has claimed. Once.
 
         Raises:
             OSError: it cannot be.
         """
-        os.close(os.open(directory / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        # First: a mark that the guardian does not know of would stay for ever.
         with contextlib.suppress(BrokenPipeError):
             os.write(self._line, os.fsencode(directory))
         os.close(self._line)
+        identity.mark(directory)
         process_tree.outlive_parent()
 
 
@@ -67,7 +66,7 @@ def fork_guarded(process_limit: int) -> Guarded:
     supervisor, and dies with the guardian until it has marked a directory.
 
     Raises:
-        OSError: nothing was forked.
+        OSError: it cannot be, or its child cannot be limited. Either is to end then.
     """
     os.setsid()
     process_tree.become_subreaper()
@@ -75,9 +74,14 @@ def fork_guarded(process_limit: int) -> Guarded:
     for number in payload.IGNORED:
         signal.signal(number, signal.SIG_IGN)
     pids_cgroup = PidsCgroup.create(process_limit) if process_limit else None
-    reader, line = os.pipe()
     guardian = os.getpid()
-    child = os.fork()
+    try:
+        reader, line = os.pipe()
+        child = os.fork()
+    except OSError:
+        if pids_cgroup is not None:
+            pids_cgroup.remove()
+        raise
     if child != 0:
         _guard(reader, pids_cgroup)
     os.close(reader)
@@ -93,15 +97,35 @@ def _guard(reader: int, pids_cgroup: PidsCgroup | None) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         setproctitle("sis-guardian")
         payload.close_all_but([reader])
+        _close_output()
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, process_tree.WAIT_ALL)
         # Nobody is left who could still write.
         if directory := os.read(reader, _MAX_PATH_BYTES):
             faults.point("guardian.emptied")
-            (Path(os.fsdecode(directory)) / MARK).unlink(missing_ok=True)
+            _take_away(Path(os.fsdecode(directory)))
             faults.point("guardian.unmarked")
         if pids_cgroup is not None:
             pids_cgroup.remove()
     finally:
         os._exit(0)
+
+
+def _take_away(directory: Path) -> None:
+    mark = directory / MARK
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            mark.rename(directory / EMPTIED)
+        except OSError:  # there is no room after all
+            mark.unlink()
+
+
+def _close_output() -> None:
+    """Let go of the agent's standard output and error: whoever reads them waits for the end of the agent, and of nobody
+    else."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        os.close(null)

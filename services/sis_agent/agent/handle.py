@@ -133,13 +133,15 @@ class Zygote:
 class _RunningZygote:
     """One zygote process and the requests that it has not answered."""
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], pidfd: int, connection: socket.socket) -> None:
         self._process = process
+        self._pidfd = pidfd
         self._connection = connection
         self._answers: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
         self._ready = asyncio.Event()
         self.gone = False
         asyncio.get_running_loop().add_reader(connection.fileno(), self._receive)
+        asyncio.get_running_loop().add_reader(pidfd, self._reap)
 
     @classmethod
     async def start(cls, arguments: Sequence[str]) -> Self:
@@ -148,10 +150,11 @@ class _RunningZygote:
             ours.setblocking(False)
             try:
                 process = _launch(theirs, arguments)
+                pidfd = os.pidfd_open(process.pid)
             except OSError as error:
-                ours.close()
+                ours.close()  # with which it ends, if it was made
                 raise SpawnFailed(f"no process could be made for the zygote: {error}", may_have_started=False) from None
-        zygote = cls(process, ours)
+        zygote = cls(process, pidfd, ours)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await zygote._ready.wait()
@@ -197,6 +200,15 @@ class _RunningZygote:
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
+        self._reap()
+
+    def _reap(self) -> None:
+        """Leave no zombie, whenever the next job comes. Repeatable."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+            self._process.poll()
 
     def _receive(self) -> None:
         while True:
@@ -258,6 +270,9 @@ class SupervisorHandle:
         try:
             identity = SupervisorIdentity.read(directory)
         except SupervisorUnknown:
+            identity = None
+        if identity is None:
+            # All that was written of it may be lost while it lives.
             identity = SupervisorIdentity.listening(directory)
         if identity is None or not identity.of_this_boot:
             return None

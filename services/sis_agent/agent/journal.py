@@ -11,10 +11,10 @@ for an attempt, durably, before anybody is asked to spawn it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import Final, Self
 
 from services.runtime import faults
+from services.sis_agent.agent import processes
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import IllegalStep, JournalDamaged, JournalUnwritable
 from services.sis_agent.agent.records import sealed, unsealed
@@ -66,11 +67,12 @@ NEXT_STEPS: Final[Mapping[Step | None, frozenset[Step]]] = MappingProxyType(
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Where an attempt stands: its last step, when its first record was made (the site's clock, seconds since
-    1970), and why it was declined."""
+    1970), why it was declined, and the boot id of the machine when a supervisor was asked for."""
 
     step: Step
     received_at: float
     reason: str = ""
+    spawned_in: str = ""
 
 
 class Journal:
@@ -105,11 +107,13 @@ class Journal:
         except FileNotFoundError:
             log.info("there is no journal yet; a new one begins", extra={"path": str(path)})
         except JournalDamaged as error:
-            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            content = path.read_bytes()
+            # The same again by the same name: where a new one cannot be begun, each start comes by here.
+            aside = path.with_name(f"{path.name}.damaged-{hashlib.sha256(content).hexdigest()[:16]}")
             log.error("the journal is set aside and a new one begins: %s", error, extra={"aside": str(aside)})  # noqa: TRY400
             # A copy and not a move: until the new journal is there, the damaged one must be found again.
             try:
-                shutil.copyfile(path, aside)
+                aside.write_bytes(content)
             except OSError:
                 aside.unlink(missing_ok=True)
                 raise
@@ -163,6 +167,8 @@ class Journal:
                 before = entry.step if entry else "nothing"
                 raise IllegalStep(f"attempt {key} cannot become {step} after {before}")
             moved[key] = replace(entry, step=step) if entry else Entry(step, now, reason)
+            if step is Step.SPAWNING:
+                moved[key] = replace(moved[key], spawned_in=processes.boot_id())
         lines = [_line(self.record_number + n, key, entry) for n, (key, entry) in enumerate(moved.items(), 1)]
         faults.point(f"agent.{step.lower()}.journalling")
         self._write(b"".join(lines))
@@ -189,7 +195,9 @@ class Journal:
         self.record_number = number
         for position, record in enumerate(records):
             key = AttemptKey(int(str(record["job"])), int(str(record["attempt"])))
-            entry = Entry(Step(str(record["step"])), float(str(record["at"])), str(record["reason"]))
+            step, reason = Step(str(record["step"])), str(record["reason"])
+            # Older journals do not say in which boot.
+            entry = Entry(step, float(str(record["at"])), reason, str(record.get("boot", "")))
             known = self._entries.get(key)
             if position >= kept:
                 if record["n"] != self.record_number + 1:
@@ -231,6 +239,7 @@ class Journal:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             _write_all(descriptor, content, 0)
+            faults.point("agent.journal.syncing")
             os.fsync(descriptor)
             fresh.rename(self._path)
         except OSError:
@@ -239,6 +248,7 @@ class Journal:
         self.close()
         self._descriptor, self._size = descriptor, len(content)
         sync_directory(self._path.parent)
+        faults.point("agent.journal.synced")
 
 
 def _write_all(descriptor: int, content: bytes, offset: int) -> None:
@@ -256,6 +266,7 @@ def _line(number: int, key: AttemptKey, entry: Entry) -> bytes:
         "attempt": key.number,
         "at": entry.received_at,
         "reason": entry.reason,
+        "boot": entry.spawned_in,
     }
     return sealed(record)
 

@@ -38,7 +38,7 @@ from services.sis_agent.agent.package_cache import PackageCache, is_digest
 from services.sis_agent.agent.shipping import Shipping
 from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
 from services.sis_agent.agent.state_directory import StateDirectory
-from services.sis_agent.agent.supervisor_identity import IDENTITY, SPOOL
+from services.sis_agent.agent.supervisor_identity import SPOOL, was_supervised
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame
 
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 1.0
 """Between tries to write where the disk is full or faulty."""
+TRIES: Final = 30
+"""Where it is faulty; where it is full, for as long as it takes."""
 START_SECONDS: Final = 300.0
 """The start timeout of an assignment that names none."""
 LOOK_SECONDS: Final = 0.05
@@ -96,6 +98,8 @@ class Life:
         self._stopping = asyncio.Event()
         # The stop that the spool says was begun, where an agent itself has to carry it out.
         self._begun: frame.StopKind.ValueType = frame.STOP_KIND_UNSPECIFIED
+        # Whether the spool says that there was a supervisor.
+        self._supervised = False
         self._done = asyncio.Event()
         if self._spawned:
             self._confirmed.set()
@@ -122,8 +126,8 @@ class Life:
 
     @property
     def _spawned(self) -> bool:
-        """Whether a supervisor was asked for; also where there was one, and the journal has lost what it said of it."""
-        return self._step is Step.SPAWNING or (self._directory / IDENTITY).exists()
+        """Whether a supervisor was asked for; also where the journal has lost what it said of that."""
+        return self._step is Step.SPAWNING or self._supervised or was_supervised(self._directory)
 
     def confirm(self) -> None:
         """The acceptance is committed: the attempt may start."""
@@ -158,7 +162,7 @@ class Life:
 
     async def _start(self) -> None:
         """Have the attempt spawned, or end it here."""
-        if self._earlier_end():
+        if self._earlier_end() or self._spawned:
             return
         while True:
             if is_digest(self.assignment.package.digest):
@@ -194,6 +198,7 @@ class Life:
         with SpoolReader(self._directory / SPOOL) as spool:
             for raw in spool.read(0, EARLIER_BYTES):
                 notice = frame.Frame.FromString(raw).notice
+                self._supervised |= notice.HasField("process_started")
                 if notice.HasField("stop_begun"):
                     begun = notice.stop_begun
                     self.stop(dispatch.StopCommand(kind=begun.kind, reason=begun.reason))
@@ -266,19 +271,23 @@ class Life:
 
     async def _follow(self) -> None:
         """Return when the supervisor is gone and the spool has its end, written by it or in its stead."""
+        spawned_in = self._site.journal.entries[self.key].spawned_in
+        tries = 0
         while True:
             handle = SupervisorHandle.adopt(self._directory)
             if handle is not None:
                 with handle:
                     await self._watch(handle)
             try:
-                await asyncio.to_thread(finish_lost, self._directory, self._site.identity_directory)
+                identities = self._site.identity_directory
+                await asyncio.to_thread(finish_lost, self._directory, identities, spawned_in=spawned_in)
             except SpoolBusy:
-                # A supervisor is just coming to life.
+                # A supervisor is just coming to life; or everything by which it could be found is lost.
+                self._site.shipping.look(self.key)
                 await asyncio.sleep(LOOK_SECONDS)
             except OSError as error:
-                self._site.state.failed(error)
-                await asyncio.sleep(RETRY_SECONDS)
+                tries += 1
+                await self._recover(error, tries)
             else:
                 self._site.shipping.look(self.key)
                 return
@@ -321,7 +330,9 @@ class Life:
                 refusals = 0
 
     async def _persist(self, write: Callable[[], None]) -> None:
-        """Write, and try again for as long as it takes: nothing that follows is true before it is written."""
+        """Write, and try again for as long as it takes: nothing that follows is true before it is written. Raises
+        OSError where it is not for want of room, and does not pass."""
+        tries = 0
         while True:
             try:
                 write()
@@ -329,7 +340,15 @@ class Life:
                 log.warning("attempt %s cannot go on while its spool is written by another process", self.key)
                 await asyncio.sleep(RETRY_SECONDS)
             except (OSError, JournalUnwritable) as error:
-                self._site.state.failed(error)
-                await asyncio.sleep(RETRY_SECONDS)
+                tries += 1
+                await self._recover(error, tries)
             else:
                 return
+
+    async def _recover(self, error: OSError | JournalUnwritable, tries: int) -> None:
+        """Return when it is time for another try. What is this attempt's own trouble, and does not pass, is raised."""
+        if not self._site.state.failed(error):
+            log.warning("attempt %s cannot go on: %s", self.key, error)
+            if tries >= TRIES:
+                raise error
+        await asyncio.sleep(RETRY_SECONDS)

@@ -3,11 +3,13 @@
 The supervisor's guardian is the subreaper of those processes, and says when there are none. They are found by their
 descent from it, by their cgroup where there is one, and by what they cannot easily shed: the attempt's name in their
 environment, their id and start time where the supervisor had seen them, the session of one of those, and descent from
-any of these. Where the guardian was killed as well, that is all there is, and finding nothing proves nothing.
+any of these. Where the guardian was killed as well, or nobody can tell any more who it is, that is all there is, and
+finding nothing proves nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -21,7 +23,6 @@ from services.sis_agent.agent import processes, stage
 from services.sis_agent.agent.attempts import AssignmentDamaged, read_assignment
 from services.sis_agent.agent.cgroup_tree import Cgroup
 from services.sis_agent.agent.evidence import Evidence, read_keys
-from services.sis_agent.agent.guardian import MARK
 from services.sis_agent.agent.leases import LeaseUnreadable, leases_of
 from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.process_limit import PidsCgroup
@@ -29,10 +30,18 @@ from services.sis_agent.agent.process_tree import FREEZE_AFTER, frozen, kill_eac
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.recorder import Recorder
 from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
-from services.sis_agent.agent.supervisor_identity import PROCESSES, SPOOL, SupervisorIdentity, SupervisorUnknown
+from services.sis_agent.agent.supervisor_identity import (
+    MARK,
+    PROCESSES,
+    SPOOL,
+    SupervisorIdentity,
+    SupervisorUnknown,
+)
 from services.sis_agent.agent.termination import CONFIRM_SECONDS
 from services.sis_agent.agent.verdict import Verdict
 from sis.queue.v1 import frame_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 _LOCK_SECONDS: Final = 1.0
 _LOCK_PAUSE: Final = 0.01
@@ -42,51 +51,75 @@ _READ_BYTES: Final = 1 << 20
 
 
 def finish_lost(
-    directory: Path, identity_directory: Path | None = None, *, confirm_seconds: float = CONFIRM_SECONDS
+    directory: Path,
+    identity_directory: Path | None = None,
+    *,
+    spawned_in: str = "",
+    confirm_seconds: float = CONFIRM_SECONDS,
 ) -> None:
     """Have the attempt in this directory finished, if its supervisor has not done so itself, and what it has left
     outside removed. Blocks for up to 30 s.
 
     Repeatable, also after it was interrupted. Afterwards no supervisor can start the attempt any more. Its secrets are
     masked in what is found; where they cannot be opened with the keys in `identity_directory`, processes have no names.
+    `spawned_in` is the machine's boot id when a supervisor was asked for, "" where that is not known: where what was
+    written of it has not survived a power cut, nothing else tells of the restart.
 
     Raises:
         SpoolBusy: a supervisor lives; adopt it.
         OSError: the spool cannot be read or written. Repeatable.
     """
     with _open(directory / SPOOL) as writer:
-        try:
-            identity = SupervisorIdentity.read(directory)
-        except SupervisorUnknown:
-            # Nobody can be held to be it, nor can a restart of the machine be told.
-            identity = SupervisorIdentity(0, 0, processes.boot_id(), "")
+        history = _History.read(directory / SPOOL) if writer.finished is None else _History()
+        identity = _supervisor(directory, history, spawned_in)
         if writer.finished is None:
             if identity is not None and identity.process() is not None:
                 raise SpoolBusy("the supervisor of this attempt lives")
-            _finish(directory, writer, identity, _masker(directory, identity_directory), confirm_seconds)
-        # Last: what was still running could have made it anew.
-        if identity is not None and identity.attempt:
-            stage.remove_leftovers(identity.attempt, directory)
-        if identity is not None and identity.pids_cgroup:
-            PidsCgroup(Path(identity.pids_cgroup)).remove()
+            _finish(directory, writer, history, identity, _masker(directory, identity_directory), confirm_seconds)
+        if identity is not None:
+            _clear(directory, identity)
+
+
+def _supervisor(directory: Path, history: _History, spawned_in: str) -> SupervisorIdentity | None:
+    """The supervisor that the attempt had; None where it had none. Raises OSError."""
+    try:
+        identity = SupervisorIdentity.read(directory)
+    except SupervisorUnknown as error:
+        log.warning("%s, and what it may have left outside of that directory cannot be found", error)
+    else:
+        # Its record is written before the first frame, but reaches the disk when the kernel pleases.
+        if identity is not None or not (history.started or spawned_in not in ("", processes.boot_id())):
+            return identity
+    # Nobody can be held to be it, and that the machine has restarted since, only the journal can tell.
+    return SupervisorIdentity(0, 0, spawned_in or processes.boot_id(), "")
+
+
+def _clear(directory: Path, identity: SupervisorIdentity) -> None:
+    """Remove what the attempt has left outside of its directory. Last: what still ran could have made it anew."""
+    if identity.attempt:
+        stage.remove_leftovers(identity.attempt, directory)
+    if identity.cgroup:
+        Cgroup(Path(identity.cgroup)).remove()
+    if identity.pids_cgroup:
+        PidsCgroup(Path(identity.pids_cgroup)).remove()
 
 
 def _masker(directory: Path, identity_directory: Path | None) -> Masker | None:
     """For the secrets of the attempt; None where they are not known."""
     try:
         return Masker(leases_of(read_assignment(directory), identity_directory).secrets())
-    except (AssignmentDamaged, LeaseUnreadable):
+    except (AssignmentDamaged, LeaseUnreadable, OSError):
         return None
 
 
 def _finish(
     directory: Path,
     writer: SpoolWriter,
+    history: _History,
     identity: SupervisorIdentity | None,
     masker: Masker | None,
     confirm_seconds: float,
 ) -> None:
-    history = _History.read(directory / SPOOL)
     recorder = Recorder(writer, masker or Masker())
     evidence = Evidence.resume(recorder, directory / PROCESSES, _notices(directory / SPOOL))
     try:
@@ -103,12 +136,11 @@ def _finish(
         faults.point("agent.lost.writing")
         recorder.notice(verdict.severity, verdict.text, finished)
         recorder.sync()
-        if recorder.blocked:
-            raise OSError("the spool cannot be written")
+        if recorder.trouble is not None:
+            raise recorder.trouble
         faults.point("agent.lost.written")
     finally:
         evidence.close()
-        remains.close()
 
 
 class Remains:
@@ -184,11 +216,6 @@ class Remains:
         if guardian is not None and guardian.stopped:
             processes.send_signal(guardian, signal.SIGCONT)
 
-    def close(self) -> None:
-        """Remove the cgroup as far as it is empty. Repeatable."""
-        if self._cgroup is not None:
-            self._cgroup.remove()
-
     def _was_seen(self, process: ProcessInfo) -> bool:
         return self._seen.get(process.pid) == process.start_ticks
 
@@ -205,6 +232,8 @@ class Remains:
 class _History:
     """What the spool says of the attempt's end so far."""
 
+    started: bool = False
+    """Whether there was a supervisor: the first thing that it writes is who it is."""
     cause: pb.StopKind.ValueType | None = None
     """The first stop that was begun before the payload had ended."""
     ended: bool = False
@@ -215,7 +244,9 @@ class _History:
         history = cls()
         for notice in _notices(spool):
             fact = notice.WhichOneof("fact")
-            if fact == "stop_begun" and not history.ended and history.cause is None:
+            if fact == "process_started":
+                history.started = True
+            elif fact == "stop_begun" and not history.ended and history.cause is None:
                 history.cause = notice.stop_begun.kind
             elif fact == "payload_ended":
                 history.ended = True

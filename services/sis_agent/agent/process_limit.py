@@ -21,7 +21,8 @@ PROCESS_LIMIT: Final = 4_096
 """Where nobody says otherwise."""
 _LAG_SECONDS: Final = 1.0
 _OWN: Final = 2
-"""The supervisor and the run-as executor share the payload's controller of v1."""
+"""Beside the payload, the run-as executor may be in its cgroup, and in one of v1 the supervisor is. Where they are not,
+the payload may have as many more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class PidsCgroup:
 
     @property
     def refusals(self) -> int:
-        """How often a fork was refused at the limit."""
+        """How often a fork was refused in it: at its own limit, or at that of one above it."""
         try:
             lines = (self.directory / "pids.events").read_bytes().splitlines()
         except OSError:
@@ -107,8 +108,9 @@ class ProcessLimit:
     def reached(self, uid: int) -> str:
         """What is to be said once the payload of this account was, or is, at its limit; "" before."""
         if self._cgroup is not None:
-            said = f"has reached its limit of {self._limit:,} processes" if self._cgroup.refusals else ""
-        elif (limit := self.of_account(uid)) and processes.threads_of(uid) >= limit:
+            limits = f"its limit of {self._limit:,} processes, or that of a cgroup above its own"
+            said = f"has reached {limits}" if self._cgroup.refusals else ""
+        elif (limit := self.of_account(uid)) and processes.has_threads(uid, limit):
             said = f"runs as {processes.account_name(uid)}, which has reached the limit of {limit:,} processes"
         else:
             said = ""

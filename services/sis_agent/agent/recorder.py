@@ -37,6 +37,8 @@ class Recorder:
         self._backlog: deque[_Chunk | _Notice] = deque()
         self._sync_wanted = False
         self._retry_at = 0.0
+        self.trouble: OSError | None = None
+        """Why the spool could not be written; None where it could."""
 
     @property
     def blocked(self) -> bool:
@@ -113,5 +115,7 @@ class Recorder:
             if self._sync_wanted:
                 self._writer.sync()
                 self._sync_wanted = False
+            self.trouble = None
         except OSError as error:
+            self.trouble = error
             print(f"the spool cannot be written: {error}; trying again each second", file=sys.stderr, flush=True)

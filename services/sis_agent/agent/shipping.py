@@ -50,6 +50,9 @@ class _Lane:
     refused: bool = False
     # Whether the spool was seen to reach as far as the server's log does.
     verified: bool = False
+    # How often the end of the spool was cut off, for damage, and how much was sent that is gone since.
+    cuts: int = 0
+    gone: int = 0
     # Whether it was said that the spool is damaged.
     stuck: bool = False
     # A thread is reading the spool.
@@ -73,7 +76,7 @@ class _Load:
     frames: list[bytes] = field(default_factory=list)
     # There is no room for what comes next.
     full: bool = False
-    # The server has frames that the spool has not.
+    # The server has frames that the spool has not, or has not any more.
     behind: bool = False
     failed: bool = False
 
@@ -104,6 +107,7 @@ class Shipping:
         for lane in self._lanes.values():
             lane.sent = None
             lane.refused = lane.verified = False
+            lane.gone = 0
             lane.under_way.clear()
             _rise(lane)
 
@@ -272,6 +276,7 @@ class Shipping:
         if lane.refused and not lane.under_way:
             lane.refused = False
             lane.sent = lane.acknowledged
+            lane.gone = min(lane.gone, lane.sent)
             delay, lane.delay = lane.delay, 0.0
             self._rest(key, lane, delay)
 
@@ -305,6 +310,8 @@ def _read(loads: list[_Load], room: int, may_exceed: bool) -> None:
         try:
             frames = reader.read(load.after, min(room, LANE_BYTES)) if room > 0 else []
             size = sum(map(len, frames))
+            if reader.cuts != load.lane.cuts:
+                load.lane.cuts, load.lane.gone = reader.cuts, load.after
             if room <= 0 or (size > room and not may_exceed):
                 load.full = True
                 continue
@@ -315,8 +322,8 @@ def _read(loads: list[_Load], room: int, may_exceed: bool) -> None:
                 load.frames = frames
                 room -= size
                 may_exceed = False
-            elif not load.lane.verified:
-                load.behind = reader.last_sequence < load.after
+            elif not load.lane.verified or load.lane.gone:
+                load.behind = _behind(load)
             if not frames and not load.lane.stuck and reader.stuck:
                 load.lane.stuck = True
                 log.error("the spool of attempt %s is damaged; what follows cannot be reported", load.key)
@@ -324,3 +331,13 @@ def _read(loads: list[_Load], room: int, may_exceed: bool) -> None:
         except OSError:
             log.exception("the spool of attempt %s cannot be read or made durable", load.key)
             load.failed = True
+
+
+def _behind(load: _Load) -> bool:
+    """Whether the server has more of the log, or something else in the place of its end: it seals a log that it has the
+    end of, and asks for nothing more."""
+    reader, lane = load.lane.reader, load.lane
+    last = reader.last_sequence
+    if lane.verified:
+        return reader.finished is not None and last <= lane.gone
+    return last < load.after or (reader.finished is not None and last == load.after > 0)

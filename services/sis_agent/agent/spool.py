@@ -3,8 +3,9 @@
 It consists of the frames of `frame_file`. A frame is cut once and never changed. The running digest is
 h = SHA-256(h || bytes of the frame), from 32 zero bytes on. The file is locked while it is open for writing, so the
 lock says whether a writer lives, whatever the process table says; a writer that died in the middle of a frame leaves a
-torn one, which the next writer cuts off. More than that is damage: it is cut off as well, the log says so, and its last
-frame has no digest, so that nobody takes it for complete. An empty file beside it, `.damaged`, tells later writers.
+torn one, which the next writer cuts off, as it does with whatever lies behind the last frame. More than that is damage:
+it is cut off as well, the log says so, and its last frame has no digest, so that nobody takes it for complete. An empty
+file beside it, `.damaged`, tells later writers.
 """
 
 from __future__ import annotations
@@ -195,7 +196,8 @@ class SpoolWriter:
 class SpoolReader:
     """Reads whole frames of a spool, also while it is written. Cheap to call again: it goes on where it was.
 
-    A frame that is not whole yet is as if it were not there. For one thread at a time.
+    A frame that is not whole yet is as if it were not there. One that was read can be gone: where a writer has found
+    damage before it, and cut all off from there on, the spool is read anew. For one thread at a time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -204,6 +206,10 @@ class SpoolReader:
         # The offsets of frames 1, 65, 129 …, so that going back is not reading everything again.
         self._index = array.array("Q")
         self._sequence = 0
+        # The last frame that was read: its sequence, its offset and its header.
+        self._furthest = (0, 0, b"")
+        self.cuts = 0
+        """How often it was noticed that frames which had been read are gone."""
         self.finished: pb.Finished | None = None
         """The last frame's fact, once that frame was read."""
 
@@ -223,7 +229,10 @@ class SpoolReader:
         self._seek(after_sequence)
         frames: list[bytes] = []
         total = 0
+        cuts = self.cuts
         while raw := self._advance():
+            if self.cuts != cuts:
+                frames, total, cuts = [], 0, self.cuts
             if self._sequence <= after_sequence:
                 continue
             total += len(raw)
@@ -231,7 +240,7 @@ class SpoolReader:
                 self._seek(self._sequence - 1)
                 break
             frames.append(raw)
-        return frames
+        return frames if self.cuts == cuts else []
 
     @property
     def stuck(self) -> bool:
@@ -258,7 +267,7 @@ class SpoolReader:
     def _seek(self, sequence: int) -> None:
         """Go to where the frame after the sequence begins, or before it."""
         entry = min(sequence // _INDEX_STRIDE, len(self._index) - 1)
-        if self._frames is None or entry < 0 or sequence == self._sequence:
+        if self._frames is None or entry < 0 or sequence == self._sequence or self._cut():
             return
         if sequence < self._sequence or entry * _INDEX_STRIDE > self._sequence:
             self._sequence = entry * _INDEX_STRIDE
@@ -274,18 +283,31 @@ class SpoolReader:
             self._sequence = 0
         offset = self._frames.offset
         found = self._frames.next()
-        if found is None:
-            return None
-        raw, frame = found
-        if frame.sequence != self._sequence + 1:
+        if found is None or found[1].sequence != self._sequence + 1:
             self._frames.offset = offset
-            return None
+            return self._advance() if self._cut() else None
+        raw, frame = found
         if self._sequence % _INDEX_STRIDE == 0 and self._sequence // _INDEX_STRIDE == len(self._index):
             self._index.append(offset)
         self._sequence += 1
+        if self._sequence > self._furthest[0]:
+            self._furthest = (self._sequence, offset, self._frames.header)
         if frame.notice.WhichOneof("fact") == "finished":
             self.finished = frame.notice.finished
         return raw
+
+    def _cut(self) -> bool:
+        """Whether what was read is no longer there; then nothing is taken for read."""
+        sequence, offset, header = self._furthest
+        if self._frames is None or not sequence or self._frames.has(header, offset):
+            return False
+        self._frames.rewind()
+        del self._index[:]
+        self._sequence = 0
+        self._furthest = (0, 0, b"")
+        self.finished = None
+        self.cuts += 1
+        return True
 
 
 def clean_text(text: str) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from pathlib import Path
 from typing import Final
 
+from services.sis_agent.agent.errors import JournalUnwritable
+
 log = logging.getLogger(__name__)
 
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ROOM_BYTES: Final = 256 << 10
 """To take a job needs less."""
 _TRIAL: Final = ".room"
@@ -28,11 +32,15 @@ class StateDirectory:
         """Whether it could not be written when that was tried last."""
         return bool(self._trouble)
 
-    def failed(self, error: Exception) -> None:
-        """Something in it could not be written."""
+    def failed(self, error: JournalUnwritable | OSError) -> bool:
+        """Something in it could not be written. Whether that is the trouble of all: else of what was to be written
+        alone, which is not mended by waiting for room."""
+        if isinstance(error, OSError) and error.errno not in _UNWRITABLE:
+            return False
         if not self._trouble:
             log.error("%s: this agent takes no jobs until %s can be written; what runs goes on", error, self._path)
         self._trouble = str(error)
+        return True
 
     def look(self) -> None:
         """Find out whether it can be written again, where it could not."""

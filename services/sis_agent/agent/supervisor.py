@@ -1,7 +1,7 @@
 """The supervisor: one process for each attempt, which starts the payload, keeps everything that it says, ends it when
 asked to, and proves that nothing of it is left.
 
-It is forked by the zygote, has a session of its own and lives on when agent and zygote die. One loop over descriptors
+It is forked by its guardian, has a session of its own and lives on when agent and zygote die. One loop over descriptors
 and deadlines does everything, so that nothing keeps a stop waiting.
 """
 

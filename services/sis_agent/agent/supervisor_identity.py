@@ -1,15 +1,18 @@
 """What lies in the directory of an attempt beside its assignment, and who supervises it.
 
     spool                  the log; locked while its writer lives
+    spool.damaged          says that frames of it are lost
+    orphaned               says that the agent does not report the attempt any more
     supervisor.json        which process supervises the attempt; written once, before the payload is started
-    guarded                the mark of its guardian
+    guarded                the mark of its guardian, which says the same
+    guarded.emptied        what becomes of that when nothing of the attempt is left
     processes              a record of each process of the job that was seen
     control                the supervisor's socket
     work/                  where a payload of the agent's own account starts
     private/               what `private_directory` keeps, where there is no file system in memory
     supervisor.log         the supervisor's own faults
 
-All but the assignment is the supervisor's.
+What is named from supervisor.json on is the supervisor's; the log is so while it lives.
 """
 
 from __future__ import annotations
@@ -28,11 +31,20 @@ from services.sis_agent.agent.records import checksum
 
 SPOOL: Final = "spool"
 IDENTITY: Final = "supervisor.json"
+MARK: Final = "guarded"
+EMPTIED: Final = "guarded.emptied"
 PROCESSES: Final = "processes"
 CONTROL: Final = "control"
 WORK: Final = "work"
 LOG: Final = "supervisor.log"
+_TRACES: Final = (IDENTITY, MARK, EMPTIED, PROCESSES, CONTROL, WORK, LOG)
 _CREDENTIALS: Final = struct.Struct("3i")
+
+
+def was_supervised(directory: Path) -> bool:
+    """Whether anything in the directory shows that a supervisor was asked for, whatever else says that none was: then
+    none may be asked for again."""
+    return any(os.path.lexists(directory / name) for name in _TRACES)
 
 
 class AlreadyStarted(Exception):
@@ -66,19 +78,32 @@ class SupervisorIdentity:
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
-        """Whoever supervises the attempt or did so; None when nobody has begun to.
+        """Whoever supervises the attempt or did so, as the mark of its guardian says where the record is gone or
+        damaged. None without any of it: nobody has begun to, or all of it is lost.
 
         Raises:
-            SupervisorUnknown: it is there, and is not what was written.
-            OSError: it is there and cannot be read.
+            SupervisorUnknown: something is there, and is not what was written.
+            OSError: something is there and cannot be read.
         """
-        path = directory / IDENTITY
+        unread: SupervisorUnknown | OSError | None = None
+        # The mark before what becomes of it: one of them is found, whenever that happens.
+        for name in (IDENTITY, MARK, EMPTIED):
+            try:
+                return cls._written(directory / name)
+            except FileNotFoundError:
+                continue
+            except (SupervisorUnknown, OSError) as error:
+                unread = unread or error
+        if unread is not None:
+            raise unread
+        return None
+
+    @classmethod
+    def _written(cls, path: Path) -> Self:
         try:
             values = json.loads(path.read_bytes())
             if values.pop("checksum") == checksum(values):
                 return cls(**values)
-        except FileNotFoundError:
-            return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SupervisorUnknown(path) from error
         raise SupervisorUnknown(path)
@@ -86,8 +111,11 @@ class SupervisorIdentity:
     @classmethod
     def listening(cls, directory: Path) -> Self | None:
         """Whoever listens on the attempt's control socket, as far as that tells: for where what is written of the
-        supervisor is damaged."""
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        supervisor is damaged, or gone."""
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return None
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
                 client.setblocking(False)
@@ -110,8 +138,7 @@ class SupervisorIdentity:
             OSError: the file cannot be written.
         """
         new = directory / f"{IDENTITY}.new"
-        values = asdict(self)
-        new.write_text(json.dumps({**values, "checksum": checksum(values)}), encoding="utf-8")
+        new.write_bytes(self._content())
         try:
             os.link(new, directory / IDENTITY)
         except FileExistsError:
@@ -119,6 +146,15 @@ class SupervisorIdentity:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 new.unlink()
+
+    def mark(self, directory: Path) -> None:
+        """Write the same into the mark of its guardian. Once, for whoever has claimed the attempt. Raises OSError."""
+        with (directory / MARK).open("xb") as file:
+            file.write(self._content())
+
+    def _content(self) -> bytes:
+        values = asdict(self)
+        return json.dumps({**values, "checksum": checksum(values)}).encode()
 
     @property
     def of_this_boot(self) -> bool:

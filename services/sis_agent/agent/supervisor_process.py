@@ -1,4 +1,4 @@
-"""How a fresh fork of the zygote becomes the supervisor of an attempt, the only one that it will ever have."""
+"""How the child of a guardian becomes the supervisor of an attempt, the only one that it will ever have."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def supervise(
         try:
             identity = _identity(attempt, tree, guarded)
             identity.write(directory)
-            guarded.mark(directory)
+            guarded.mark(directory, identity)
             leases, masker = _open(assignment, means.identity_directory)
             faults.point("supervisor.opened")
             limit = ProcessLimit.of(means.process_limit, tree.directory, guarded.pids_cgroup)

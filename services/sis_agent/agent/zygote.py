@@ -8,7 +8,7 @@ sequenced packets, one JSON object each:
     supervisor:  {"id": 1, "error": "..."}            it cannot begin; nothing was started
     supervisor:  {"id": 1, "refused": "..."}          the attempt has, or had, another one
     zygote:      {"id": 1, "error": "..."}            no process could be made; nothing was started
-    zygote:      {"id": 1, "exited": true}            it has ended; whether it had started anything, its files say
+    zygote:      {"id": 1, "exited": true}            its guardian has ended; whether it had begun, its files say
 
 The zygote ends with the agent; its supervisors do not.
 """
@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from setproctitle import setproctitle
 
 from services.runtime import faults, sealing
+from services.runtime.backoff import Backoff
 from services.runtime.sealing import LeaseBinding
 from services.sis_agent.agent import cgroup_mounts, cgroup_tree, guardian, private_directory, supervisor_process
 from services.sis_agent.agent.attempts import AssignmentDamaged
@@ -49,6 +51,9 @@ from sis.packages.manifest import InvalidManifest, Manifest
 MAX_MESSAGE_BYTES: Final = 64 << 10
 _MANIFESTS_KEPT: Final = 64
 _IDLE_SECONDS: Final = 0.01
+_REST_SECONDS: Final = (1.0, 30.0)
+"""From the first to the last delay before another spare is made, while none comes to be used: the machine may be at its
+limit of processes."""
 _MAX_ORDER_BYTES: Final = 1 << 20
 
 
@@ -96,6 +101,8 @@ class Zygote:
         self._means = means
         self._requests: dict[int, int] = {}
         self._spare: _Spare | None = None
+        self._rest = Backoff(*_REST_SECONDS)
+        self._rest_until = 0.0
         self._manifests: OrderedDict[Path, Manifest] = OrderedDict()
 
     def serve(self) -> None:
@@ -108,7 +115,7 @@ class Zygote:
         self._send({"ready": True})
         connection = self._connection.fileno()
         while True:
-            ready, _, _ = select.select([connection, wakeup], [], [], _IDLE_SECONDS if self._spare is None else None)
+            ready, _, _ = select.select([connection, wakeup], [], [], self._idle())
             if not ready:
                 self._make_spare()
             if wakeup in ready:
@@ -116,6 +123,10 @@ class Zygote:
                 self._reap()
             if connection in ready and not self._receive():
                 return
+
+    def _idle(self) -> float | None:
+        """For how many seconds nothing must be asked for before a spare is made; None where there is one."""
+        return max(_IDLE_SECONDS, self._rest_until - time.monotonic()) if self._spare is None else None
 
     def _receive(self) -> bool:
         """Take one request. False when the agent is gone."""
@@ -133,6 +144,7 @@ class Zygote:
         spare, self._spare = self._spare, None
         if spare is not None and spare.take(order, self._connection):
             self._requests[spare.pid] = order.number
+            self._rest.reset()
             faults.point("zygote.handed")
             return True
         try:
@@ -168,6 +180,7 @@ class Zygote:
             except OSError:
                 # Whoever asks next is told.
                 ours.close()
+                self._rest_a_while()
                 return
             if pid == 0:
                 self._become_supervisor(theirs)
@@ -237,8 +250,13 @@ class Zygote:
                     # What is still dying below it could take an order, and nobody would say that it came to nothing.
                     self._spare.close()
                     self._spare = None
+                    self._rest_a_while()
                 if (request := self._requests.pop(ended[0], None)) is not None:
                     self._send({"id": request, "exited": True})
+
+    def _rest_a_while(self) -> None:
+        """Make no spare for now: what has failed would fail again at once."""
+        self._rest_until = time.monotonic() + self._rest.next_delay()
 
     def _send(self, message: dict[str, Any]) -> None:
         # An agent that is gone, or does not read, finds its supervisors by their files.

@@ -161,7 +161,7 @@ class Chains:
         Raises:
             Unavailable, DeadlineExceeded: the registry does not answer, and nothing was done.
         """
-        async with self._database.begin() as connection:
+        async with self._database.begin("hub.quarantine") as connection:
             await store.lock_chains(connection, agent)
             if await store.find_chain(connection, agent, key_sha256) is None:
                 # It has not connected yet, so nobody here knows when it was certified, but that it is the newest.

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.runtime import joining
 from services.runtime.database import Database
-from services.runtime.dependencies import CREDENTIALS, QUEUE, Dependency
+from services.runtime.dependencies import CREDENTIALS, QUEUE, Dependency, Trouble
 from services.runtime.identity import Identity
 from services.runtime.process import start
 from services.runtime.schema import newest_revision
@@ -163,12 +163,15 @@ class Hub:
             self._streams.run,
             self._presence.run,
         )
-        # Without queue and registry no agent can be welcomed here.
+        # Without queue and registry, and what the registry says of revocations, no agent can be welcomed here.
         self.dependencies = (
             Dependency(QUEUE, "the queue", self._watch.trouble, grace=GRACE_SECONDS),
-            replace(self._database.dependency, grace=GRACE_SECONDS),
+            replace(self._database.dependency, look=self._registry_trouble, grace=GRACE_SECONDS),
             Dependency(CREDENTIALS, "the credential service", self._revocations.trouble, needed=False),
         )
+
+    async def _registry_trouble(self) -> Trouble | None:
+        return await self._database.trouble() or await self._revocations.unread()
 
     def agent_endpoints(self) -> tuple[str, ...]:
         """Where agents connect; an empty host is the one at which they enrolled."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 
 from services.runtime.backoff import Backoff
@@ -25,6 +25,9 @@ from services.sis_agent.hub.store import Revocation
 KEPT_AFTER = timedelta(days=1)
 """For so long a revocation is remembered after its certificate has expired: no clock is that wrong."""
 
+# Reading them takes less, if nothing is wrong.
+_LOAD_SECONDS = 1.0
+
 _log = logging.getLogger("revocations")
 
 
@@ -36,8 +39,8 @@ class Revocations:
         self._database = database
         self._sessions = sessions
         self._known: dict[str, Revocation] = {}
-        self.loaded = False
-        """Whether what was known before is known again."""
+        self._loaded = asyncio.Event()
+        """What was known before is known again."""
         self._trouble: Trouble | None = Trouble("NO_ANSWER", "it has not answered yet")
         self._unwritten: dict[str, Revocation] = {}
         self._news = asyncio.Event()
@@ -49,22 +52,22 @@ class Revocations:
             AgentRevoked: it may not.
             Starting: what is known has not been read yet.
         """
-        if not self.loaded:
+        if not self._loaded.is_set():
             raise Starting
         if certificate.serial in self._known:
             raise AgentRevoked(agent)
 
     async def run(self) -> None:
         """Learn of revocations, for ever."""
-        await self._load()
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._load())
             group.create_task(self._watch())
             group.create_task(self._write())
 
     async def _load(self) -> None:
         backoff = Backoff(initial=0.1, maximum=5.0)
         complaints = Complaints(_log, "the revocations cannot be read")
-        while not self.loaded:
+        while not self._loaded.is_set():
             try:
                 async with self._database.begin() as connection:
                     found = await store.revocations(connection, _oldest())
@@ -74,7 +77,7 @@ class Revocations:
             else:
                 complaints.over()
                 self._take(found)
-                self.loaded = True
+                self._loaded.set()
 
     async def _watch(self) -> None:
         backoff = Backoff(initial=0.1, maximum=5.0)
@@ -91,7 +94,6 @@ class Revocations:
                         self._unwritten |= {each.serial: each for each in found}
                         self._news.set()
                 _log.info("the credential service has ended the watch for revocations")
-                self._trouble = Trouble("RESTARTING", "it has ended the connection")
             except SisError as error:
                 complaints.note(error)
                 self._trouble = of_peer(error)
@@ -129,6 +131,13 @@ class Revocations:
             else:
                 backoff.reset()
                 complaints.over()
+
+    async def unread(self) -> Trouble | None:
+        """Why no agent can be let in yet, after a second in which it might be over; None once one can."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOAD_SECONDS):
+                await self._loaded.wait()
+        return None if self._loaded.is_set() else Trouble("STARTING", "who was revoked is not read yet")
 
     async def trouble(self) -> Trouble | None:
         """Why the credential service does not answer; None while it does."""

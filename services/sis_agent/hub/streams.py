@@ -187,7 +187,9 @@ class Streams:
 
     async def _tell(self, session: Session) -> None:
         try:
+            faults.point("hub.session.closing")
             await self._connection.close_session(session.reference)
+            faults.point("hub.session.closed")
         except SisError as error:
             _log.warning("the queue was not told that agent %s is gone: %s", session.agent, error.message)
 

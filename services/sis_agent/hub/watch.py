@@ -51,7 +51,6 @@ class Watch:
             try:
                 await self._follow(backoff)
                 _log.info("the queue has ended the watch")
-                self._trouble = Trouble("RESTARTING", "it has ended the connection")
             except SisError as error:
                 self._complaints.note(error)
                 self._trouble = of_peer(error)

@@ -92,7 +92,7 @@ async def test_a_fork_bomb_of_another_account(
         BOMB, command=["/usr/bin/python3", "-c", "{param.script}"], **as_account(identity, bob)
     )
     await bombed(limited, attempt)
-    assert processes.threads_of(bob.pw_uid) == 0
+    assert not processes.has_threads(bob.pw_uid, 1)
 
 
 @pytest.mark.root
@@ -142,7 +142,7 @@ async def test_an_account_that_kills_all_that_it_can(
     assert finished.outcome == pb.OUTCOME_SUCCEEDED
     assert attempt.output() == b"alone\nrefused\n"
     assert finished.evidence.tree_empty
-    assert processes.threads_of(bob.pw_uid) == 0
+    assert not processes.has_threads(bob.pw_uid, 1)
 
 
 async def test_a_swarm_that_stops_itself_again_and_again_is_ended(attempts: Attempts) -> None:
@@ -213,7 +213,8 @@ def test_a_limit_is_held_by_whatever_can_hold_it(tmp_path: Path) -> None:
     assert limit.of_account(1000) == 0
     assert limit.reached(1000) == ""
     (tmp_path / "pids.events").write_text("max 3\n")
-    assert limit.reached(1000).startswith("The payload has reached its limit of 100 processes; it can start no more")
+    said = "The payload has reached its limit of 100 processes, or that of a cgroup above its own; it can start no more"
+    assert limit.reached(1000).startswith(said)
     # Without the controller, the account is counted; root cannot be.
     (tmp_path / "pids.max").unlink()
     (tmp_path / "pids.max").mkdir()
@@ -221,3 +222,15 @@ def test_a_limit_is_held_by_whatever_can_hold_it(tmp_path: Path) -> None:
     assert (limit.of_account(1000), limit.of_account(0)) == (100, 0)
     assert ProcessLimit.of(0, "", None).of_account(1000) == 0
     assert PidsCgroup(tmp_path / "gone").refusals == 0
+
+
+def test_an_account_is_counted_only_on_a_machine_that_runs_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = os.geteuid()
+    assert processes.has_threads(own, 1)
+    several = [process for process in processes.read_all() if process.pid == os.getpid()] * 3
+    monkeypatch.setattr(processes, "read_all", lambda: several)
+    threads = sum(process.threads for process in several)
+    assert processes.has_threads(own, threads)
+    assert not processes.has_threads(own + 1, threads)
+    monkeypatch.setattr("builtins.open", pytest.fail)
+    assert not processes.has_threads(own, threads + 1)

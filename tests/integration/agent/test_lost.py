@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from services.sis_agent.agent import processes
-from services.sis_agent.agent.guardian import MARK
+from services.sis_agent.agent.attempts import ASSIGNMENT
 from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHandle
 from services.sis_agent.agent.lost import finish_lost
 from services.sis_agent.agent.records import sealed
-from services.sis_agent.agent.supervisor_identity import IDENTITY, SupervisorIdentity
+from services.sis_agent.agent.supervisor_identity import EMPTIED, IDENTITY, MARK, PROCESSES, SupervisorIdentity
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import PYTHON, Attempt, Attempts, alive_with, eventually, is_alive
+from tests.support.fault_points import FaultPoints
 
 DEAF = "trap '' TERM; (trap '' TERM; sleep 60) & echo ready; sleep 60"
 
@@ -32,8 +33,8 @@ async def kill_supervisor(attempt: Attempt) -> None:
     assert SupervisorHandle.adopt(attempt.directory) is None
 
 
-async def finish(attempt: Attempt) -> pb.Finished:
-    await asyncio.to_thread(finish_lost, attempt.directory)
+async def finish(attempt: Attempt, spawned_in: str = "") -> pb.Finished:
+    await asyncio.to_thread(finish_lost, attempt.directory, spawned_in=spawned_in)
     return attempt.finished()
 
 
@@ -277,38 +278,159 @@ async def test_a_second_order_proves_nothing_of_the_first(attempts_anyhow: Attem
     assert (await finish(attempt)).evidence.tree_empty
 
 
+DAMAGE = {
+    "gone": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "changed": lambda path: path.write_bytes(path.read_bytes().replace(processes.boot_id().encode(), b"0" * 36)),
+}
+
+
 @contextlib.contextmanager
-def damaged_record(attempt: Attempt, old: bytes, new: bytes) -> Iterator[None]:
-    """What is written of its supervisor is something else for a while."""
-    record = attempt.directory / IDENTITY
-    whole = record.read_bytes()
-    record.write_bytes(whole.replace(old, new, 1))
+def lost_files(attempt: Attempt, damage: str, *names: str) -> Iterator[None]:
+    """Of what is written of its supervisor, these files are not what they were, until the end."""
+    whole = {name: (attempt.directory / name).read_bytes() for name in names}
+    for name in names:
+        DAMAGE[damage](attempt.directory / name)
     yield
-    record.write_bytes(whole)
+    for name, content in whole.items():
+        (attempt.directory / name).write_bytes(content)
 
 
-async def test_a_supervisor_whose_record_is_damaged_is_followed_and_stopped(attempts_anyhow: Attempts) -> None:
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("names", [(IDENTITY,), (IDENTITY, MARK)], ids=["record", "record and mark"])
+async def test_a_supervisor_whose_record_is_lost_is_followed_and_stopped(
+    attempts_anyhow: Attempts, damage: str, names: tuple[str, ...]
+) -> None:
     attempt = await attempts_anyhow.start(DEAF)
     await attempt.until_output(b"ready")
-    with damaged_record(attempt, b"pid", b"pit"), attempt.handle() as handle:
+    with lost_files(attempt, damage, *names), attempt.handle() as handle:
         await handle.stop(StopKind.ABORT, "enough")
         await handle.wait_gone()
     assert attempt.finished().outcome == pb.OUTCOME_STOPPED
     assert attempt.finished().evidence.tree_empty
 
 
-async def test_a_lost_supervisor_whose_record_is_damaged_proves_nothing(attempts_anyhow: Attempts) -> None:
-    """Above all not that the machine has restarted since."""
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_what_a_lost_supervisor_has_left_is_found_and_proven_though_its_record_is_lost(
+    attempts: Attempts, tmp_path: Path, damage: str
+) -> None:
+    mark = f"lost-record-{os.getpid()}-{id(attempts)}"
+    attempt = await shed(attempts, tmp_path, mark)
+    with lost_files(attempt, damage, IDENTITY):
+        finished = await finish(attempt)
+    assert finished.evidence.method in ("cgroup", "guardian")
+    assert finished.evidence.tree_empty
+    assert len(finished.evidence.processes) >= 2
+    assert alive_with(mark) == []
+
+
+async def test_what_a_lost_supervisor_has_left_in_memory_is_removed_though_its_record_is_lost(
+    attempts_anyhow: Attempts,
+) -> None:
+    attempt = await attempts_anyhow.start('dirname "$SIS_OUTPUT"; exec sleep 60')
+    await attempt.until_output(b"\n")
+    left = Path(os.fsdecode(attempt.output()).strip())
+    await kill_supervisor(attempt)
+    assert left.exists()
+    await eventually(lambda: not (attempt.directory / MARK).exists())
+    with lost_files(attempt, "empty", IDENTITY):
+        finished = await finish(attempt)
+    assert not left.exists()
+    assert finished.evidence.tree_empty, "its guardian saw its end"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_lost_supervisor_of_whom_nothing_is_known_proves_nothing(
+    attempts_anyhow: Attempts, damage: str
+) -> None:
+    """Above all not that the machine has restarted since, nor that there was none."""
     attempt = await attempts_anyhow.start(DEAF)
     await attempt.until_output(b"ready")
     guardian = guardian_of(attempt)
     await kill_supervisor(attempt)
-    with damaged_record(attempt, processes.boot_id().encode(), b"0" * 36):
-        finished = await finish(attempt)
+    with lost_files(attempt, damage, IDENTITY, MARK):
+        finished = await finish(attempt, processes.boot_id())
+    assert (finished.outcome, finished.failure_reason) == (pb.OUTCOME_FAILED, "SUPERVISOR_LOST")
     assert finished.evidence.method == "environment"
     assert not finished.evidence.tree_empty
+    assert "was started" not in attempt.text()
     for process in processes.descendants(processes.read_all(), [guardian.pid]):
         processes.send_signal(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+async def test_a_power_cut_that_has_taken_what_was_written_of_a_fresh_supervisor_is_a_proof_all_the_same(
+    attempts_anyhow: Attempts, damage: str
+) -> None:
+    """The journal knows in which life of the machine it was asked for. A stop that was begun counts, too."""
+    attempt = await attempts_anyhow.start("trap '' TERM; echo ready; sleep 60", grace=60)
+    await attempt.until_output(b"ready")
+    with attempt.handle() as handle:
+        await handle.stop(StopKind.CANCEL, "enough")
+    guardian = guardian_of(attempt)
+    await kill_supervisor(attempt)
+    for process in processes.descendants(processes.read_all(), [guardian.pid]):
+        processes.send_signal(process, signal.SIGKILL)
+    await eventually((attempt.directory / EMPTIED).exists)
+    with lost_files(attempt, damage, IDENTITY, EMPTIED):
+        finished = await finish(attempt, "another")
+    assert finished.outcome == pb.OUTCOME_STOPPED
+    assert (finished.evidence.method, finished.evidence.tree_empty) == ("reboot", True)
+
+
+async def test_nothing_is_sent_to_whoever_has_an_id_of_before_a_restart(attempts_anyhow: Attempts) -> None:
+    """Not even where nothing tells of the restart, and it started at the same moment."""
+    attempt = await attempts_anyhow.start("echo ready; exec sleep 60")
+    await attempt.until_output(b"ready")
+    await kill_supervisor(attempt)
+    await eventually((attempt.directory / EMPTIED).exists)
+    stranger = await asyncio.create_subprocess_exec("sleep", "60")
+    found = processes.read(stranger.pid)
+    assert found is not None
+    seen = {"boot": "another", "pid": found.pid, "start_ticks": found.start_ticks}
+    (attempt.directory / PROCESSES).write_bytes(sealed(seen))
+    with lost_files(attempt, "empty", IDENTITY, EMPTIED):
+        finished = await finish(attempt)
+    assert found.pid not in {process.pid for process in finished.evidence.processes}
+    assert stranger.returncode is None
+    stranger.kill()
+    await stranger.wait()
+
+
+async def test_a_lost_supervisor_whose_assignment_cannot_be_read_is_finished_for(attempts_anyhow: Attempts) -> None:
+    attempt = await attempts_anyhow.start(DEAF)
+    await attempt.until_output(b"ready")
+    await kill_supervisor(attempt)
+    (attempt.directory / ASSIGNMENT).unlink()
+    (attempt.directory / ASSIGNMENT).mkdir()
+    finished = await finish(attempt)
+    assert finished.evidence.tree_empty
+    assert {process.name for process in finished.evidence.processes if "KILL" in process.signals} == {"?"}
+
+
+async def test_a_supervisor_that_is_killed_behind_its_last_frame_leaves_no_cgroup(
+    attempts: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = FaultPoints(tmp_path / "faults")
+    monkeypatch.setenv("SIS_FAULTS", points.environment["SIS_FAULTS"])
+    points.arm("supervisor.end.written")
+    attempt = await attempts.run("true")
+    assert not points.is_armed("supervisor.end.written")
+    identity = SupervisorIdentity.read(attempt.directory)
+    assert identity is not None
+    await finish(attempt)
+    for cgroup in filter(None, (identity.cgroup, identity.pids_cgroup)):
+        await eventually(lambda: not Path(cgroup).exists())  # noqa: B023  (awaited here)
+
+
+async def test_a_guardian_holds_neither_standard_output_nor_error_of_its_agent(attempts_anyhow: Attempts) -> None:
+    attempt = await attempts_anyhow.start("echo ready; sleep 60")
+    await attempt.until_output(b"ready")
+    guardian = guardian_of(attempt)
+    assert {os.readlink(f"/proc/{guardian.pid}/fd/{number}") for number in range(3)} == {os.devnull}
+    with attempt.handle() as handle:
+        await handle.stop(StopKind.ABORT, "")
+        await handle.wait_gone()
 
 
 async def test_a_log_that_was_damaged_is_not_called_complete(attempts_anyhow: Attempts) -> None:

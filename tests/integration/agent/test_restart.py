@@ -14,12 +14,13 @@ import pytest
 from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptDirectories, AttemptKey
 from services.sis_agent.agent.journal import Journal, Step
 from services.sis_agent.agent.spool import SpoolWriter
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.supervisor_identity import IDENTITY, SupervisorIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
-from sis.queue.v1 import frame_pb2
+from sis.queue.v1 import frame_pb2, job_pb2
 from tests.fakes.hub import FakeHub, Stream
 from tests.integration.agent.site import Site, has_ended, key, until
 from tests.support.agent_process import AgentProcess
+from tests.support.attempts import is_alive
 from tests.support.certificates import CertificateAuthority
 from tests.support.fault_points import FaultPoints
 from tests.support.tcp_proxy import TcpProxy
@@ -221,6 +222,45 @@ async def test_what_killed_supervisors_left_in_memory_is_removed_by_the_next_age
     assert (site.agent.attempts()[0] / "orphaned").exists()
 
 
+@pytest.mark.parametrize("names", [("supervisor.json",), ("supervisor.json", "guarded")], ids=["record", "both"])
+async def test_a_supervisor_whose_record_is_gone_is_found_again(site: Site, names: tuple[str, ...]) -> None:
+    site.agent.start()
+    stream = await welcomed(site)
+    job = site.job(site.started("echo begun; until [ -e $SCRATCH/go ]; do sleep 0.02; done; echo on; exec sleep 1000"))
+    log = site.hub.logs[key(job)]
+    await stream.accept(job)
+    await stream.commit_until(lambda: log.output == b"begun\n")
+    site.agent.kill()
+    (directory,) = site.agent.attempts()
+    for name in names:
+        (directory / name).unlink()
+    site.agent.start()
+    stream = await welcomed(site)
+    (site.scratch / "go").touch()
+    await stream.commit_until(lambda: log.output == b"begun\non\n")
+    stream.stop(key(job), frame_pb2.STOP_KIND_ABORT)
+    await stream.commit_all(key(job))
+    assert log.finished is not None
+    assert (log.finished.outcome, site.starts) == (frame_pb2.OUTCOME_STOPPED, 1)
+    assert log.finished.evidence.tree_empty
+
+
+async def test_an_attempt_whose_log_was_damaged_where_it_was_sent_long_ago_is_not_in_hand_for_ever(site: Site) -> None:
+    site.agent.start()
+    stream = await welcomed(site)
+    job = site.job("for i in 1 2 3 4 5 6 7 8; do echo line $i; sleep 0.02; done; exec sleep 1000")
+    log = site.hub.logs[key(job)]
+    await stream.accept(job)
+    await stream.commit_until(lambda: b"line 8" in log.output)
+    (directory,) = site.agent.attempts()
+    spool = directory / "spool"
+    spool.write_bytes(spool.read_bytes().replace(b"line 1", b"line x"))
+    os.kill(supervisor(directory), signal.SIGKILL)
+    await stream.beat(lambda beat: not beat.attempts)
+    assert "the server has more of its log than this site" in site.agent.log
+    assert (directory / "orphaned").exists()
+
+
 def supervisor(directory: Path) -> int:
     identity = SupervisorIdentity.read(directory)
     assert identity is not None
@@ -269,8 +309,37 @@ async def test_a_damaged_journal_is_set_aside_and_its_attempts_are_left_to_peopl
     assert directory.exists()
 
 
+@pytest.mark.parametrize("supervisor_is", ["known", "damaged", "unwritten"])
+async def test_a_journal_that_has_lost_the_start_starts_nothing_again(site: Site, supervisor_is: str) -> None:
+    """Nor does anybody else know of it: its supervisor is dead, and no frame of it was ever shipped."""
+    site.agent.start()
+    stream = await welcomed(site)
+    job = site.job(site.started("echo $$ > $SCRATCH/pid; mv $SCRATCH/pid $SCRATCH/payload; exec sleep 1000"))
+    await stream.accept(job)
+    await until((site.scratch / "payload").exists, "the payload")
+    site.agent.kill()
+    (directory,) = site.agent.attempts()
+    os.kill(supervisor(directory), signal.SIGKILL)
+    journal, identity = site.agent.state / "journal", directory / IDENTITY
+    os.truncate(journal, journal.read_bytes().index(b"SPAWNING"))
+    if supervisor_is == "damaged":
+        identity.write_bytes(identity.read_bytes()[:-9])
+    if supervisor_is == "unwritten":
+        identity.unlink()
+    site.agent.start()
+    stream = await welcomed(site)
+    assert list(stream.in_hand) == [key(job)]
+    await stream.commit_all(key(job))
+    finished = site.hub.logs[key(job)].finished
+    assert finished is not None
+    assert (finished.outcome, finished.failure_reason) == (frame_pb2.OUTCOME_FAILED, "SUPERVISOR_LOST")
+    assert site.starts == 1
+    assert not is_alive(int((site.scratch / "payload").read_text()))
+
+
 STOP = frame_pb2.StopBegun(kind=frame_pb2.STOP_KIND_CANCEL, reason="enough")
 ENDED = frame_pb2.Finished(outcome=frame_pb2.OUTCOME_FAILED, failure_reason="PACKAGE_UNAVAILABLE")
+BEGUN = frame_pb2.ProcessStarted(process=job_pb2.Process(pid=1, role=job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR))
 
 
 @pytest.mark.parametrize(
@@ -280,6 +349,8 @@ ENDED = frame_pb2.Finished(outcome=frame_pb2.OUTCOME_FAILED, failure_reason="PAC
         pytest.param([Step.ACCEPTED], [None], (1, "OUTCOME_SUCCEEDED", ""), id="a line written"),
         pytest.param([Step.ACCEPTED], [STOP], (0, "OUTCOME_STOPPED", ""), id="a stop begun"),
         pytest.param([Step.ACCEPTED], [ENDED], (0, "OUTCOME_FAILED", "PACKAGE_UNAVAILABLE"), id="ended"),
+        # From a journal that has lost its end.
+        pytest.param([Step.ACCEPTED], [BEGUN], (0, "OUTCOME_FAILED", "SUPERVISOR_LOST"), id="a supervisor begun"),
         pytest.param([Step.ACCEPTED, Step.SPAWNING], [], (0, "OUTCOME_FAILED", "SUPERVISOR_LOST"), id="spawning"),
         pytest.param(
             [Step.ACCEPTED, Step.SPAWNING], [ENDED], (0, "OUTCOME_FAILED", "PACKAGE_UNAVAILABLE"), id="not spawned"
@@ -320,11 +391,28 @@ async def test_what_is_not_in_hand_is_cleared_away(site: Site, steps: list[Step]
         assert site.starts == 1
 
 
-async def test_an_attempt_that_has_lost_its_assignment_fails(site: Site) -> None:
+@pytest.mark.parametrize("name", ["supervisor.json", "guarded", "processes", "supervisor.log"])
+async def test_an_attempt_whose_directory_shows_that_it_was_started_is_not_started_again(site: Site, name: str) -> None:
+    """Whatever its journal says, and though nothing of it was reported: a file of its supervisor is enough."""
+    job = site.job(site.started())
+    (left_behind(site, job, [Step.ACCEPTED]) / name).touch()
+    site.agent.start()
+    stream = await welcomed(site)
+    await stream.commit_all(key(job))
+    finished = site.hub.logs[key(job)].finished
+    assert finished is not None
+    assert (finished.failure_reason, site.starts) == ("SUPERVISOR_LOST", 0)
+
+
+@pytest.mark.parametrize("unreadable", [False, True])
+async def test_an_attempt_that_has_lost_its_assignment_fails(site: Site, unreadable: bool) -> None:
     job = site.job(site.started())
     directory = left_behind(site, job, [Step.ACCEPTED])
     (directory / ASSIGNMENT).unlink()
-    directory.rmdir()
+    if unreadable:
+        (directory / ASSIGNMENT).mkdir()
+    else:
+        directory.rmdir()
     site.agent.start()
     stream = await welcomed(site)
     await stream.commit_all(key(job))

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import os
+import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
+from services.sis_agent.agent.guardian import MARK
 from services.sis_agent.agent.handle import StopKind, SupervisorUnreachable
+from services.sis_agent.agent.supervisor_identity import WORK
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
-from tests.support.attempts import PYTHON, Attempt, Attempts, is_alive
+from tests.support.attempts import PYTHON, Attempt, Attempts, eventually, is_alive
 
+PTRACE_CONT, PTRACE_SEIZE, PTRACE_O_TRACEEXIT, WALL = 7, 0x4206, 0x40, 0x40000000
 DEAF = "trap '' TERM; (trap '' TERM; while :; do sleep 60; done) & echo ready; while :; do sleep 60; done"
 
 
@@ -80,6 +87,57 @@ async def test_what_is_left_behind_is_killed_before_the_output_is_waited_for_no_
     assert (finished.outcome, finished.evidence.tree_empty) == (pb.OUTCOME_SUCCEEDED, True)
     assert not finished.evidence.survivors
     assert any(list(p.signals) == ["TERM", "KILL"] for p in finished.evidence.processes)
+
+
+@contextlib.contextmanager
+def undying(pid: int) -> Iterator[None]:
+    """Have a process that is killed stand still at the very end of its life until the block ends, as one does that
+    hangs in the kernel: the debugger that it waits for then, this process, says nothing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+
+    def ptrace(request: int, data: int) -> None:
+        if libc.ptrace(request, pid, None, data) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    ptrace(PTRACE_SEIZE, PTRACE_O_TRACEEXIT)
+    try:
+        yield
+    finally:
+        # It is dying, or is made to.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, WALL)
+        ptrace(PTRACE_CONT, 0)
+        os.waitpid(pid, WALL)
+
+
+ALLOWING = """
+import ctypes, os, time
+if os.fork() == 0:
+    ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: anybody, also where Yama asks for it
+    print(os.getpid(), flush=True)
+    time.sleep(300)
+while not os.path.exists("go"):
+    time.sleep(0.01)
+"""
+
+
+async def test_a_survivor_at_the_end_of_the_output_timeout_is_named(attempts: Attempts) -> None:
+    """It was killed in time, and has not died: the agent's own limit says so, and the guardian waits on."""
+    attempt = await attempts.start(ALLOWING, command=PYTHON, grace=3600, output_timeout=1)
+    await attempt.until_output(b"\n")
+    pid = int(attempt.output())
+    with undying(pid):
+        (attempt.directory / WORK / "go").touch()
+        finished = await attempt.end()
+        assert (finished.outcome, finished.failure_reason) == (pb.OUTCOME_FAILED, "STOP_UNCONFIRMED")
+        assert (finished.result_code, finished.evidence.tree_empty) == (0, False)
+        (survivor,) = finished.evidence.survivors
+        assert (survivor.pid, list(survivor.signals), survivor.ended) == (pid, ["TERM", "KILL"], False)
+        assert is_alive(pid)
+        assert (attempt.directory / MARK).exists()
+    await eventually(lambda: not (attempt.directory / MARK).exists())
 
 
 async def test_an_abort_leaves_nothing_any_time(attempts: Attempts) -> None:

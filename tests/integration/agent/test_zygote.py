@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from services.sis_agent.agent import processes
+from services.sis_agent.agent.cgroup_mounts import own_pids_cgroup
 from services.sis_agent.agent.handle import SpawnFailed, Zygote
+from services.sis_agent.agent.process_limit import PidsCgroup
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import Attempts, eventually, is_alive
 
@@ -67,7 +69,7 @@ async def test_a_spare_that_dies_is_replaced(attempts_anyhow: Attempts) -> None:
         await eventually(lambda: children_of(pid_of(zygote)))
         killed = {spare.pid for spare in children_of(pid_of(zygote)) if processes.send_signal(spare, signal.SIGKILL)}
         # Another one may take its place at once.
-        await eventually(lambda: not any(p.alive for p in children_of(pid_of(zygote)) if p.pid in killed))
+        await eventually(lambda: not any(p.alive for p in children_of(pid_of(zygote)) if p.pid in killed))  # noqa: B023  (awaited here)
         assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
 
 
@@ -84,15 +86,53 @@ os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)
 made = zygote.Zygote(socket.socketpair()[0], Means(cgroups=False, process_limit=0, identity_directory=None))
 made._spare = zygote._Spare(dead, ours)
 made._reap()
-print(made._spare)
+print(made._spare, made._idle() > 10 * zygote._IDLE_SECONDS)
 """
 
 
 async def test_a_spare_whose_death_is_known_gets_no_order_though_its_socket_is_open_still() -> None:
-    """Its guardian is reaped before the supervisor below has gone: what was handed to that one was never answered."""
+    """Its guardian is reaped before the supervisor below has gone: what was handed to that one was never answered. And
+    no other spare is made at once: at the machine's limit of processes, one after the other would die."""
     arguments = [sys.executable, "-P", "-c", HELD]
     done = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.stderr) == ("None\n", "")
+    assert (done.stdout, done.stderr) == ("None True\n", "")
+
+
+LIMITED = """
+import os, sys
+from pathlib import Path
+from services.sis_agent.agent import guardian
+from services.sis_agent.agent.cgroup_mounts import own_pids_cgroup
+from services.sis_agent.agent.process_limit import PidsCgroup
+
+cgroup = PidsCgroup(Path(sys.argv[1]))
+cgroup.directory.mkdir()
+cgroup.limit(1)
+cgroup.enter()
+assert own_pids_cgroup() == cgroup.directory
+try:
+    guardian.fork_guarded(100)
+except BlockingIOError:
+    print([path.name for path in cgroup.directory.iterdir() if path.is_dir()])
+"""
+
+
+@pytest.mark.root
+async def test_a_guardian_that_cannot_fork_leaves_no_cgroup() -> None:
+    home = own_pids_cgroup()
+    assert home is not None, "this machine has no pids controller of v1"
+    cgroup = PidsCgroup(home / f"sis-limited-{os.getpid()}")
+    arguments = [sys.executable, "-P", "-c", LIMITED, str(cgroup.directory)]
+    done = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, timeout=60, check=False)
+    cgroup.remove()
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+async def test_one_that_was_killed_leaves_no_zombie_though_no_job_asks_for_another(attempts_anyhow: Attempts) -> None:
+    await attempts_anyhow.zygote.start()
+    pid = pid_of(attempts_anyhow.zygote)
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: processes.read(pid) is None)
 
 
 async def test_a_spare_ends_with_the_zygote(attempts_anyhow: Attempts) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from services.credentials import credentials
+from services.credentials import credentials, reconciler_store
 from services.credentials.errors import CredentialChanged, CredentialExists, CredentialNotFound, RequestIdReused
 from services.credentials.kinds import Kind, Secret
 from services.credentials.reconciler import Limits, Reconciler
@@ -19,6 +19,7 @@ from services.credentials.tables import State
 from services.credentials.values import Values
 from services.credentials.vault import Vault
 from services.credentials.vault_errors import VaultSealed, VaultSlow, VaultUnreachable
+from services.runtime.dependencies import Trouble, unavailable
 from services.runtime.errors import InvalidArgument
 from tests.integration.credentials.keysafe import (
     SECRET,
@@ -455,6 +456,31 @@ async def test_the_reconciler_is_quiet_while_vault_is_away(safe: KeySafe, caplog
             await safe.reconciler.sweep()
             await asyncio.sleep(0.1)
     await safe.agree()
+
+
+async def test_the_reconciler_complains_of_each_rule_by_itself(
+    safe: KeySafe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails is not over because another one succeeds."""
+    caplog.set_level(logging.INFO, "reconciler")
+
+    async def refused(*_: object) -> int:
+        raise unavailable("postgresql", "PostgreSQL", Trouble("PERMISSION_DENIED", "it does not permit it"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconciler_store, "purge", refused)
+        patch.setattr(reconciler_store, "missing", refused)
+        for _ in range(3):
+            await safe.reconciler.sweep()
+    await safe.reconciler.sweep()
+    await safe.reconciler.sweep()
+    told = [each.getMessage() for each in caplog.records if each.name == "reconciler"]
+    assert [each for each in told if "nothing is" in each] == [
+        "nothing is purged: waiting for PostgreSQL: it does not permit it; try again",
+        "nothing is settled with Vault: waiting for PostgreSQL: it does not permit it; try again",
+        "over: nothing is purged",
+        "over: nothing is settled with Vault",
+    ]
 
 
 # --- what Vault has lost, and what PostgreSQL has ---

@@ -30,6 +30,7 @@ from services.credentials.vault_errors import (
     VaultSlow,
     VaultUnreachable,
 )
+from services.runtime.dependencies import Trouble
 from tests.support.openbao import OpenBaoServer
 from tests.support.tcp_proxy import TcpProxy
 
@@ -295,6 +296,47 @@ async def test_a_host_that_is_not_there(openbao: OpenBaoServer, path: str) -> No
     await vault.close()
 
 
+async def test_its_trouble_is_what_a_call_would_meet(openbao: OpenBaoServer, vault: Vault, path: str) -> None:
+    assert await vault.trouble() is None
+    openbao.seal()
+    assert await vault.trouble() == Trouble("VAULT_SEALED", "it is sealed; unseal it")
+    openbao.unseal()
+    await recovered(vault, path)
+    assert await vault.trouble() is None
+
+
+async def test_a_login_that_was_taken_back_is_its_trouble(openbao: OpenBaoServer, path: str, tmp_path: Path) -> None:
+    """The token was revoked, and there is no other with a secret id that is not good any more."""
+    settings = openbao.role(tmp_path, token_period=60)
+    assert settings.secret_id_file is not None
+    vault = Vault(settings)
+    assert (await vault.read(path)).values == {"secret": SECRET}
+    assert await vault.trouble() is None
+    mine = await vault._session.call(lambda client: client.auth.token.lookup_self()["data"]["accessor"])
+    openbao.root("POST", "auth/token/revoke-accessor", {"accessor": mine})
+    good = settings.secret_id_file.read_text()
+    settings.secret_id_file.write_text("revoked")
+    assert await vault.trouble() == Trouble("VAULT_FORBIDDEN", VaultForbidden.words)
+    settings.secret_id_file.write_text(good)
+    assert await vault.trouble() is None
+    await vault.close()
+
+
+async def test_a_vault_without_an_active_node_is_in_trouble(
+    openbao: OpenBaoServer, something_else: tuple[int, type[_Answers]]
+) -> None:
+    """Its standbys say of themselves that they are not sealed, which is true."""
+    port, answers = something_else
+    vault = Vault(openbao.settings(address=f"https://127.0.0.1:{port}"))
+    answers.body = b'{"auth": {"client_token": "t", "lease_duration": 60, "renewable": true}, "data": {}}'
+    assert await vault.trouble() is None
+    answers.status, answers.body = 500, b'{"errors": ["local node not active but active cluster node not found"]}'
+    assert await vault.trouble() == Trouble("VAULT_UNREACHABLE", "it does not answer")
+    answers.status, answers.body = 200, b'{"sealed": false}'
+    assert await vault.trouble() == Trouble("VAULT_FAILED", "it fails")
+    await vault.close()
+
+
 async def test_forbidden_until_the_policy_is_back(openbao: OpenBaoServer, vault: Vault, path: str) -> None:
     openbao.root("POST", f"sys/policies/acl/{POLICY}", {"policy": 'path "nothing" {capabilities = ["read"]}'})
     try:
@@ -320,6 +362,27 @@ async def test_what_is_forbidden_does_not_make_logins_without_end(
         with pytest.raises(VaultForbidden):
             await vault.read("elsewhere/a")
     assert len(openbao.tokens()) == before
+
+
+async def test_a_policy_that_is_gone_does_not_make_logins_without_end(
+    openbao: OpenBaoServer, vault: Vault, path: str
+) -> None:
+    """Nor do the looks at Vault, which nobody ends."""
+    await vault.read(path)
+    before = len(openbao.tokens())
+    openbao.root("POST", f"sys/policies/acl/{POLICY}", {"policy": 'path "nothing" {capabilities = ["read"]}'})
+    try:
+        for _ in range(20):
+            assert await vault.trouble() == Trouble("VAULT_FORBIDDEN", VaultForbidden.words)
+        assert len(openbao.tokens()) <= before + 2
+    finally:
+        openbao.root(
+            "POST",
+            f"sys/policies/acl/{POLICY}",
+            {"policy": policy("credentials", kv_mount="sis-kv", pki_mount="sis-pki")},
+        )
+    assert await vault.trouble() is None
+    await recovered(vault, path)
 
 
 @pytest.mark.parametrize("said", [True, False])

@@ -284,6 +284,10 @@ async def _bench(authority: CertificateAuthority, database_url: str, beat_second
             hub, endpoints = await stack.enter_async_context(hub_in_process(where.of_hub("hub-1")))
             await queue.watched()
             await credentials.watched()
+            async with asyncio.timeout(START_SECONDS):
+                for each in hub.dependencies:
+                    while await each.look() is not None:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
             yield Bench(queue, credentials, where, logged, stack, queue_stack, credentials_stack, hub, endpoints)
     finally:
         logging.getLogger().removeHandler(logged)

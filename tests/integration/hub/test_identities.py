@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import psycopg
@@ -15,17 +16,19 @@ import sqlalchemy
 
 from services.runtime.channels import grpc_error
 from services.runtime.database import Database
+from services.runtime.dependencies import Trouble
 from services.runtime.errors import SisError, Unavailable
 from services.runtime.tls import TlsFiles
-from services.sis_agent.hub import chains
+from services.sis_agent.hub import chains, revocations, store
 from services.sis_agent.hub.certificates import AgentCertificate
 from services.sis_agent.hub.errors import AgentRevoked
 from services.sis_agent.hub.sessions import Sessions
+from services.sis_agent.hub.store import Revocation
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.stack.postgres import Postgres
 from tests.integration.hub.agent_client import AgentClient, hello
-from tests.integration.hub.conftest import LATE_SECONDS, Bench, database_away
+from tests.integration.hub.conftest import LATE_SECONDS, Bench, database_away, hub_in_process
 
 
 @pytest.fixture
@@ -315,6 +318,34 @@ async def test_a_revocation_is_known_to_a_hub_that_starts_without_the_credential
     assert reason(await client.refused()) == "AGENT_REVOKED"
     other = await bench.agent("a2", hub=hub.endpoints)
     await other.hello()
+
+
+async def test_a_hub_is_not_healthy_before_it_knows_who_was_revoked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it hears of the credential service meanwhile is true."""
+    opened = asyncio.Event()
+    read = store.revocations
+
+    async def held(*arguments: Any) -> Sequence[Revocation]:
+        await opened.wait()
+        return await read(*arguments)
+
+    monkeypatch.setattr(store, "revocations", held)
+    monkeypatch.setattr(revocations, "_LOAD_SECONDS", 0.1)
+    async with hub_in_process(bench.where.of_hub("hub-2")) as (hub, endpoints):
+        of = {each.name: each for each in hub.dependencies}
+        assert await of["postgresql"].look() == Trouble("STARTING", "who was revoked is not read yet")
+        assert "does not know yet" in str(await (await bench.agent("a2", hub=endpoints)).refused())
+        await bench.credentials.watched(2)
+        async with asyncio.timeout(10):
+            while await of["credentials"].look() is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        opened.set()
+        async with asyncio.timeout(10):
+            while await of["postgresql"].look() is not None:
+                pass
+        await (await bench.agent("a2", hub=endpoints)).hello()
 
 
 async def test_what_was_revoked_while_the_credential_service_was_away_is_heard_of_later(

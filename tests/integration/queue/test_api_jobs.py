@@ -185,6 +185,7 @@ KEYS: dict[str, Any] = {
     "display_name": attrgetter("display_name"),
     "type": lambda job: job_pb2.JobType.Name(job.type),
     "status": lambda job: job_pb2.JobStatus.Name(job.status),
+    "target": attrgetter("target"),
     "create_time": _time("create_time"),
     "start_time": _time("start_time"),
     "complete_time": _time("complete_time"),

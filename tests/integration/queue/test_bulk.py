@@ -215,7 +215,7 @@ async def test_a_database_that_is_away_ends_it_and_the_rest_is_not_tried(
     tried = []
     begin = rig.database.begin
 
-    def away() -> Any:
+    def away(_: str) -> Any:
         tried.append(1)
         raise Unavailable("the database does not answer")
 

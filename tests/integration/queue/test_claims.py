@@ -103,6 +103,14 @@ async def test_what_is_deferred_held_back_or_over_is_not_claimed(rig: Rig, clock
     assert await rig.claim() == []
 
 
+async def test_what_is_past_its_latest_start_is_not_claimed_though_nobody_has_swept(rig: Rig, clock: Clock) -> None:
+    await rig.hello()
+    in_time = await rig.create(latest_start=clock.now + timedelta(seconds=21))
+    await rig.create(latest_start=clock.now + timedelta(seconds=20))
+    await clock.advance(20)
+    assert [key.job_id for key in await rig.claim()] == [in_time]
+
+
 async def test_a_job_that_is_declined_again_and_again_waits_in_between(rig: Rig, clock: Clock) -> None:
     job_id = await rig.create()
     await rig.hello()

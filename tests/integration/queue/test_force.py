@@ -18,7 +18,7 @@ from services.queue.sweeper import Sweeper
 from services.queue.wakes import Wakes
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import ALICE, Rig, check, check_lease_ends, of
-from tests.support.frames import Spool
+from tests.support.frames import Spool, read_frames
 
 HOLDER = {"admin": "root"}
 
@@ -174,3 +174,54 @@ async def test_a_forced_job_can_be_deleted_and_rerun(rig: Rig, unheard: Unheard)
     await rig.delete(key.job_id)
     assert (made.status, made.rerun_of) == ("WAITING", key.job_id)
     assert isinstance((await rig.report(key, Accepted())).error, StaleAttempt)
+
+
+@pytest.mark.parametrize("by", ["hello", "beat", "report", "repetition"])
+async def test_nothing_is_let_go_while_an_agent_that_is_back_may_confirm_the_stop(
+    rig: Rig, clock: Clock, sweeper: Sweeper, unheard: Unheard, by: str
+) -> None:
+    key, spool = await unheard()
+    await rig.abort(key.job_id)
+    assert (await rig.job(key.job_id)).stop_state == "UNCONFIRMED"
+    before = (await rig.job(key.job_id)).revision
+    match by:
+        case "hello":
+            welcome = await rig.hello(in_hand=[key])
+            assert [verdict for _, verdict, _ in welcome.verdicts] == [Verdict.KILL]
+        case "beat":
+            await rig.beat("a", key)
+            await rig.beat("a", key)
+        case "report":
+            await rig.report(key, spool.output(b"still here"))
+        case "repetition":
+            await rig.report(key, read_frames(spool.bodies))
+    await sweeper.sweep()
+    job = await rig.job(key.job_id)
+    assert (job.status, job.stop_state, job.revision) == ("ABORTED", "PENDING", before + 1)
+    with pytest.raises(ForceRefused, match="its agent may still confirm its stop"):
+        await rig.abort(key.job_id, force=True)
+    # Once it is silent again, nobody waits for it.
+    await clock.elapse(61, sweeper.sweep)
+    assert (await rig.job(key.job_id)).stop_state == "UNCONFIRMED"
+    await rig.abort(key.job_id, force=True)
+    assert await rig.lease_ends(key.job_id) == [(1, True)]
+    await check(rig.database, [key.job_id])
+
+
+async def test_an_agent_that_has_lost_its_journal_of_it_confirms_nothing_any_more(rig: Rig, unheard: Unheard) -> None:
+    key, spool = await unheard()
+    await rig.abort(key.job_id)
+    await rig.hello(journal_id="another one", in_hand=[key])
+    await rig.beat("a", key)
+    await rig.report(key, spool.output(b"still here"))
+    assert (await rig.job(key.job_id)).stop_state == "UNCONFIRMED"
+    await rig.abort(key.job_id, force=True)
+    assert (await rig.attempt(key)).sealed_at is not None
+
+
+async def test_what_a_beat_of_another_agent_names_is_not_heard(rig: Rig, unheard: Unheard) -> None:
+    key, _ = await unheard()
+    await rig.abort(key.job_id)
+    await rig.hello("b")
+    await rig.beat("b", key)
+    assert (await rig.job(key.job_id)).stop_state == "UNCONFIRMED"

@@ -139,6 +139,8 @@ async def test_an_unconfirmed_abort_keeps_them_until_the_log_is_given_up(rig: Ri
     assert await rig.lease_ends(key.job_id) == []
     await clock.advance(86_400)
     await sweeper.sweep()
+    assert await rig.lease_ends(key.job_id) == [], "nobody has watched meanwhile"
+    await clock.elapse(120, sweeper.sweep)
     assert (await rig.attempt(key)).sealed_at is not None
     assert await rig.lease_ends(key.job_id) == [(1, True)]
     await check_lease_ends(rig.database, [key.job_id])
@@ -177,10 +179,12 @@ async def test_the_leases_of_a_lost_attempt_last_until_a_person_ends_it(rig: Rig
         await clock.elapse(120, sweeper.sweep)
         assert await rig.lease_ends(key.job_id) == []
         await clock.advance(86_400)
+        await sweeper.sweep()
+        await clock.elapse(120, sweeper.sweep)
     else:
         await rig.delete(key.job_id)
         await clock.advance(KEPT)
-    await sweeper.sweep()
+        await sweeper.sweep()
     assert await rig.lease_ends(key.job_id) == [(1, True)]
 
 

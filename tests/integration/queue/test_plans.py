@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from services.queue import bulk, exports, listing, watching
+from services.queue import bulk, excerpts, exports, listing, watching
 from services.queue.bulk import ApplyVerb, Verb
+from services.queue.convert import excerpts as convert
+from services.queue.excerpts import Place
 from services.queue.exports import ExportJobs
 from services.queue.listing import JobFilter, ListJobs
 from services.queue.states import Status
@@ -20,6 +22,7 @@ from services.queue.tables import JobType
 from services.queue.wakes import Wakes
 from services.queue.watching import Position
 from services.runtime.database import Database
+from sis.queue.v1 import frame_pb2, job_pb2
 from tests.integration.queue.rig import ALICE, Rig
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -58,16 +61,17 @@ async def large(shared_database: Database, shared_url: str, filled: set[int]) ->
 
 
 class Statements:
-    """What is asked of the jobs of a database."""
+    """What is asked of a table of a database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, table: str) -> None:
         self._database = database
+        self._table = table
         self._asked: list[tuple[str, Any]] = []
         engine = database._engine.sync_engine
         sqlalchemy.event.listen(engine, "before_cursor_execute", self._note)
 
     def _note(self, _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if "queue.jobs" in statement and not re.search("INSERT|UPDATE queue|EXPLAIN", statement):
+        if f"queue.{self._table}" in statement and not re.search("INSERT|UPDATE queue|EXPLAIN", statement):
             self._asked.append((statement, parameters))
 
     async def plans(self) -> list[str]:
@@ -82,14 +86,14 @@ class Statements:
         return found
 
 
-async def check(rig: Rig, act: Callable[[], Awaitable[object]]) -> None:
+async def check(rig: Rig, act: Callable[[], Awaitable[object]], table: str = "jobs", most: int = READ) -> None:
     """No statement of the act reads the table, or much of it for little."""
-    statements = Statements(rig.database)
+    statements = Statements(rig.database, table)
     await act()
     for plan in await statements.plans():
-        assert "Seq Scan on jobs" not in plan, plan
+        assert f"Seq Scan on {table}" not in plan, plan
         read = re.findall(r"actual time=\S+ rows=(\d+)|Rows Removed by Filter: (\d+)", plan)
-        assert max(int(rows or removed) for rows, removed in read) <= READ, plan
+        assert max(int(rows or removed) for rows, removed in read) <= most, plan
 
 
 FEW = [
@@ -153,3 +157,79 @@ async def test_an_explanation_does_not_read_what_waits_for_another_platform(larg
         assert cause.jobs_ahead == 0
 
     await check(large, look)
+
+
+FRAMES = 100_000
+"""Of one log, which is not the only one."""
+
+LOG = """
+INSERT INTO queue.log (job_id, attempt, sequence, channel, severity, at, body, output_offset)
+SELECT :job_id, 1, n, 2, 0, CAST(:start AS timestamptz) + n * interval '1 s', :body, 6 * (n - 1)
+FROM generate_series(1, :frames) n
+"""
+
+
+@pytest.fixture(scope="module")
+def long_logs() -> list[int]:
+    """The jobs of this module that have a long log."""
+    return []
+
+
+@pytest.fixture
+async def logged(shared_database: Database, long_logs: list[int]) -> tuple[Rig, int]:
+    """A job with a long log, beside others."""
+    rig = Rig(shared_database, "logged")
+    frame = frame_pb2.Frame(chunk=frame_pb2.Chunk(channel=job_pb2.CHANNEL_STDOUT, data=b"hello\n"))
+    if not long_logs:
+        for frames in (FRAMES // 10, FRAMES, FRAMES // 10):
+            key, _ = await rig.started()
+            await rig.execute("DELETE FROM queue.log WHERE job_id = :job_id", job_id=key.job_id)
+            await rig.execute(LOG, job_id=key.job_id, start=LONG_AGO, body=frame.SerializeToString(), frames=frames)
+            await rig.execute(
+                "UPDATE queue.attempts SET sequence = :frames WHERE job_id = :job_id", job_id=key.job_id, frames=frames
+            )
+            long_logs.append(key.job_id)
+        await rig.execute("ANALYZE queue.log")
+    return rig, long_logs[1]
+
+
+PLACES = [
+    Place(),
+    Place(first=FRAMES // 2),
+    Place(first=FRAMES),
+    Place(first=2**63 - 1),
+    Place(before=2),
+    Place(before=FRAMES // 2),
+    Place(before=2**63 - 1),
+    Place(time=LONG_AGO),
+    Place(time=LONG_AGO + timedelta(seconds=FRAMES // 3)),
+    Place(time=LONG_AGO + timedelta(days=30)),
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: repr(place)[5:60])
+async def test_a_part_of_a_long_log_is_read_alone(logged: tuple[Rig, int], place: Place) -> None:
+    rig, job_id = logged
+
+    async def look() -> None:
+        async with rig.database.begin() as connection:
+            excerpt = await excerpts.read(connection, job_id, place, 1 << 20)
+        assert excerpt.total == FRAMES and len(excerpt.rows) <= excerpts.ROWS
+        if place.time == PLACES[-2].time:
+            assert excerpt.rows[0].sequence == FRAMES // 3
+
+    await check(rig, look, "log", excerpts.ROWS)
+
+
+@pytest.mark.parametrize("first", [1, FRAMES // 2, FRAMES + 1])
+async def test_a_search_reads_what_it_searches(
+    logged: tuple[Rig, int], first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(excerpts, "READS", 2)
+    rig, job_id = logged
+
+    async def look() -> None:
+        found = await excerpts.search(rig.database, job_id, "no such text", first, convert.feed)
+        assert found.next == (0 if first > FRAMES else first + 2 * excerpts.ROWS)
+
+    await check(rig, look, "log", excerpts.ROWS)

@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import creation, jobs, reports, sessions
+from services.queue import creation, jobs, reports, sessions, store
 from services.queue.creation import CreateJob
 from services.queue.errors import IllegalTransition, StaleAttempt, StaleEpoch
 from services.queue.reports import Accepted, Declined, Report
@@ -306,6 +307,44 @@ async def test_two_hubs_report_for_each_others_jobs_without_a_deadlock(rig: Rig)
     rounds = await race(*[contestants] * 10, [*contestants, lambda: rig.hello(in_hand=keys, record_number=99)])
     assert not [answer for round_ in rounds for answer in round_ if isinstance(answer, SisError)]
     await check(rig.database, [key.job_id for key in keys])
+
+
+@pytest.mark.parametrize("waiting", ["report", "hello"])
+async def test_what_had_to_wait_for_a_job_is_recorded_after_what_it_waited_for(rig: Rig, waiting: str) -> None:
+    """Histories go on in the order of time, however long somebody else had the job in hand."""
+    key, spool = await rig.started()
+    end = of(spool.payload_ended(0), spool.finished("SUCCEEDED"))
+    other = rig.report(key, end) if waiting == "report" else rig.hello(in_hand=[])  # which does not know of it any more
+    async with asyncio.timeout(30), rig.database.begin() as connection:
+        await store.lock(connection, [key.job_id])
+        task = asyncio.create_task(other)
+        while not await rig.blocked():
+            pass
+        await jobs.cancel(connection, key.job_id, ALICE, "")
+    await task
+    assert (await rig.events(key.job_id))[4:] == (
+        ["CANCEL", "PAYLOAD_ENDED", "FINISH_SUCCEEDED"] if waiting == "report" else ["CANCEL", "JOURNAL_LOST"]
+    )
+    await check(rig.database, [key.job_id])
+
+
+async def test_a_sweep_is_recorded_after_what_was_done_while_it_looked(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await rig.create()
+    await rig.execute("UPDATE queue.jobs SET latest_start = queue.now() WHERE job_id = :id", id=job_id)
+    now = store.now
+
+    async def interrupted(connection: AsyncConnection) -> datetime:
+        found = await now(connection)
+        monkeypatch.undo()
+        await rig.activate(job_id)
+        return found
+
+    monkeypatch.setattr(store, "now", interrupted)
+    await Sweeper(rig.database).sweep()
+    assert await rig.events(job_id) == ["CREATE", "ACTIVATE", "EXPIRE"]
+    await check(rig.database, [job_id])
 
 
 async def test_a_job_is_shown_as_it_was_at_one_moment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

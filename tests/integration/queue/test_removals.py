@@ -52,18 +52,19 @@ ASKED: dict[str, Callable[[Rig, int], Awaitable[object]]] = {
 
 @pytest.fixture
 async def deleted(rig: Rig) -> int:
-    job_id = await rig.create()
+    job_id = await rig.create(display_name="nightly backup")
     await rig.delete(job_id, REASON)
     return job_id
 
 
 @pytest.mark.parametrize("purged", [False, True], ids=["hidden", "purged"])
-async def test_it_says_who_when_and_why(rig: Rig, clock: Clock, deleted: int, purged: bool) -> None:
+async def test_it_says_what_it_was_and_who_when_and_why(rig: Rig, clock: Clock, deleted: int, purged: bool) -> None:
     at = f"{clock.now:%Y-%m-%dT%H:%M:%SZ}"
     if purged:
         await rig.execute("DELETE FROM queue.jobs WHERE job_id = :job_id", job_id=deleted)
+    told = rf"job {deleted} \(nightly backup, canceled\) was deleted by alice at {at}: {REASON};"
     for name, ask in ASKED.items():
-        with pytest.raises(JobNotFound, match=f"job {deleted} was deleted by alice at {at}: {REASON};") as caught:
+        with pytest.raises(JobNotFound, match=told) as caught:
             await ask(rig, deleted)
         assert caught.value.metadata == {
             "job_id": str(deleted), "deleted_by": "alice", "delete_time": at, "reason": REASON,
@@ -100,8 +101,8 @@ async def test_a_refused_deletion_is_not_remembered(rig: Rig) -> None:
         assert await removals.find(connection, key.job_id) is None
 
 
-async def test_a_long_reason_leaves_room_in_the_answer(rig: Rig) -> None:
-    job_id = await rig.create()
+async def test_a_long_reason_and_a_long_name_leave_room_in_the_answer(rig: Rig) -> None:
+    job_id = await rig.create(display_name="x" * 200)
     await rig.delete(job_id, "y" * 500)
     with pytest.raises(JobNotFound) as caught:
         await rig.whole(job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,30 @@ async def test_a_request_id_makes_one_rerun_whatever_becomes_of_the_old_job(rig:
     await rig.create(request_id=f"{rig.group}-2")
     with pytest.raises(RequestIdReused):
         await rig.rerun(other, f"{rig.group}-2")
+
+
+async def test_a_request_id_tells_a_reason_from_the_number_of_a_job(rig: Rig, clock: Clock) -> None:
+    """Job 1 because of "23" is not job 12 because of "3"."""
+    old = await rig.create()
+    await rig.execute("SELECT setval(pg_get_serial_sequence('queue.jobs', 'job_id'), :last)", last=old * 10 + 1)
+    other = await rig.create()
+    assert str(other) == f"{old}2"
+    for job_id in (old, other):
+        await rig.cancel(job_id)
+    made = (await rig.rerun(old, rig.group, "23")).job.job_id
+    assert (await rig.rerun(old, rig.group, "23")).job.job_id == made
+    with pytest.raises(RequestIdReused):
+        await rig.rerun(other, rig.group, "3")
+
+
+async def test_a_request_id_of_a_rerun_without_a_reason_is_known_after_an_upgrade(rig: Rig) -> None:
+    old = await rig.create()
+    await rig.cancel(old)
+    made = (await rig.rerun(old, rig.group)).job.job_id
+    fingerprint = hmac.digest(ALICE.name.encode(), b"rerun of job %d" % old, "sha256")
+    async with rig.database.begin() as connection:
+        kept = select(request_ids.c.fingerprint).where(request_ids.c.job_id == made)
+        assert bytes((await connection.execute(kept)).scalar_one()) == fingerprint
 
 
 async def test_reruns_at_once_with_one_request_id_are_one(rig: Rig) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import json
 import os
 import re
 import resource
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,15 +24,20 @@ from google.protobuf import json_format
 
 from services.queue import export_files, exports, purge, removals, retention, watching
 from services.queue.convert import exports as convert
+from services.queue.convert import jobs as convert_jobs
+from services.queue.creation import Limits
 from services.queue.errors import JobNotFound
+from services.queue.export_files import ExportFile
 from services.queue.exports import ExportJobs, Part
+from services.queue.jobs import JobView
 from services.queue.listing import JobFilter
 from services.queue.retention import Retention, Rules
 from services.queue.sweeper import Sweeper
 from services.queue.wakes import Wakes
 from services.runtime.backoff import Backoff
 from sis.cli import terminal
-from sis.queue.v1 import job_service_pb2
+from sis.packages.values import File
+from sis.queue.v1 import job_pb2, job_service_pb2
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, of
 from tests.support.certificates import CertificateAuthority
@@ -247,6 +254,33 @@ async def test_every_line_can_be_read_back(rig: Rig, clock: Clock, directory: Pa
     assert b"".join(frame.chunk.data for each in read for frame in each.frames.frames) == output
 
 
+MANIFEST = """
+name: test.kept
+version: 1.0.0
+operations:
+  use: {command: ["true"], inputs: {document: {type: file}}}
+"""
+
+
+async def test_what_is_deleted_can_be_created_again_from_its_first_line(
+    rig: Rig, clock: Clock, directory: Path, tmp_path: Path
+) -> None:
+    """Its files too, of which nothing else is left."""
+    await rig.push(tmp_path, MANIFEST)
+    given = {"document": File("notes.txt", bytes(range(256)))}
+    job_id = await rig.create(package_name="test.kept", operation="use", parameters=given)
+    await rig.cancel(job_id)
+    await clock.advance(31 * DAY)
+    await run_pass(made(rig, MONTH, directory))
+    assert await hidden(rig, job_id) == [job_id]
+    job = json_format.ParseDict(lines(files(directory)[0])[0]["job"], job_pb2.Job())
+    request = job_service_pb2.CreateJobRequest(
+        display_name=job.display_name, type=job.type, package=job.package, operation=job.operation,
+        parameters=job.parameters, site_target=job.site_target,
+    )  # fmt: skip
+    assert convert_jobs.create_job(request, Limits()).parameters == given
+
+
 async def test_a_log_of_many_frames(rig: Rig, clock: Clock, directory: Path) -> None:
     """A part at a time, never the whole."""
     count = 20_000
@@ -375,6 +409,99 @@ async def test_nothing_is_deleted_while_the_disk_is_full(rig: Rig, clock: Clock,
         assert exported(directory) == dict.fromkeys(job_ids, 1)
     finally:
         subprocess.run(["umount", directory], check=True, timeout=60)
+
+
+class Hanging:
+    """A directory that answers nobody any more, until it is let go."""
+
+    def __init__(self) -> None:
+        self._free = threading.Event()
+        self.reached: list[str] = []
+
+    def at(self, name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def stands(*values: Any) -> Any:
+            self.reached.append(name)
+            assert self._free.wait(60), f"nobody let go of {name}"
+            return act(*values)
+
+        return stands
+
+    def let_go(self) -> None:
+        self._free.set()
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    found = Hanging()
+    yield found
+    found.let_go()
+
+
+async def test_a_directory_that_hangs_when_a_file_is_discarded_freezes_nothing(
+    rig: Rig, clock: Clock, directory: Path, monkeypatch: pytest.MonkeyPatch, hanging: Hanging
+) -> None:
+    monkeypatch.setattr(retention, "DISCARD_SECONDS", 0.01)
+    job_id = await ended(rig)
+    await clock.advance(31 * DAY)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, "the server is gone")
+
+    worker = made(rig, MONTH, directory)
+    with monkeypatch.context() as broken:
+        broken.setattr(ExportFile, "write", full)
+        broken.setattr(ExportFile, "discard", hanging.at("discard", ExportFile.discard))
+        with pytest.raises(OSError, match="the server is gone"):
+            await worker.step()
+    assert hanging.reached == ["discard"] and len(files(directory)) == 1
+    assert await hidden(rig, job_id) == []
+    hanging.let_go()
+    await run_pass(worker)
+    # What could not be discarded then is discarded in its turn.
+    assert exported(directory) == {job_id: 1} and await hidden(rig, job_id) == [job_id]
+
+
+@pytest.mark.parametrize("where", ["remove_leftovers", "ExportFile"])
+async def test_a_directory_that_hangs_is_given_up_and_said(
+    rig: Rig, clock: Clock, directory: Path, monkeypatch: pytest.MonkeyPatch, hanging: Hanging, where: str
+) -> None:
+    monkeypatch.setattr(retention, "FILE_SECONDS", 0.3)
+    job_id = await ended(rig)
+    await clock.advance(31 * DAY)
+    worker = made(rig, MONTH, directory)
+    with monkeypatch.context() as broken:
+        broken.setattr(retention, where, hanging.at(where, getattr(retention, where)))
+        for _ in range(3):
+            with pytest.raises(TimeoutError) as caught:
+                await worker.step()
+            assert "it takes too long; make room there" in worker._explained(caught.value)
+    # However often it is tried, one thread waits for it.
+    assert hanging.reached == [where] and await hidden(rig, job_id) == []
+    hanging.let_go()
+    monkeypatch.setattr(retention, "FILE_SECONDS", 45.0)
+    await run_pass(worker)
+    assert await hidden(rig, job_id) == [job_id]
+
+
+async def test_a_job_that_is_purged_while_it_is_exported_holds_up_no_other(
+    rig: Rig, clock: Clock, directory: Path
+) -> None:
+    job_ids = [await ended(rig) for _ in range(2)]
+    await clock.advance(31 * DAY)
+    loop = asyncio.get_running_loop()
+
+    async def purged() -> None:
+        await rig.delete(job_ids[0])
+        await rig.execute("DELETE FROM queue.log WHERE job_id = :job_id", job_id=job_ids[0])
+
+    def to_line(part: Part) -> bytes:
+        if part.job_id == job_ids[0] and isinstance(part.content, JobView):
+            asyncio.run_coroutine_threadsafe(purged(), loop).result(10)
+        return convert.to_line(part)
+
+    await run_pass(made(rig, MONTH, directory, to_line))
+    assert (await removal(rig, job_ids[0])).by.name == "alice"
+    assert await hidden(rig, *job_ids) == job_ids and exported(directory) == {job_ids[1]: 1}
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:

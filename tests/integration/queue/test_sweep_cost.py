@@ -248,3 +248,34 @@ async def test_the_purge_of_a_long_log_does_not_come_across_what_it_has_removed(
         left = await connection.execute(text("SELECT FROM queue.log WHERE job_id = :i"), {"i": key.job_id})
         assert left.all() == []
     assert await rig.statuses([key.job_id]) == {}
+
+
+async def test_a_purge_of_many_jobs_does_not_come_across_those_it_has_removed(
+    rig: Rig, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the look before each of its steps, also while an old snapshot keeps them from being cleaned up."""
+    steps = 12
+    await clock.advance(purge.PURGE_AFTER.total_seconds() + 1)
+    sweeper = Sweeper(rig.database)
+    while await sweeper.sweep():  # what others have left to do
+        pass
+    monkeypatch.setattr(purge, "JOBS", DUE)
+    job_ids = await rig.create_many(steps * DUE)
+    for job_id in job_ids:
+        await rig.delete(job_id)
+    await rig.execute(
+        "UPDATE queue.jobs SET hidden_at = hidden_at + (job_id - :first) * interval '1 ms' WHERE job_id >= :first",
+        first=job_ids[0],
+    )
+    await clock.advance(purge.PURGE_AFTER.total_seconds() + 1)
+    async with rig.database._engine.connect() as reader:
+        old = await reader.execution_options(isolation_level="REPEATABLE READ")
+        await old.exec_driver_sql("SELECT count(*) FROM queue.packages")
+        with explained(rig.database) as statements:
+            while await sweeper.sweep():
+                pass
+    assert await rig.statuses(job_ids) == {}
+    for sign in ("SKIP LOCKED", "AS removals"):
+        pages = [pages for pages, statement, _ in statements.plans if sign in statement and "hidden_at <" in statement]
+        assert len(pages) > steps
+        assert max(pages[:steps]) < min(pages[1:steps]) + 3 * DUE, (sign, pages)

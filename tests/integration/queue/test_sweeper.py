@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import lifecycle, listing, overdue, purge, watching
+from services.queue import sweeper as sweeping
 from services.queue.creation import Priority
 from services.queue.listing import JobFilter, ListJobs
 from services.queue.reports import Accepted
 from services.queue.sessions import AttemptKey
 from services.queue.sweeper import Sweeper
-from services.runtime.errors import Unavailable
+from services.queue.tables import request_ids
+from services.runtime.errors import DeadlineExceeded, Unavailable
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, of
 from tests.support.frames import read_frames
@@ -72,6 +74,17 @@ async def test_what_nobody_started_by_its_latest_start_expires(rig: Rig, clock: 
 async def _agent(rig: Rig) -> str:
     await rig.hello()
     return "a"
+
+
+async def test_what_came_due_and_too_late_during_an_outage_expires_and_is_not_released(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    job_id = await rig.create(not_before=clock.now + 10 * SECOND, latest_start=clock.now + 20 * SECOND)
+    await clock.advance(3_600)
+    await sweeper.sweep()
+    assert [(e.event, e.to_status) for e in await rig.history(job_id)] == [
+        ("CREATE", "DEFERRED"), ("EXPIRE", "EXPIRED"),
+    ]  # fmt: skip
 
 
 # Silence.
@@ -184,6 +197,32 @@ async def test_a_clock_that_jumps_back_begins_the_watch_anew(rig: Rig, clock: Cl
     await clock.advance(20)
 
 
+async def test_nobody_is_judged_by_what_was_seen_before_a_gap_within_a_sweep(rig: Rig, clock: Clock) -> None:
+    """The database stands still between the look and what follows from it; hubs could not say what they heard."""
+
+    stalled = False
+
+    class Stalled(Sweeper):
+        async def _apply(self, name: str, act: Callable[[], Awaitable[bool]]) -> bool:
+            if stalled:
+                await clock.advance(40)
+            return await super()._apply(name, act)
+
+    sweeper = Stalled(rig.database)
+    await sweeper.sweep()
+    due, _ = await rig.started("b", heartbeat_timeout=timedelta(seconds=45))
+    await clock.elapse(30, sweeper.sweep)
+    key, _ = await rig.started(heartbeat_timeout=timedelta(seconds=45))
+    await clock.advance(16)
+    stalled = True
+    await sweeper.sweep()
+    assert await rig.statuses([due.job_id, key.job_id]) == {due.job_id: "RUNNING", key.job_id: "RUNNING"}
+    stalled = False
+    for _ in range(3):
+        await clock.elapse(16, lambda: rig.beat("a", key), sweeper.sweep)
+    assert await rig.statuses([due.job_id, key.job_id]) == {due.job_id: "AWOL", key.job_id: "RUNNING"}
+
+
 async def test_an_aborted_job_whose_agent_is_not_heard_has_an_unconfirmed_stop(
     rig: Rig, clock: Clock, sweeper: Sweeper
 ) -> None:
@@ -254,6 +293,38 @@ async def test_the_stop_limit_half_a_minute_late(rig: Rig, clock: Clock, sweeper
     job = await rig.job(key.job_id)
     assert (job.status, job.failure_reason, job.stop_state) == ("FAILED", "STOP_UNCONFIRMED", "PENDING")
     assert await rig.stops() == {key: "ABORT"}
+
+
+async def _found_by(rig: Rig, clock: Clock, sweeper: Sweeper, name: str) -> set[int]:
+    """The jobs that a rule is about, before it looks at any of them."""
+    (rule,) = (rule for rule in overdue.RULES if rule.name == name)
+    due = rule.selection(literal(clock.now), literal(sweeper._watching_since))
+    async with rig.database.begin() as connection:
+        return {row.job_id for row in await connection.execute(due)}
+
+
+async def test_what_a_sweeper_is_not_to_end_yet_is_not_in_the_way_of_what_it_is(rig: Rig, clock: Clock) -> None:
+    """What a rule finds, it acts on: otherwise the same jobs would be looked at again and again before all others."""
+    silent, _ = await rig.started("a", run_timeout=timedelta(seconds=10))
+    back, _ = await rig.started("b", heartbeat_timeout=timedelta(days=1))
+    unseen, _ = await rig.started("c", heartbeat_timeout=timedelta(days=1))
+    for key in (back, unseen):
+        await rig.cancel(key.job_id)
+    await clock.advance(600)
+    await rig.hello("b", in_hand=[back])
+    sweeper = Sweeper(rig.database)
+    await sweeper.sweep()
+    keys = {key.job_id for key in (silent, back, unseen)}
+    ended: list[int] = []
+    for _ in range(24):
+        await clock.advance(5)
+        before = {job_id for job_id, status in (await rig.statuses(sorted(keys))).items() if status == "FAILED"}
+        found = (await _found_by(rig, clock, sweeper, "overrun")) & keys
+        await sweeper.sweep()
+        after = {job_id for job_id, status in (await rig.statuses(sorted(keys))).items() if status == "FAILED"}
+        assert after - before == found
+        ended += found
+    assert set(ended) == {back.job_id, unseen.job_id}
 
 
 async def test_no_limit_ends_the_job_of_an_agent_that_is_not_heard(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
@@ -334,6 +405,22 @@ async def test_a_deleted_job_is_purged_too_when_nobody_can_settle_its_stop(
     assert [v.value for _, v, _ in (await rig.hello(in_hand=[key])).verdicts] == ["FORGET"]
 
 
+async def test_a_deleted_job_whose_agent_is_back_is_purged_once_its_stop_is_settled(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    key, spool = await rig.started(heartbeat_timeout=timedelta(seconds=15))
+    await clock.elapse(16, sweeper.sweep)
+    await rig.delete(key.job_id)
+    assert (await rig.job(key.job_id)).stop_state == "UNCONFIRMED"
+    await clock.advance(KEPT + 1)
+    await rig.hello(in_hand=[key])
+    await sweeper.sweep()
+    assert not await gone(rig, key.job_id)
+    await rig.report(key, of(spool.stop_begun("ABORT"), spool.finished("STOPPED")))
+    await sweeper.sweep()
+    assert await gone(rig, key.job_id)
+
+
 async def test_a_long_log_is_purged_in_parts(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
     """One statement for gigabytes would run into its limit every time, and nothing would ever be purged."""
     key, spool = await rig.started()
@@ -355,19 +442,58 @@ async def test_a_long_log_is_purged_in_parts(rig: Rig, clock: Clock, sweeper: Sw
     assert await gone(rig, key.job_id) and await gone(rig, other)
 
 
+@pytest.mark.parametrize("count", [5, 6, 7])
+async def test_a_purge_comes_back_to_what_another_had_in_hand(
+    rig: Rig, clock: Clock, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(purge, "JOBS", 2)
+    job_ids = await rig.create_many(count)
+    for job_id in job_ids:
+        await rig.delete(job_id)
+        await clock.advance(1)
+    await clock.advance(KEPT + 1)
+    sweeper = Sweeper(rig.database)
+    async with rig.database.begin() as connection:
+        await connection.execute(text("SELECT FROM queue.jobs WHERE job_id = :i FOR UPDATE"), {"i": job_ids[0]})
+        while list(await rig.statuses(job_ids)) != job_ids[:1]:
+            await sweeper.sweep()
+    await sweeper.sweep()
+    await sweeper.sweep()
+    assert await rig.statuses(job_ids) == {}
+
+
 async def test_a_log_whose_end_never_comes_is_sealed_with_a_gap(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
     key, spool = await rig.started()
     await rig.abort(key.job_id)
-    await clock.advance(86_399)
+    await clock.advance(86_270)
     await sweeper.sweep()
+    await clock.elapse(130, sweeper.sweep)
     assert (await rig.attempt(key)).verdict == "OPEN"
-    await clock.advance(2)
+    await clock.advance(1)
     await sweeper.sweep()
     attempt, job = await rig.attempt(key), await rig.job(key.job_id)
     assert (attempt.verdict, attempt.sealed_at) == ("GAPPED", clock.now)
     # Whatever comes now is refused, so the stop can be confirmed no more.
     assert (await rig.report(key, spool.finished("STOPPED"))).error is not None
     assert job.stop_state == "UNCONFIRMED"
+
+
+async def test_no_log_is_sealed_after_an_outage_before_its_agent_could_come_back(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    key, spool = await rig.started()
+    await rig.abort(key.job_id)
+    await clock.advance(3 * 86_400)  # nobody was heard, and nothing was swept
+    for _ in range(4):
+        await sweeper.sweep()
+        await clock.advance(20)
+    await rig.hello(in_hand=[key])
+    await clock.elapse(180, sweeper.sweep)
+    # Nor soon after the agent was heard, however long ago the job has ended.
+    assert (await rig.attempt(key)).verdict == "OPEN"
+    told = await rig.report(key, of(spool.stop_begun("ABORT"), spool.finished("STOPPED")))
+    assert told.error is None and (await rig.attempt(key)).verdict == "COMPLETE"
+    assert (await rig.job(key.job_id)).stop_state == "CONFIRMED"
 
 
 # Many sweepers, many jobs.
@@ -461,6 +587,116 @@ async def test_a_rule_that_fails_keeps_none_of_the_others(
     assert await gone(rig, deleted)
     await sweeper.sweep()
     assert await rig.status(deferred) == "WAITING"
+
+
+def _impossible(*_: object) -> object:
+    return text("SELECT 1 / 0")
+
+
+def _too_slow(*_: object) -> object:
+    raise DeadlineExceeded("the database did not answer in time; try again")
+
+
+@pytest.mark.parametrize("looks", [_impossible, _too_slow], ids=["refused", "too slow"])
+async def test_a_look_that_fails_keeps_nothing_from_being_swept(
+    rig: Rig, clock: Clock, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    looks: Callable[..., object],
+) -> None:  # fmt: skip
+    deferred = await rig.create(not_before=clock.now + SECOND)
+    silent, _ = await rig.started(heartbeat_timeout=timedelta(seconds=45))
+    deleted = await rig.create()
+    await rig.delete(deleted)
+    await rig.create(request_id=rig.group)
+    await clock.advance(8 * 86_400)
+    caplog.set_level("INFO", "sweeper")
+    with monkeypatch.context() as broken:
+        broken.setattr(sweeping, "_what_is_due", looks)
+        await sweeper.sweep()
+        await clock.elapse(60, sweeper.sweep)
+    assert await rig.statuses([deferred, silent.job_id]) == {deferred: "WAITING", silent.job_id: "AWOL"}
+    assert await gone(rig, deleted)
+    async with rig.database.begin() as connection:
+        kept = await connection.execute(select(request_ids).where(request_ids.c.request_id == rig.group))
+        assert kept.all() == []
+    what = "what is due is not found at once, and is looked for by each rule"
+    (line,) = _said(caplog)
+    assert line.startswith(f"{what}: ")
+    await sweeper.sweep()
+    assert _said(caplog) == [line, f"over: {what}"]
+
+
+async def _swept(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Let it run until it has swept so often."""
+    monkeypatch.setattr(sweeping, "INTERVAL_SECONDS", 0.0)
+    enough = asyncio.Event()
+    sweep, left = sweeper.sweep, times
+
+    async def counted() -> bool:
+        nonlocal left
+        try:
+            return await sweep()
+        finally:
+            left -= 1
+            if left <= 0:
+                enough.set()
+
+    with monkeypatch.context() as counting:
+        counting.setattr(sweeper, "sweep", counted)
+        running = asyncio.create_task(sweeper.run())
+        await asyncio.wait([asyncio.create_task(enough.wait()), running], return_when=asyncio.FIRST_COMPLETED)
+        assert not running.done(), running.exception()
+        running.cancel()
+        await asyncio.wait([running])
+
+
+def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "sweeper"]
+
+
+async def test_what_is_not_swept_is_said_once_and_when_it_is_over(
+    rig: Rig, clock: Clock, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rig.create(not_before=clock.now + SECOND)
+    await rig.create(latest_start=clock.now + SECOND)
+    await clock.advance(1)
+    caplog.set_level("INFO", "sweeper")
+
+    def fails(*_: object) -> None:
+        raise Unavailable("not now")
+
+    async def refused(connection: AsyncConnection, *_: object, **__: object) -> None:
+        await connection.execute(text("SELECT 1 / 0"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(lifecycle, "release", fails)
+        broken.setattr(lifecycle, "expire", fails)
+        await _swept(sweeper, monkeypatch, 4)
+        assert _said(caplog) == ["not swept by the rule late: not now", "not swept by the rule release: not now"]
+        caplog.clear()
+        broken.setattr(overdue.store, "lock_selected", refused)
+        await _swept(sweeper, monkeypatch, 4)
+        told = "DivisionByZero: division by zero"
+        assert _said(caplog) == [f"not swept by the rule late: {told}", f"not swept by the rule release: {told}"]
+    caplog.clear()
+    await _swept(sweeper, monkeypatch, 3)
+    assert _said(caplog) == ["over: not swept by the rule late", "over: not swept by the rule release"]
+
+
+async def test_a_database_that_cannot_even_tell_the_time_ends_no_sweeper(
+    rig: Rig, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refused(connection: AsyncConnection) -> None:
+        await connection.execute(text("SELECT 1 / 0"))
+
+    caplog.set_level("INFO", "sweeper")
+    with monkeypatch.context() as broken:
+        broken.setattr(sweeping, "_what_is_due", _impossible)
+        broken.setattr(overdue.store, "now", refused)
+        await _swept(sweeper, monkeypatch, 3)
+    told = ["nothing is swept: DivisionByZero: division by zero"]
+    assert _said(caplog) == told
+    await _swept(sweeper, monkeypatch, 2)
+    assert _said(caplog) == [*told, "over: nothing is swept"]
 
 
 async def test_a_batch_that_was_full_says_that_there_is_more(

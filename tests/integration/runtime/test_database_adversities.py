@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,14 +14,16 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from services.runtime import database as runtime_database
+from services.runtime import postgres_connection
 from services.runtime.database import Database
+from services.runtime.dependencies import Trouble
 from services.runtime.errors import Unavailable
 from services.runtime.migrations import migrate
 from services.runtime.postgres_connection import Connection
-from services.runtime.postgres_failures import Cause, trouble
+from services.runtime.postgres_failures import WORDS, Cause, trouble
 from services.runtime.schema import Revision
 from tests.integration.runtime.test_database import Listener, notify, scalar, scripts
 from tests.support.postgres_servers import RESERVED, Pair, Server, held_connections, replicated
@@ -145,6 +148,88 @@ async def test_a_server_that_says_nothing(server: Server, monkeypatch: pytest.Mo
         await until_well(database)
 
 
+async def test_a_server_that_vanished_under_load_is_not_called_busy(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits for it has all connections in hand: that is no news."""
+    caplog.set_level(logging.INFO, logger="database")
+    monkeypatch.setattr("services.runtime.postgres_connection.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(runtime_database, "_POOL_SECONDS", 0.1)
+    monkeypatch.setattr(runtime_database, "_LOOK_SECONDS", 0.1)
+    async with pool(server.url, pool_size=1) as database:
+        assert await scalar(database, "SELECT 1") == 1
+        server.signal_all(signal.SIGSTOP)
+        try:
+            assert await cause(database) == Cause.NO_ANSWER
+            connecting = asyncio.create_task(cause(database))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while database._engine.pool.checkedout() == 0:  # type: ignore[attr-defined]  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert await cause(database) == Cause.BUSY
+            assert await database.trouble() == trouble(Cause.NO_ANSWER)
+            assert await connecting == Cause.NO_ANSWER
+        finally:
+            server.signal_all(signal.SIGCONT)
+        monkeypatch.undo()
+        await until_well(database)
+    assert [record.getMessage() for record in caplog.records] == [
+        "waiting for PostgreSQL: it does not answer; try again",
+        "PostgreSQL serves again",
+    ]
+
+
+async def test_a_pool_in_use_is_busy_where_nothing_else_is_known(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_database, "_LOOK_SECONDS", 0.1)
+    async with pool(server.url, pool_size=1) as database, database.begin():
+        assert await database.trouble() == trouble(Cause.BUSY)
+
+
+@pytest.mark.parametrize(
+    ("cause_of_it", "statement"),
+    [
+        (Cause.PERMISSION_DENIED, "SELECT count(*) FROM guarded"),
+        (Cause.STORAGE_FAILED, "DO $$ BEGIN RAISE EXCEPTION 'cannot read' USING ERRCODE = '58030'; END $$"),
+    ],
+)
+async def test_what_befalls_some_transactions_only_is_told_for_a_while(
+    server: Server, caplog: pytest.LogCaptureFixture, cause_of_it: Cause, statement: str
+) -> None:
+    """A look that succeeds between them proves nothing."""
+    caplog.set_level(logging.INFO, logger="database")
+    server.sql("CREATE TABLE IF NOT EXISTS guarded (n int)", "sis")
+    async with pool(as_service(server)) as database:
+        for _ in range(3):
+            assert await cause(database, statement) == cause_of_it
+            assert await database.trouble() == Trouble(cause_of_it, WORDS[cause_of_it], stops=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"waiting for PostgreSQL: {WORDS[cause_of_it]}; try again"
+    ]
+
+
+async def test_a_look_that_is_denied_stops_everything(server: Server) -> None:
+    server.sql("CREATE SCHEMA denied", "sis")
+    async with pool(as_service(server), revision=Revision("denied", "1")) as database:
+        assert await database.trouble() == trouble(Cause.PERMISSION_DENIED)
+        assert trouble(Cause.PERMISSION_DENIED).stops
+
+
+async def test_a_look_that_meets_damaged_data_says_so_and_one_that_meets_a_fault_fails(server: Server) -> None:
+    """Neither has anything to do with what the user is permitted."""
+    for schema, state in (("damaged", "XX001"), ("faulty", "22012")):
+        server.sql(f"CREATE SCHEMA {schema} AUTHORIZATION service", "sis")
+        body = f"BEGIN RAISE EXCEPTION 'broken' USING ERRCODE = '{state}'; END"
+        server.sql(f"CREATE FUNCTION {schema}.fail() RETURNS text LANGUAGE plpgsql AS $${body}$$", "sis")
+        server.sql(f"CREATE VIEW {schema}.alembic_version AS SELECT {schema}.fail() AS version_num", "sis")
+        server.sql(f"GRANT SELECT ON {schema}.alembic_version TO service", "sis")
+    async with pool(as_service(server), revision=Revision("damaged", "1")) as database:
+        assert await database.trouble() == trouble(Cause.STORAGE_FAILED)
+    async with pool(as_service(server), revision=Revision("faulty", "1")) as database:
+        with pytest.raises(DBAPIError):
+            await database.trouble()
+
+
 async def test_connections_terminated_all_the_time(server: Server) -> None:
     """Each transaction is there as a whole, or not at all, and nothing but the cause of a lost one is told."""
     server.sql("TRUNCATE thing", "sis")
@@ -241,6 +326,42 @@ async def test_a_statement_that_was_too_early_for_the_migration_is_no_fault(serv
 # --- several hosts ---
 
 
+async def test_a_look_reaches_the_second_host_when_the_first_has_vanished(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes: a look that was cut short would begin with the first one again."""
+    monkeypatch.setitem(postgres_connection.CONNECTION, "connect_timeout", 2)  # the driver's least
+    monkeypatch.setattr(runtime_database, "_LOOK_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"host=127.0.0.1:{silent.getsockname()[1]}&host={server.sockets}"
+        async with pool(f"postgresql+psycopg://sis@/sis?{hosts}") as database:
+            assert await database.trouble() is None
+
+
+async def test_looks_give_up_connections_to_a_server_that_takes_no_more_writes(server: Server) -> None:
+    """Nobody writes, and all the same none of them stays in the pool: the primary may be elsewhere by now."""
+
+    async def connections() -> int:
+        statement = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'test'"
+        ((count,),) = await asyncio.to_thread(server.sql, statement)
+        return int(count)
+
+    async with pool(server.url) as database:
+        async with database.begin(), database.begin():
+            pass  # two connections are in the pool
+        server.sql("ALTER SYSTEM SET default_transaction_read_only = on")
+        server.sql("SELECT pg_reload_conf()")
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while await connections() > 0:
+                    assert await database.trouble() in (None, trouble(Cause.READ_ONLY))
+            assert await database.trouble() == trouble(Cause.READ_ONLY)
+        finally:
+            server.sql("ALTER SYSTEM RESET default_transaction_read_only")
+            server.sql("SELECT pg_reload_conf()")
+        await until_well(database)
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with replicated(tmp_path_factory.mktemp("pair")) as pair:
@@ -279,12 +400,13 @@ async def test_pool_listener_and_migrations_leave_a_server_that_was_demoted(
 ) -> None:
     """The last of the tests with this pair: it goes on running, and takes no more writes."""
     monkeypatch.setattr(runtime_database, "_LISTEN_TRIAL_SECONDS", 0.2)
-    async with pool(pair.url) as database:
+    async with pool(pair.url) as database, pool(pair.url) as idle:
         listener = Listener(database)
         try:
             await listener.connected.get()
-            async with database.begin(), database.begin():
-                pass  # two connections are in the pool
+            for each in (database, idle):
+                async with each.begin(), each.begin():
+                    pass  # two connections are in the pool
             pair.primary.sql("ALTER SYSTEM SET default_transaction_read_only = on")
             pair.primary.sql("SELECT pg_reload_conf()")
             pair.promote()
@@ -296,6 +418,8 @@ async def test_pool_listener_and_migrations_leave_a_server_that_was_demoted(
                         assert error.metadata["cause"] == Cause.READ_ONLY
                     else:
                         break
+            await until_well(idle)
+            await scalar(idle, "INSERT INTO thing VALUES (3) RETURNING n")
             await listener.connected.get()
             await notify(database, "from the new primary")
             assert await listener.payloads.get() == "from the new primary"

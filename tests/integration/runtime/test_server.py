@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -44,6 +45,7 @@ class Running:
         self.jobs, enrolments = JobServicer(), EnrolmentServicer()
         self.site = Site(authority, self.jobs, enrolments, build(authority, self.jobs, enrolments))
         self.trouble: Trouble | None = None
+        self.fault: Exception | None = None
         self.looks = 0
         self.answers = asyncio.Event()
         self.answers.set()
@@ -65,7 +67,27 @@ class Running:
         while not self.answers.is_set():  # as a driver does that waits for the answer to a cancellation
             with contextlib.suppress(asyncio.CancelledError):
                 await self.answers.wait()
+        if self.fault is not None:
+            raise self.fault
         return self.trouble
+
+    async def told_again(self, times: int) -> None:
+        """Wait until the server has told so many times more what it waits for, or that it does not."""
+        tell = self.site.server.set_waiting
+        over = asyncio.Event()
+        told = 0
+
+        async def counted(*arguments: Any) -> None:
+            nonlocal told
+            await tell(*arguments)
+            told += 1
+            if told >= times:
+                over.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.site.server, "set_waiting", counted)
+            async with asyncio.timeout(20):
+                await over.wait()
 
     async def drain(self) -> None:
         self.drained.set()
@@ -136,24 +158,55 @@ async def test_health_tells_what_is_waited_for(running: Running) -> None:
     assert not waits(await check.trailing_metadata())
 
 
-async def test_a_look_that_hangs_is_no_answer_and_is_logged_once(
+async def test_a_look_that_hangs_is_no_answer_is_logged_once_and_goes_on(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It may take longer than is waited for: another one would begin anew, and never come to its end."""
     await running.until(SERVING)
     caplog.set_level(logging.INFO, logger="server")
     monkeypatch.setattr(runtime_server, "_HEALTH_TIMEOUT_SECONDS", 0.02)
     running.answers.clear()
     try:
         await running.until(NOT_SERVING)
-        async with asyncio.timeout(10):
-            target = running.looks + 3
-            while running.looks < target:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        looks = running.looks
+        await running.told_again(5)
+        assert running.looks == looks
     finally:
         running.answers.set()
-    assert [r.getMessage() for r in caplog.records if "waits for" in r.getMessage()] == [
-        "test waits for PostgreSQL: it does not answer"
-    ]
+    await running.until(SERVING)
+    assert waited(caplog) == ["test waits for PostgreSQL: it does not answer", "test waits no more for PostgreSQL"]
+
+
+async def test_what_is_known_is_told_until_a_look_that_takes_long_has_found_something_else(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="server")
+    running.trouble = TROUBLE
+    await running.until(NOT_SERVING, "postgresql")
+    monkeypatch.setattr(runtime_server, "_HEALTH_TIMEOUT_SECONDS", 0.02)
+    for _ in range(3):
+        running.answers.clear()
+        await running.told_again(3)
+        running.answers.set()
+        await running.told_again(3)
+    assert waited(caplog) == ["test waits for PostgreSQL: it takes no more connections"]
+
+
+async def test_a_look_that_fails_is_told_and_ends_nothing(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    await running.until(SERVING)
+    running.fault = ZeroDivisionError("a look broke")
+    await running.until(NOT_SERVING)
+    check = HealthStub(running.site.public()).Check(health_pb2.HealthCheckRequest())
+    assert [each["cause"] for each in waits(await check.trailing_metadata())] == ["FAULT"]
+    await running.told_again(3)
+    running.fault = None
+    await running.until(SERVING)
+    assert caplog.text.count("ZeroDivisionError: a look broke") == 1
+
+
+def waited(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says of what is waited for."""
+    return [r.getMessage() for r in caplog.records if " waits " in r.getMessage()]
 
 
 def waits(metadata: object) -> list[dict[str, str]]:

@@ -146,10 +146,12 @@ def test_what_hangs_is_killed_started_again_and_counted(tmp_path: Path) -> None:
         part = supervision.parts["it"]
         first = part.last
         first.signal(signal.SIGSTOP)
-        threading.Thread(target=supervision.hangs, args=("it", first, 31.2)).start()
+        teller = threading.Thread(target=supervision.hangs, args=("it", first, 31.2))
+        teller.start()
         started = time.monotonic()
         while part.restarts == 0:
             supervision.step(60)  # woken by the thread, by the death, and by the delay
+        teller.join()
         assert time.monotonic() - started < 30
         assert (part.hangs, part.last.alive, first.alive) == (1, True, False)
         assert notes[1:3] == [

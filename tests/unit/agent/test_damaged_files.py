@@ -26,7 +26,16 @@ from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.recorder import Recorder
 from services.sis_agent.agent.spool import SpoolWriter
-from services.sis_agent.agent.supervisor_identity import IDENTITY, SupervisorIdentity, SupervisorUnknown
+from services.sis_agent.agent.supervisor_identity import (
+    CONTROL,
+    EMPTIED,
+    IDENTITY,
+    MARK,
+    SPOOL,
+    SupervisorIdentity,
+    SupervisorUnknown,
+    was_supervised,
+)
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import job_pb2
 from tests.support.agent_process import write_identity
@@ -70,6 +79,16 @@ def test_a_damaged_assignment_is_one_of_nothing(
     assert "Traceback" not in caplog.text
 
 
+def test_an_assignment_that_cannot_be_read_is_one_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directories = AttemptDirectories(tmp_path)
+    (directories.path(AttemptKey(7, 1)) / ASSIGNMENT).mkdir(parents=True)
+    directories.path(AttemptKey(8, 1)).touch()
+    for key in (AttemptKey(7, 1), AttemptKey(8, 1)):
+        assert directories.assignment(key) == dispatch.Assignment(attempt=key.to_proto())
+    assert "Is a directory" in caplog.text
+    assert "Not a directory" in caplog.text
+
+
 def test_a_supervisor_is_never_another_one(tmp_path: Path) -> None:
     written = SupervisorIdentity(4711, 99, processes.boot_id(), "7.1.abc", "/sys/fs/cgroup/x", "", 4710, 98)
     written.write(tmp_path)
@@ -81,6 +100,42 @@ def test_a_supervisor_is_never_another_one(tmp_path: Path) -> None:
             SupervisorIdentity.read(tmp_path)
     file.write_bytes(whole)
     assert SupervisorIdentity.read(tmp_path) == written
+
+
+def test_a_supervisor_whose_record_is_lost_is_known_by_the_mark_of_its_guardian(tmp_path: Path) -> None:
+    written = SupervisorIdentity(4711, 99, processes.boot_id(), "7.1.abc", "", "", 4710, 98)
+    written.write(tmp_path)
+    written.mark(tmp_path)
+    record, mark = tmp_path / IDENTITY, tmp_path / MARK
+    whole = record.read_bytes()
+    for content in damaged(whole):
+        record.write_bytes(content)
+        assert SupervisorIdentity.read(tmp_path) == written
+    record.unlink()
+    assert SupervisorIdentity.read(tmp_path) == written
+    mark.rename(tmp_path / EMPTIED)
+    assert SupervisorIdentity.read(tmp_path) == written
+    (tmp_path / EMPTIED).rename(mark)
+    for content in damaged(whole):
+        mark.write_bytes(content)
+        with pytest.raises(SupervisorUnknown, match=str(mark)):
+            SupervisorIdentity.read(tmp_path)
+    mark.write_bytes(whole)
+    record.mkdir()  # as what cannot be read
+    assert SupervisorIdentity.read(tmp_path) == written
+    mark.unlink()
+    with pytest.raises(IsADirectoryError):
+        SupervisorIdentity.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", [IDENTITY, MARK, EMPTIED, "processes", CONTROL, "work", "supervisor.log"])
+def test_whatever_a_supervisor_has_made_shows_that_there_was_one(tmp_path: Path, name: str) -> None:
+    for own in (ASSIGNMENT, SPOOL, "orphaned"):
+        (tmp_path / own).touch()
+    assert not was_supervised(tmp_path)
+    assert not was_supervised(tmp_path / "gone")
+    (tmp_path / name).symlink_to("nowhere")
+    assert was_supervised(tmp_path)
 
 
 def test_a_process_that_was_seen_is_never_another_one(tmp_path: Path) -> None:
@@ -99,6 +154,20 @@ def test_a_process_that_was_seen_is_never_another_one(tmp_path: Path) -> None:
     file.write_bytes(whole[:-5] + whole)
     assert set(read_keys(file)) == seen.keys()
     assert len(read_keys(file)) == 5
+
+
+def test_processes_of_before_a_restart_are_not_taken_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "processes"
+    seen = processes.ProcessInfo(41, 1041, 1, 41, "S", 1, b"x")
+    with SpoolWriter.open(tmp_path / "spool") as writer:
+        evidence = Evidence(Recorder(writer, Masker()), file)
+        evidence.seen([seen])
+        evidence.close()
+    assert read_keys(file) == [seen.key]
+    monkeypatch.setattr(processes, "boot_id", lambda: "another")
+    assert read_keys(file) == []
 
 
 def test_an_identity_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
@@ -129,6 +198,8 @@ def test_an_identity_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
         AgentIdentity.load(sealed.directory)
 
 
+# What is damaged may be what the reader would warn of.
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @pytest.mark.parametrize("name", ["key.pem", "certificate.pem", "ca.pem"])
 def test_what_proves_an_identity_is_sound_or_said_to_be_damaged(tmp_path: Path, name: str) -> None:
     identity, _ = write_identity(tmp_path / "state", CertificateAuthority(tmp_path / "tls"))

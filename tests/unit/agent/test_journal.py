@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from services.sis_agent.agent import journal as module
+from services.sis_agent.agent import processes
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import IllegalStep, JournalDamaged, JournalUnwritable
-from services.sis_agent.agent.journal import Journal, Step
+from services.sis_agent.agent.journal import Entry, Journal, Step
+from services.sis_agent.agent.records import sealed
 
 FIRST, SECOND, THIRD = AttemptKey(41, 1), AttemptKey(42, 1), AttemptKey(42, 2)
 
@@ -98,11 +100,13 @@ def test_with_any_bit_flipped_it_is_damaged(path: Path, step: int) -> None:
 def test_any_changed_byte_is_damage_or_an_unfinished_end(path: Path) -> None:
     filled(path).close()
     content = path.read_bytes()
+    last = content.rfind(b"\n", 0, -1) + 1
     chance = random.Random(5)
     for position in range(len(content)):
         for changed in {0, ord(chance.choice("\r\n")), chance.randrange(256)} - {content[position]}:
             path.write_bytes(content[:position] + bytes([changed]) + content[position + 1 :])
-            if changed == 0 and position == len(content) - 1:
+            # What ends with a block may not have been written.
+            if changed == 0 and position >= last and (position + 1) % 512 in (0, len(content) % 512):
                 assert Journal.open(path).record_number == 4
             else:
                 with pytest.raises(JournalDamaged):
@@ -158,6 +162,51 @@ def test_an_attempt_is_spawned_once_and_never_after_it_was_declined_or_forgotten
     assert journal.record_number == number + 1
     journal.close()
     assert Journal.open(path).entries == journal.entries
+
+
+def test_it_tells_in_which_life_of_the_machine_a_supervisor_was_asked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal.create(path)
+    journal.append(Step.ACCEPTED, [FIRST])
+    assert journal.entries[FIRST].spawned_in == ""
+    journal.append(Step.SPAWNING, [FIRST])
+    journal._rewrite()
+    journal.close()
+    before = processes.boot_id()
+    monkeypatch.setattr(processes, "boot_id", lambda: "another")
+    journal = Journal.open(path)
+    assert journal.entries[FIRST].spawned_in == before
+    journal.append(Step.FORGOTTEN, [FIRST])
+    assert journal.entries[FIRST].spawned_in == before
+    journal.close()
+
+
+def test_a_journal_of_before_that_is_read(path: Path) -> None:
+    records: list[dict[str, object]] = [
+        {"n": 1, "journal": "j", "kept": 0},
+        {"n": 2, "step": "ACCEPTED", "job": 41, "attempt": 1, "at": 1.5, "reason": ""},
+        {"n": 3, "step": "SPAWNING", "job": 41, "attempt": 1, "at": 1.5, "reason": ""},
+    ]
+    path.write_bytes(b"".join(map(sealed, records)))
+    journal = Journal.open(path)
+    assert journal.entries == {FIRST: Entry(Step.SPAWNING, 1.5)}
+    journal.close()
+
+
+def test_a_damaged_journal_is_set_aside_once_however_often_no_other_can_be_begun(path: Path) -> None:
+    filled(path).close()
+    damaged = path.read_bytes().replace(b"SPAWNING", b"SPAWNINK")
+    path.write_bytes(damaged)
+
+    def refuse() -> None:
+        raise OSError("the disk is full")
+
+    for _ in range(3):
+        with pytest.raises(OSError, match="full"):
+            Journal.open_or_create(path, refuse)
+    (aside,) = path.parent.glob("journal.damaged-*")
+    assert aside.read_bytes() == path.read_bytes() == damaged
 
 
 def test_compaction_keeps_numbers_and_what_matters(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

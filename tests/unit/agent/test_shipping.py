@@ -149,6 +149,76 @@ async def test_a_server_that_has_more_than_the_spool_is_noticed(
     assert await shipping.take() == ([], [ONE])
 
 
+FINISHED = frame_pb2.Finished(outcome=frame_pb2.OUTCOME_FAILED)
+
+
+def damage(spools: dict[AttemptKey, SpoolWriter], path: Path, frame: int) -> SpoolWriter:
+    """Have the spool of the first attempt, of six frames and more, damaged in this one, and open it again: it is cut
+    there, and says so."""
+    spools[ONE].close()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 7 * frame - 10] ^= 1
+    path.write_bytes(content)
+    writer = SpoolWriter.open(path)
+    assert (writer.sequence, writer.damaged) == (frame, True)
+    return writer
+
+
+@pytest.mark.parametrize(("frame", "rest", "behind"), [(6, [7], []), (5, [], [ONE]), (4, [], [ONE]), (1, [], [ONE])])
+async def test_damage_in_what_was_sent_before_keeps_no_attempt_in_hand_for_ever(
+    shipping: Shipping,
+    spools: dict[AttemptKey, SpoolWriter],
+    tmp_path: Path,
+    frame: int,
+    rest: list[int],
+    behind: list[AttemptKey],
+) -> None:
+    """Its end is sent, or it is noticed that the server has more than the spool."""
+    fill(spools[ONE], 6)
+    shipping.look(ONE)
+    assert await take(shipping) == [(ONE, [1, 2, 3, 4, 5, 6])]
+    shipping.settle(ONE, 6)
+    assert await take(shipping) == []
+    fill(spools[ONE], 1)  # which nobody looks at before it is gone
+    with damage(spools, tmp_path / str(ONE), frame) as writer:
+        shipping.look(ONE)
+        assert await shipping.take() == ([], []), "its writer may still be at it"
+        writer.append_notice(frame_pb2.SEVERITY_ERROR, "over", FINISHED)
+    shipping.look(ONE)
+    reports, found = await shipping.take()
+    frames = [frame_pb2.Frame.FromString(raw).sequence for report in reports for raw in report.frames.frames]
+    assert (frames, found) == (rest, behind)
+    if rest:
+        shipping.settle(ONE, rest[-1])
+        shipping.look(ONE)
+        assert await shipping.take() == ([], [])
+
+
+async def test_what_the_server_has_not_taken_of_a_damaged_spool_is_sent_as_it_is_now(
+    shipping: Shipping, spools: dict[AttemptKey, SpoolWriter], tmp_path: Path
+) -> None:
+    fill(spools[ONE], 6)
+    shipping.look(ONE)
+    await take(shipping)
+    fill(spools[ONE], 1)
+    with damage(spools, tmp_path / str(ONE), 5) as writer:
+        writer.append_notice(frame_pb2.SEVERITY_ERROR, "over", FINISHED)
+    shipping.begin(10_000)
+    shipping.resume(ONE, 4)
+    assert await take(shipping) == [(ONE, [5, 6])]
+    assert await shipping.take() == ([], [])
+
+
+async def test_a_server_that_has_something_else_in_the_place_of_the_end_is_noticed(
+    shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]
+) -> None:
+    fill(spools[ONE], 2)
+    spools[ONE].append_notice(frame_pb2.SEVERITY_ERROR, "over", FINISHED)
+    shipping.begin(1_000)
+    shipping.resume(ONE, 3)
+    assert await shipping.take() == ([], [ONE])
+
+
 async def test_a_spool_that_is_closed_is_sent_no_longer_and_frees_its_room(
     shipping: Shipping, spools: dict[AttemptKey, SpoolWriter]
 ) -> None:

@@ -265,6 +265,41 @@ def test_a_reader_follows_a_frame_as_it_is_written(path: Path, tmp_path: Path) -
     assert (seen[len(whole) // 2 - 2], seen[-2], seen[-1]) == (0, 1, 2)
 
 
+@pytest.mark.parametrize("frames", [1, 200])
+@pytest.mark.parametrize("after", [0, 3, 5])
+def test_a_reader_notices_that_what_it_has_read_was_cut_off(path: Path, frames: int, after: int) -> None:
+    """Whether the new end lies before the place that it had come to, or behind."""
+    fill(path, 5)
+    with SpoolReader(path) as reader:
+        assert len(reader.read(0, 1 << 20)) == 5
+        path.write_bytes(path.read_bytes().replace(b"chunk 2", b"chunk x"))
+        with SpoolWriter.open(path) as spool:
+            assert spool.sequence == 3
+            if frames == 1:
+                assert reader.read(5, 1 << 20) == []
+                assert reader.last_sequence == 3
+            for _ in range(frames - 1):
+                spool.append_chunk(STDOUT, b"more")
+            spool.append_notice(pb.SEVERITY_ERROR, "over", pb.Finished(outcome=pb.OUTCOME_FAILED))
+        assert reader.read(after, 1 << 20) == read(path)[after:]
+        assert reader.last_sequence == 3 + frames
+        assert reader.finished is not None
+        assert not reader.stuck
+
+
+def test_a_reader_takes_no_frame_twice_when_the_spool_is_cut_while_it_reads(path: Path) -> None:
+    # What it has read ahead is not looked at again.
+    with SpoolWriter.open(path) as spool:
+        for number in range(8):
+            spool.append_chunk(STDOUT, b"chunk %d" % number + bytes(60_000))
+    with SpoolReader(path) as reader:
+        assert len(reader.read(0, 1)) == 1
+        path.write_bytes(path.read_bytes().replace(b"chunk 2", b"chunk x"))
+        SpoolWriter.open(path).close()
+        sequences = [pb.Frame.FromString(raw).sequence for raw in reader.read(1, 1 << 20)]
+    assert sequences == [2, 3, 4][: len(sequences)]
+
+
 def test_the_end_is_told(path: Path) -> None:
     with SpoolWriter.open(path) as spool, SpoolReader(path) as reader:
         spool.append_chunk(STDOUT, b"x")

@@ -380,3 +380,25 @@ def test_a_sweeper_judges_no_limit_before_it_has_watched_for_the_margin() -> Non
     found = job(Status.RUNNING, attempt(accepted_at=NOW, first_process_at=NOW), run_timeout=timedelta(minutes=10))
     assert not lifecycle.overrun(found, late + MARGIN, late)
     assert lifecycle.overrun(found, late + MARGIN + SECOND, late)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reopened"),
+    [({}, True), ({"lost": True}, False), ({"sealed_at": NOW}, False)],
+    ids=["live", "lost", "sealed"],
+)
+def test_a_stop_that_was_given_up_is_waited_for_again_once_its_agent_is_heard(
+    changes: dict[str, Any], reopened: bool
+) -> None:
+    found = job(Status.ABORTED, attempt(accepted_at=NOW, **changes), stop_state=StopState.UNCONFIRMED)
+    assert found.attempt is not None
+    assert lifecycle.reopen_stop(found, NOW + SECOND) is reopened
+    assert found.stop_state is (StopState.PENDING if reopened else StopState.UNCONFIRMED)
+    assert found.attempt.last_heard_at == NOW + SECOND * reopened
+    assert not lifecycle.reopen_stop(found, NOW + 2 * SECOND)
+
+
+@pytest.mark.parametrize("stop", [StopState.NONE, StopState.PENDING, StopState.CONFIRMED])
+def test_only_a_stop_that_was_given_up_is_waited_for_again(stop: StopState) -> None:
+    found = job(Status.FAILED, attempt(accepted_at=NOW), stop_state=stop)
+    assert not lifecycle.reopen_stop(found, NOW) and found.stop_state is stop

@@ -39,6 +39,11 @@ def test_an_age_in_days_and_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch).retention == Rules(None, 1000)
 
 
+def test_an_empty_directory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, RETENTION_EXPORT="").retention_export is None
+    assert load(monkeypatch, RETENTION_EXPORT="", RETENTION_AGE="1").retention_export is None
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -1,8 +1,13 @@
-"""Every named moment in the source is one of the crash matrix, and the other way round."""
+"""Every named moment in the source is one of the crash matrix, and the other way round. In a normal run there is
+none."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import pytest
 import services
 from tests.crash.points import ELSEWHERE, STARTING, passages
 from tests.crash.scenarios import SCENARIOS
+from tests.support.fault_points import FaultPoints
 
 SOURCE = Path(services.__file__).parent
 ROOT = SOURCE.parent
@@ -66,3 +72,35 @@ def test_what_the_matrix_leaves_out_is_shown_where_it_says(name: str) -> None:
     # A commit is one moment where nothing but its end follows.
     text = (ROOT / ELSEWHERE[name]).read_text(encoding="utf-8")
     assert name in text or name.replace(".committed", ".committing") in text
+
+
+PASSING = """
+import sys
+from services.runtime import faults
+looked = []
+sys.addaudithook(lambda event, arguments: looked.append(event))
+faults.point("queue.notified")
+del faults
+print(len(looked))
+"""
+"""Passes a place, and says how often the system was asked for something meanwhile."""
+
+
+@pytest.mark.parametrize("armed", [True, False])
+@pytest.mark.parametrize("given", ["directory", "empty", "nothing"])
+def test_only_who_is_started_with_faults_looks_for_them(tmp_path: Path, given: str, armed: bool) -> None:
+    faults = FaultPoints(tmp_path)
+    if armed:
+        faults.arm("queue.notified")
+    environment = {name: value for name, value in os.environ.items() if name != "SIS_FAULTS"}
+    environment |= {"directory": dict(faults.environment), "empty": {"SIS_FAULTS": ""}, "nothing": {}}[given]
+    environment["PYTHONPATH"] = str(ROOT)
+    passing = [sys.executable, "-c", PASSING]
+    # In that very directory, too: no file of a name that happens to be the same does anything.
+    done = subprocess.run(passing, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if given != "directory":
+        assert (done.returncode, done.stdout, faults.is_armed("queue.notified")) == (0, "0\n", armed), done.stderr
+    elif armed:
+        assert (done.returncode, faults.is_armed("queue.notified")) == (-signal.SIGKILL, False)
+    else:
+        assert done.returncode == 0 and int(done.stdout) > 0, "or else nothing could have been noticed"

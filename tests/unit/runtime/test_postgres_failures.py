@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import grpc
 import pytest
 
-from services.runtime.dependencies import Complaints, Trouble, of_peer, unavailable
-from services.runtime.errors import PermissionDenied, Unavailable
+from services.runtime.channels import from_status, grpc_error
+from services.runtime.dependencies import Complaints, Trouble, of_peer, shutting_down, unavailable
+from services.runtime.errors import Internal, PermissionDenied, Unavailable, to_status
 from services.runtime.postgres_failures import PARTIAL, WORDS, Cause, cause_of, trouble
 
 REFUSED = 'connection to server at "127.0.0.1", port 1 failed: Connection refused\n\tIs the server running?'
@@ -19,6 +21,8 @@ REFUSED = 'connection to server at "127.0.0.1", port 1 failed: Connection refuse
         (REFUSED, Cause.CONNECTION_REFUSED),
         ('socket "/run/.s.PGSQL.5432" failed: No such file or directory', Cause.CONNECTION_REFUSED),
         ("connection timeout expired", Cause.NO_ANSWER),
+        ('connection to server at "10.0.0.1", port 5432 failed: Connection timed out', Cause.NO_ANSWER),
+        ("could not receive data from server: Connection timed out", Cause.NO_ANSWER),
         ("failed to resolve host 'db': [Errno -2] Name or service not known", Cause.UNKNOWN_HOST),
         ("FATAL:  the database system is starting up", Cause.STARTING),
         ("FATAL:  the database system is not yet accepting connections", Cause.STARTING),
@@ -77,8 +81,24 @@ def test_the_trouble_of_another_process_is_told_in_its_own_words() -> None:
     assert error.message == "waiting for PostgreSQL: it takes no more connections; try again"
     found = of_peer(error)
     assert found == Trouble("CONNECTION_LIMIT", "it waits for PostgreSQL: it takes no more connections")
-    assert of_peer(Unavailable("the server does not answer: ipv4:10.0.0.1:1")).words == "it does not answer"
     assert of_peer(PermissionDenied("secret@10.0.0.1")).words == "it refuses (PERMISSION_DENIED)"
+    assert of_peer(Internal("the server failed: fault 12")).words == "it fails; see its log"
+
+
+def test_one_that_shuts_down_says_so_over_the_wire() -> None:
+    error = from_status(to_status(shutting_down()))
+    assert of_peer(error) == Trouble("RESTARTING", "it shuts down")
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_an_error_that_no_server_of_the_suite_has_made_is_no_answer(code: grpc.StatusCode) -> None:
+    error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "secret@10.0.0.1")
+    assert of_peer(grpc_error(error)) == Trouble("UNREACHABLE", "it does not answer")
+
+
+def test_one_that_answers_that_it_cannot_now_does_answer() -> None:
+    found = of_peer(from_status(to_status(Unavailable("the change lost against another one; try again"))))
+    assert found == Trouble("DEPENDENCY_UNAVAILABLE", "it refuses (DEPENDENCY_UNAVAILABLE)")
 
 
 def test_complaints_are_made_once_for_each_change(caplog: pytest.LogCaptureFixture) -> None:

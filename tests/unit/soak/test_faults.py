@@ -16,6 +16,7 @@ VICTIMS = [
     "far-1",
     "zygote",
     "supervisor",
+    "guardian",
 ]
 
 

@@ -1,0 +1,162 @@
+"""What an agent does with its attempts when its disk fails it. The rest is tested with whole agents."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.runtime.errors import Unavailable
+from services.sis_agent.agent import life
+from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
+from services.sis_agent.agent.errors import JournalUnwritable
+from services.sis_agent.agent.executor import LIVES, Executor
+from services.sis_agent.agent.handle import Zygote
+from services.sis_agent.agent.journal import Journal, Step
+from services.sis_agent.agent.life import Site
+from services.sis_agent.agent.package_cache import PackageCache
+from services.sis_agent.agent.shipping import Shipping
+from services.sis_agent.agent.state_directory import StateDirectory
+from services.sis_agent.agent.supervisor_identity import IDENTITY, PROCESSES
+from sis.agent.v1 import agent_service_pb2 as agent
+from sis.queue.v1 import dispatch_service_pb2 as dispatch
+from sis.queue.v1 import frame_pb2, job_pb2
+from tests.support.attempts import eventually
+
+KEY = AttemptKey(7, 1)
+
+
+async def _fetch(digest: str, offset: int) -> AsyncIterator[bytes]:
+    raise Unavailable(f"nothing is fetched here, not {digest} from {offset}")
+    yield b""
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    journal = Journal.create(tmp_path / "journal")
+    packages = PackageCache(tmp_path / "packages", _fetch, 1 << 20)
+    directories = AttemptDirectories(tmp_path / "attempts")
+    yield Site(journal, directories, Shipping(), packages, Zygote(), tmp_path / "identity", StateDirectory(tmp_path))
+    await packages.close()
+    journal.close()
+
+
+@contextlib.contextmanager
+def without_room(journal: Journal) -> Iterator[None]:
+    descriptor = journal._descriptor
+    with Path("/dev/full").open("wb") as full:
+        journal._descriptor = full.fileno()
+        yield
+    journal._descriptor = descriptor
+
+
+def assignment(key: AttemptKey = KEY, digest: str = "0" * 64) -> dispatch.Assignment:
+    package = job_pb2.PackageReference(name="x", version="1.0.0", digest=digest)
+    return dispatch.Assignment(attempt=key.to_proto(), package=package)
+
+
+async def declined(site: Site) -> list[dispatch.Attempt]:
+    reports, _ = await site.shipping.take()
+    return [report.attempt for report in reports if report.HasField("declined")]
+
+
+async def test_without_room_a_decline_that_was_taken_is_said_again_later(site: Site) -> None:
+    """It does not end the stream, by which all the others are heard."""
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        executor.assign([assignment(digest="no digest")])
+        assert await declined(site) == [KEY.to_proto()]
+        answer = agent.Acknowledgement(attempt=KEY.to_proto())
+        with without_room(site.journal):
+            executor.acknowledge(answer, None)
+        assert site.state.full
+        assert site.journal.entries[KEY].step is Step.DECLINED
+        executor.welcome([], 1 << 20)
+        assert await declined(site) == [KEY.to_proto()]
+        executor.acknowledge(answer, None)
+        assert site.journal.entries[KEY].step is Step.FORGOTTEN
+
+
+async def test_a_beat_says_that_there_was_no_room_although_there_is_some_again(site: Site) -> None:
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        with without_room(site.journal), pytest.raises(JournalUnwritable):
+            executor.assign([assignment()])
+        assert executor.beat().draining
+        assert not executor.beat().draining
+
+
+async def test_what_is_in_the_way_of_an_attempt_makes_no_full_disk(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.directories.path(KEY).symlink_to(site.directories.path(KEY))
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        with pytest.raises(OSError, match="File exists"):
+            executor.assign([assignment()])
+        assert not executor.beat().draining
+    assert "no attempt of 7.1 can be taken: [Errno 17] File exists" in caplog.text
+    assert KEY not in site.journal.entries
+
+
+async def test_an_attempt_that_was_started_is_kept_though_the_journal_does_not_know_it(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not started again, and can be stopped."""
+    for key in (KEY, AttemptKey(8, 1)):
+        site.directories.create(assignment(key))
+    (site.directories.path(KEY) / IDENTITY).touch()
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        executor.resume()
+        assert list(site.directories) == [KEY]
+        assert site.directories.is_orphaned(KEY)
+        executor.assign([assignment()])
+        assert site.journal.entries == {}
+    assert "attempt 7.1 was started, and the journal does not know it" in caplog.text
+
+
+async def test_a_stop_of_what_cannot_be_read_any_more_concerns_nobody_else(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = site.directories.path(KEY)
+    path.mkdir()
+    site.directories.orphan(KEY)
+    (path / IDENTITY).mkdir()
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        executor.stop(dispatch.StopCommand(attempt=KEY.to_proto(), kind=frame_pb2.STOP_KIND_ABORT))
+    assert "attempt 7.1, which is not reported any more, was not told to stop" in caplog.text
+
+
+async def test_a_log_that_cannot_be_read_leaves_its_attempt_to_people_and_the_others_alone(site: Site) -> None:
+    site.directories.create(assignment())
+    (site.directories.path(KEY) / "spool").mkdir()
+    site.journal.append(Step.ACCEPTED, [KEY])
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        executor.resume()
+        executor.welcome([dispatch.AttemptVerdict(attempt=KEY.to_proto())], 1 << 20)
+        assert site.directories.is_orphaned(KEY)
+        assert site.journal.entries[KEY].step is Step.FORGOTTEN
+        assert not executor.beat().attempts
+
+
+async def test_a_file_that_never_can_be_read_makes_no_full_disk_and_its_attempt_is_left_to_people(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(life, "RETRY_SECONDS", 0.0)
+    site.directories.create(assignment())
+    (site.directories.path(KEY) / PROCESSES).mkdir()
+    site.journal.append(Step.ACCEPTED, [KEY])
+    site.journal.append(Step.SPAWNING, [KEY])
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        executor.resume()
+        await eventually(lambda: site.directories.is_orphaned(KEY))
+        assert not executor.beat().draining
+    assert caplog.text.count("attempt 7.1 cannot go on: [Errno 21] Is a directory") == life.TRIES * LIVES
+    assert site.journal.entries[KEY].step is Step.FORGOTTEN
