@@ -177,9 +177,19 @@ def _query(schemas: Schemas, message: Descriptor, left_out: set[str], prefix: st
             "name": name,
             "in": "query",
             **({"required": True} if required(field) else {}),
-            **schemas.description(field.full_name),
+            **_described(schemas, field, prefix),
             "schema": _of_parameter(schemas, field),
         }
+
+
+def _described(schemas: Schemas, field: FieldDescriptor, prefix: str) -> Json:
+    """What is said of a field, and what excludes it: parameters have no keyword for that."""
+    said = schemas.description(field.full_name)
+    oneof = field.containing_oneof
+    others = [f"`{prefix}{each.json_name}`" for each in oneof.fields if each != field] if oneof else []
+    if not others:
+        return said
+    return {"description": f"{said.get('description', '')} Not together with {' or '.join(others)}.".strip()}
 
 
 def _of_parameter(schemas: Schemas, field: FieldDescriptor) -> Json:

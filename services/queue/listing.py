@@ -54,6 +54,7 @@ ORDERS: dict[str, ColumnElement[Any]] = {
     "display_name": jobs.c.display_name.collate("C"),
     "type": jobs.c.type,
     "status": jobs.c.status,
+    "target": jobs.c.target.collate("C"),
     "create_time": jobs.c.created_at,
     "start_time": func.coalesce(jobs.c.started_at, _NEVER),
     "complete_time": func.coalesce(jobs.c.completed_at, _NEVER),

@@ -216,6 +216,20 @@ def next_status(status: Status, event: Event, *, accepted: bool = False, cancel_
     raise IllegalTransition(status, event)
 
 
+VERBS = (_E.ACTIVATE, _E.CANCEL, _E.ABORT, _E.DELETE, _E.RERUN)
+"""What people ask for. FORCE is a way to abort, and depends on more than the status."""
+
+_REPEATED = frozenset(
+    {(_S.WAITING, _E.ACTIVATE), (_S.CANCEL_REQUESTED, _E.CANCEL), (_S.CANCELED, _E.CANCEL), (_S.ABORTED, _E.ABORT)}
+)
+
+
+def permitted(status: Status, *, cancel_recorded: bool = False) -> tuple[Event, ...]:
+    """Which verbs the rulebook takes in a status, without those that would repeat what was done."""
+    repeated = _REPEATED | {(_S.AWOL, _E.CANCEL)} if cancel_recorded else _REPEATED
+    return tuple(verb for verb in VERBS if (status, verb) in _RULES and (status, verb) not in repeated)
+
+
 class RunState(StrEnum):
     """The groups of statuses by which people filter."""
 

@@ -39,6 +39,8 @@ ACCESS: Mapping[str, Audience] = {
     "/sis.queue.v1.JobService/GetJob": Audience.VIEWER,
     "/sis.queue.v1.JobService/ListJobs": Audience.VIEWER,
     "/sis.queue.v1.JobService/MonitorJob": Audience.VIEWER,
+    "/sis.queue.v1.JobService/ReadLog": Audience.VIEWER,
+    "/sis.queue.v1.JobService/SearchLog": Audience.VIEWER,
     "/sis.queue.v1.JobService/GetConsoleOutput": Audience.VIEWER,
     "/sis.queue.v1.JobService/GetDebugLog": Audience.VIEWER,
     "/sis.queue.v1.JobService/ListJobHistory": Audience.VIEWER,

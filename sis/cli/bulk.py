@@ -21,7 +21,7 @@ from sis.queue.v1 import job_service_pb2 as pb
 class Verb:
     """What can be done to jobs: to one by a call of its own, to many by ApplyVerb."""
 
-    number: pb.JobVerb.ValueType
+    number: job_pb2.JobVerb.ValueType
     word: str
     participle: str
     one: Callable[[Client, int, str], job_pb2.Job | None]
@@ -54,12 +54,12 @@ def _rerun(client: Client, job_id: int, reason: str) -> job_pb2.Job:
 
 
 VERBS = {
-    "ACTIVATE": Verb(pb.JOB_VERB_ACTIVATE, "activate", "activated", _activate),
-    "CANCEL": Verb(pb.JOB_VERB_CANCEL, "cancel", "canceled", _cancel),
-    "ABORT": Verb(pb.JOB_VERB_ABORT, "abort", "aborted", _abort),
-    "FORCE": Verb(pb.JOB_VERB_ABORT, "abort", "aborted", _force, force=True),
-    "DELETE": Verb(pb.JOB_VERB_DELETE, "delete", "deleted", _delete),
-    "RERUN": Verb(pb.JOB_VERB_RERUN, "rerun", "rerun", _rerun),
+    "ACTIVATE": Verb(job_pb2.JOB_VERB_ACTIVATE, "activate", "activated", _activate),
+    "CANCEL": Verb(job_pb2.JOB_VERB_CANCEL, "cancel", "canceled", _cancel),
+    "ABORT": Verb(job_pb2.JOB_VERB_ABORT, "abort", "aborted", _abort),
+    "FORCE": Verb(job_pb2.JOB_VERB_ABORT, "abort", "aborted", _force, force=True),
+    "DELETE": Verb(job_pb2.JOB_VERB_DELETE, "delete", "deleted", _delete),
+    "RERUN": Verb(job_pb2.JOB_VERB_RERUN, "rerun", "rerun", _rerun),
 }
 
 
@@ -173,7 +173,7 @@ def _said(verb: Verb, job_id: int, job: job_pb2.Job | None) -> str:
     """What became of one job."""
     if job is None:
         return f"Job {job_id}: {verb.participle}"
-    if verb.number == pb.JOB_VERB_RERUN:
+    if verb.number == job_pb2.JOB_VERB_RERUN:
         return f"Job {job_id}: rerun as job {job.job_id}, {words.status(job.status)}"
     return f"Job {job_id}: {words.status(job.status)}"
 

@@ -46,7 +46,7 @@ def _put(client: Client, request: pb.CreateJobRequest, typed: Sequence[str], *, 
         print(terminal.document(job) if json else f"Job {job.job_id} created: {words.status(job.status)}")
         return
     try:
-        ended = follow_to_end(client, job.job_id, "", json=json, hint="Ctrl-C detaches")
+        ended = follow_to_end(client, job.job_id, json=json, hint="Ctrl-C detaches")
     except KeyboardInterrupt:
         say_detached(job.job_id)
         raise typer.Exit(130) from None

@@ -46,6 +46,7 @@ _OPTIONS = {
     "statuses": "--status",
     "text": "--text",
     "complete_time_before": "--completed-before",
+    "tail_bytes": "--tail",
 }
 
 
@@ -74,6 +75,8 @@ def say(problem: str) -> None:
 def _field(field: str) -> str:
     if field in ("job_id", "package"):
         return ""  # an argument without a name, or several options; what is wrong with it names the job or the package
+    if field == "text":
+        return "TEXT: "  # of a search; that of a filter is filter.text
     if field == "value.secret":
         return "the secret: "  # there are several ways to give it
     if field == "value.passphrase":

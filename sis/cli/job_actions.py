@@ -9,38 +9,45 @@ from pathlib import Path
 import typer
 from rich.console import RenderableType
 
-from sis.cli import failures, history, requests, terminal, words
+from sis.cli import failures, history, requests, terminal, values, words
 from sis.cli.details import job_page
 from sis.cli.explanation import explanation_page
 from sis.cli.monitor import MonitorView, verdict
 from sis.cli.text import LineJoiner, uncoloured
+from sis.cli.values import OptionError
 from sis.client import ApiError, Client
 from sis.queue.v1 import job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
 
 
-def monitor(data: Path | None, job_id: int, resume_token: str, *, json: bool) -> None:
+def monitor(data: Path | None, job_id: int, resume_token: str, tail: str, *, json: bool) -> None:
     """Follow a job to its end."""
+    if tail and resume_token:
+        raise OptionError("--tail: leave it out, as --resume-token says where to go on")
+    tail_bytes = values.size("--tail", tail) if tail else 0
     with Client.find(data) as client:
         try:
-            follow_to_end(client, job_id, resume_token, json=json, hint="Ctrl-C ends the monitor")
+            follow_to_end(client, job_id, resume_token, tail_bytes, json=json, hint="Ctrl-C ends the monitor")
         except KeyboardInterrupt:
             say_detached(job_id)
             raise typer.Exit(130) from None
 
 
-def follow_to_end(client: Client, job_id: int, resume_token: str, *, json: bool, hint: str) -> job_pb2.Job:
+def follow_to_end(
+    client: Client, job_id: int, resume_token: str = "", tail_bytes: int = 0, *, json: bool, hint: str
+) -> job_pb2.Job:
     """Show the monitor of a job until it has ended; the job as it is then."""
     if json:
         job = job_pb2.Job()
-        for response in client.jobs.monitor(job_id, resume_token):
+        for response in client.jobs.monitor(job_id, resume_token, tail_bytes=tail_bytes):
             if response.WhichOneof("content") == "job":
                 job = response.job
             print(terminal.line(response), flush=True)
         return job
     out = terminal.console()
     with MonitorView(out, hint) as view:
-        for response in client.jobs.monitor(job_id, resume_token, on_interruption=view.interrupted):
+        responses = client.jobs.monitor(job_id, resume_token, tail_bytes=tail_bytes, on_interruption=view.interrupted)
+        for response in responses:
             view.show(response)
     out.print(verdict(view.job))
     return view.job
@@ -109,6 +116,21 @@ def output(data: Path | None, job_id: int, *, raw: bool, json: bool) -> None:
 
 def _write_lines(lines: Iterable[str]) -> None:
     sys.stdout.write("".join(f"{uncoloured(text)}\n" for text in lines))
+
+
+def search(data: Path | None, job_id: int, text: str, *, json: bool) -> None:
+    """Print the lines of the log in which a text occurs: time, channel, line; exit 1 when there is none."""
+    found = False
+    with Client.find(data) as client:
+        for match in client.jobs.search_log(job_id, text):
+            found = True
+            if json:
+                print(terminal.line(match))
+            else:
+                channel = words.channel(match.channel)
+                print(f"{words.local_time(match.time)} {channel:6} {uncoloured(match.line)}")
+    if not found:
+        raise typer.Exit(1)
 
 
 def debug_log(data: Path | None, job_id: int, view: str, *, json: bool) -> None:

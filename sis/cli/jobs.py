@@ -240,13 +240,33 @@ def monitor(
     resume_token: Annotated[
         str, typer.Option("--resume-token", metavar="TOKEN", help="Go on behind it; --json shows them.")
     ] = "",
+    tail: Annotated[
+        str,
+        typer.Option("--tail", metavar="SIZE", help="Begin so much before the end of the log: 64KiB, 1MiB."),
+    ] = "",
     json: Json = False,
     data: Data = None,
 ) -> None:
     """Follow a job, live: system lines, processes, progress, output."""
     from sis.cli import job_actions
 
-    job_actions.monitor(data, job_id, resume_token, json=json)
+    job_actions.monitor(data, job_id, resume_token, tail, json=json)
+
+
+@app.command()
+def search(
+    job_id: JobId,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Within a line, in any case; not a pattern.")],
+    json: Json = False,
+    data: Data = None,
+) -> None:
+    """Print the lines of a job's log in which a text occurs.
+
+    Each with the time, which is local, and the channel. Exit 1 when there is none.
+    """
+    from sis.cli import job_actions
+
+    job_actions.search(data, job_id, text, json=json)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The command `sis`: what people type, as calls of the client and of the local stack.
 
-Exit codes: 0 done, 1 refused or failed, 2 not understood, 130 interrupted. Every problem is a line on
-standard error that begins with "error: "; a traceback is a fault of this program.
+Exit codes: 0 done, 1 refused, failed or (by `sis jobs search`) nothing found, 2 not understood, 130 interrupted. Every
+problem is a line on standard error that begins with "error: "; a traceback is a fault of this program.
 """
 
 from __future__ import annotations

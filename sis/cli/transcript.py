@@ -81,6 +81,8 @@ class Transcript:
             lines += self.end()
             if self._attempt:
                 lines.append(Line(Source.VIEWER, f"Attempt {frames.attempt}"))
+            elif frames.frames and frames.frames[0].sequence > 1:
+                lines.append(Line(Source.VIEWER, f"Not shown: the {frames.frames[0].sequence - 1:,} frames before"))
             self._attempt = frames.attempt
         for frame in frames.frames:
             if frame.WhichOneof("content") == "chunk":

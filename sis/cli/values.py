@@ -15,6 +15,8 @@ from sis.queue.v1 import job_pb2
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+_SIZE = re.compile(r"([0-9]{1,19})(B|KiB|MiB)?")
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)")
 _TIMES = "2026-12-31T18:00:00Z, 2026-12-31T18:00:00+01:00"
 FILE_BYTES = 16 * 1024 * 1024
@@ -33,6 +35,15 @@ def duration(option: str, text: str) -> timedelta:
         return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text)))
     except OverflowError:
         raise OptionError(f"{option}: {text!r} is too long") from None
+
+
+def size(option: str, text: str) -> int:
+    """ "512", "512B", "64KiB", "1MiB", as bytes; at least one."""
+    match = _SIZE.fullmatch(text)
+    count = int(match[1]) * _SIZE_UNITS[match[2] or "B"] if match else 0
+    if not 0 < count < 2**63:
+        raise OptionError(f"{option}: {text!r} is not a size; write it like 512B, 64KiB or 1MiB")
+    return count
 
 
 def time(option: str, text: str, now: datetime) -> datetime:

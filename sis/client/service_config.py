@@ -21,6 +21,8 @@ RETRIED = {
         "GetJob",
         "ListJobs",
         "ListJobHistory",
+        "ReadLog",
+        "SearchLog",
         "ExplainJob",
         "RerunJob",
         "CopyJob",

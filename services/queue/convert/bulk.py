@@ -7,9 +7,9 @@ from services.queue.convert.jobs import REASON_CHARACTERS, to_listed
 from services.queue.convert.selection import check_ids, job_filter
 from services.runtime.errors import to_status
 from services.runtime.fields import Violations, members
-from sis.queue.v1 import job_service_pb2
+from sis.queue.v1 import job_pb2, job_service_pb2
 
-VERBS = members(job_service_pb2.JobVerb, "JOB_VERB_", Verb)
+VERBS = members(job_pb2.JobVerb, "JOB_VERB_", Verb)
 _REQUEST_ID = 36
 
 

@@ -8,7 +8,10 @@ from services.queue import exports
 from services.queue.convert.jobs import put
 from services.queue.convert.selection import check_ids, job_filter
 from services.queue.exports import ExportJobs, Part
+from services.queue.jobs import JobView
+from services.queue.parameters import from_rows
 from services.runtime.fields import Violations
+from sis.packages.values import File
 from sis.queue.v1 import job_service_pb2
 
 
@@ -32,9 +35,14 @@ def _bound(request: job_service_pb2.ExportJobsRequest) -> bytes:
 
 
 def to_part(request: job_service_pb2.ExportJobsRequest, part: Part) -> job_service_pb2.ExportJobsResponse:
+    """A part as it is sent; a job, other than where it is shown, with the contents of its files."""
     token = "" if part.position is None else exports.to_token(_bound(request), part.position)
     response = job_service_pb2.ExportJobsResponse(job_id=part.job_id, resume_token=token)
     put(response, part.content)
+    if isinstance(part.content, JobView):
+        for name, value in from_rows(part.content.job.parameters).items():
+            if isinstance(value, File):
+                response.job.parameters[name].file.content = value.content
     return response
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
 
-from services.queue import credentials, logs
+from services.queue import credentials, lifecycle, logs, states
 from services.queue.convert import parameters
 from services.queue.convert.selection import JOB_TYPES, STATUSES, job_filter
 from services.queue.creation import CreateJob, Limits, Priority
@@ -40,6 +40,13 @@ _TYPE_NUMBERS = numbers(JOB_TYPES)
 _STOP_NUMBERS = numbers(STOP_STATES)
 _VERDICT_NUMBERS = numbers(VERDICTS)
 _WAIT_NUMBERS = numbers(WAIT_REASONS)
+_PERMITTED = {
+    (status, canceled): [
+        job_pb2.JobVerb.Value(f"JOB_VERB_{verb}") for verb in states.permitted(status, cancel_recorded=canceled)
+    ]
+    for status in Status
+    for canceled in (False, True)
+}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 HEARTBEAT_TIMEOUTS = timedelta(seconds=60), timedelta(days=1)
@@ -229,6 +236,7 @@ def to_listed(row: Row[Any]) -> job_pb2.Job:
         start_timeout=to_duration(row.start_timeout),
         output_timeout=to_duration(row.output_timeout),
         cancel_grace=to_duration(row.cancel_grace),
+        permitted_verbs=_PERMITTED[Status(row.status), row.cancel_requested_at is not None],
     )
 
 
@@ -252,6 +260,8 @@ def to_job(view: JobView) -> job_pb2.Job:
     )
     job.log.CopyFrom(to_log_summary(view))
     if view.attempt is not None:
+        given_up = lifecycle.given_up(Status(view.job.status), StopState(view.job.stop_state))
+        job.force_permitted = given_up and view.attempt.sealed_at is None
         job.processes.extend(
             json_format.ParseDict(process, job_pb2.Process(), ignore_unknown_fields=True)
             for process in view.attempt.processes

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from services.queue import bulk, creation, explanations, exports, jobs, listing, logs, ranges, watching
+from services.queue import bulk, creation, excerpts, explanations, exports, jobs, listing, logs, ranges, watching
 from services.queue.convert import bulk as convert_bulk
+from services.queue.convert import excerpts as convert_excerpts
 from services.queue.convert import explanations as convert_explanations
 from services.queue.convert import exports as convert_exports
 from services.queue.convert import jobs as convert
@@ -76,10 +77,28 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.MonitorJobRequest, context: Context
     ) -> AsyncIterator[job_service_pb2.MonitorJobResponse]:
         job_id = convert.job_id(request.job_id)
-        start = logs.from_token(job_id, request.resume_token)
+        start, tail = logs.from_token(job_id, request.resume_token), convert_excerpts.tail_bytes(request)
+        if tail:
+            async with self._database.begin() as connection:
+                start = await excerpts.tail(connection, job_id, tail)
         async with aclosing(logs.monitor(self._database, self._wakes, job_id, start)) as news:
             async for item in news:
                 yield convert.to_news(job_id, item)
+
+    async def ReadLog(
+        self, request: job_service_pb2.ReadLogRequest, context: Context
+    ) -> job_service_pb2.ReadLogResponse:
+        job_id, place, max_bytes = convert_excerpts.read_log(request)
+        async with self._database.begin() as connection:
+            excerpt = await excerpts.read(connection, job_id, place, max_bytes)
+        return convert_excerpts.to_log(excerpt)
+
+    async def SearchLog(
+        self, request: job_service_pb2.SearchLogRequest, context: Context
+    ) -> job_service_pb2.SearchLogResponse:
+        job_id, wanted, first = convert_excerpts.search_log(request)
+        findings = await excerpts.search(self._database, job_id, wanted, first, convert_excerpts.feed)
+        return convert_excerpts.to_findings(findings)
 
     async def GetConsoleOutput(
         self, request: job_service_pb2.GetConsoleOutputRequest, context: Context
@@ -128,7 +147,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.ActivateJobRequest, context: Context
     ) -> job_service_pb2.ActivateJobResponse:
         job_id, reason = convert.job_id(request.job_id), convert.reason(request.reason)
-        async with self._database.begin() as connection:
+        async with self._database.begin("queue.activate") as connection:
             view = await jobs.activate(connection, job_id, _actor(), reason)
         return job_service_pb2.ActivateJobResponse(job=convert.to_job(view))
 
@@ -152,7 +171,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.DeleteJobRequest, context: Context
     ) -> job_service_pb2.DeleteJobResponse:
         job_id, reason = convert.job_id(request.job_id), convert.reason(request.reason)
-        async with self._database.begin() as connection:
+        async with self._database.begin("queue.delete") as connection:
             await jobs.delete(connection, job_id, _actor(), reason)
         return job_service_pb2.DeleteJobResponse()
 
@@ -160,7 +179,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.RerunJobRequest, context: Context
     ) -> job_service_pb2.RerunJobResponse:
         job_id, request_id, reason = convert_repeats.rerun(request)
-        async with self._database.begin() as connection:
+        async with self._database.begin("queue.rerun") as connection:
             view = await creation.rerun(connection, job_id, request_id, _actor(), reason)
         return job_service_pb2.RerunJobResponse(job=convert.to_job(view))
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol, TypeVar
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from sis.client.aio.connection import Connection
 from sis.client.aio.resuming import OnInterruption, resuming, resuming_bytes, until_begun
@@ -108,7 +109,7 @@ class Jobs:
 
     def apply(
         self,
-        verb: pb.JobVerb.ValueType,
+        verb: job_pb2.JobVerb.ValueType,
         *,
         job_ids: Sequence[int] = (),
         filter: pb.JobFilter | None = None,
@@ -123,7 +124,7 @@ class Jobs:
 
         It is not repeated when the connection breaks: some of what was not answered for may have been done. A rerun
         without a request id gets a random one."""
-        if verb == pb.JOB_VERB_RERUN and not validate_only:
+        if verb == job_pb2.JOB_VERB_RERUN and not validate_only:
             request_id = request_id or str(uuid.uuid4())
         request = pb.ApplyVerbRequest(
             verb=verb,
@@ -153,12 +154,49 @@ class Jobs:
         return response.request
 
     def monitor(
-        self, job_id: int, resume_token: str = "", *, on_interruption: OnInterruption | None = None
+        self, job_id: int, resume_token: str = "", *, tail_bytes: int = 0, on_interruption: OnInterruption | None = None
     ) -> AsyncGenerator[pb.MonitorJobResponse]:
-        """Follow a job until it has ended and its log is sealed. A broken connection is tried again for a
-        minute before it is an error; nothing is lost by it, and only the snapshot of the job is repeated."""
-        request = pb.MonitorJobRequest(job_id=job_id, resume_token=resume_token)
+        """Follow a job until it has ended and its log is sealed; with `tail_bytes`, and no token, from the last frames
+        that are there on, of so many bytes. A broken connection is tried again for a minute before it is an error;
+        nothing is lost by it, and only the snapshot of the job is repeated."""
+        request = pb.MonitorJobRequest(job_id=job_id, resume_token=resume_token, tail_bytes=tail_bytes)
         return self._follow(self._stub.MonitorJob, request, on_interruption)
+
+    async def read_log(
+        self,
+        job_id: int,
+        *,
+        first_sequence: int | None = None,
+        before_sequence: int | None = None,
+        time: Timestamp | None = None,
+        max_bytes: int = 0,
+    ) -> pb.ReadLogResponse:
+        """Consecutive frames of the log of the current attempt: from one on, those before one, or from a time on;
+        without any of the three, from the beginning.
+
+        Raises:
+            ValueError: more than one of the three is given.
+        """
+        if sum(place is not None for place in (first_sequence, before_sequence, time)) > 1:
+            raise ValueError("give one of first_sequence, before_sequence and time")
+        request = pb.ReadLogRequest(job_id=job_id, time=time, max_bytes=max_bytes)
+        if first_sequence is not None:
+            request.first_sequence = first_sequence
+        if before_sequence is not None:
+            request.before_sequence = before_sequence
+        return await self._connection.call(self._stub.ReadLog, request)
+
+    async def search_log(self, job_id: int, text: str, first_sequence: int = 0) -> AsyncIterator[pb.LogMatch]:
+        """The lines of the log of the current attempt in which a text occurs, in any case, in the frames from one on:
+        all that are there when the end is reached. A part of the log is searched at a time, as this is iterated."""
+        while True:
+            request = pb.SearchLogRequest(job_id=job_id, text=text, first_sequence=first_sequence)
+            part = await self._connection.call(self._stub.SearchLog, request)
+            for match in part.matches:
+                yield match
+            first_sequence = part.next_sequence
+            if not first_sequence:
+                return
 
     def output(
         self, job_id: int, offset: int = 0, length: int = 0, *, on_interruption: OnInterruption | None = None

@@ -125,6 +125,30 @@ JOB_TYPE_PACKAGE: JobType.ValueType  # 2
 JOB_TYPE_ASSET_IMPORT: JobType.ValueType  # 3
 Global___JobType: _TypeAlias = JobType  # noqa: Y015
 
+class _JobVerb:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobVerbEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobVerb.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_VERB_UNSPECIFIED: _JobVerb.ValueType  # 0
+    JOB_VERB_ACTIVATE: _JobVerb.ValueType  # 1
+    JOB_VERB_CANCEL: _JobVerb.ValueType  # 2
+    JOB_VERB_ABORT: _JobVerb.ValueType  # 3
+    JOB_VERB_DELETE: _JobVerb.ValueType  # 4
+    JOB_VERB_RERUN: _JobVerb.ValueType  # 5
+
+class JobVerb(_JobVerb, metaclass=_JobVerbEnumTypeWrapper):
+    """What can be done to a job, and to many at once."""
+
+JOB_VERB_UNSPECIFIED: JobVerb.ValueType  # 0
+JOB_VERB_ACTIVATE: JobVerb.ValueType  # 1
+JOB_VERB_CANCEL: JobVerb.ValueType  # 2
+JOB_VERB_ABORT: JobVerb.ValueType  # 3
+JOB_VERB_DELETE: JobVerb.ValueType  # 4
+JOB_VERB_RERUN: JobVerb.ValueType  # 5
+Global___JobVerb: _TypeAlias = JobVerb  # noqa: Y015
+
 class _JobStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -473,6 +497,8 @@ class Job(_message.Message):
     START_TIMEOUT_FIELD_NUMBER: _builtins.int
     OUTPUT_TIMEOUT_FIELD_NUMBER: _builtins.int
     CANCEL_GRACE_FIELD_NUMBER: _builtins.int
+    PERMITTED_VERBS_FIELD_NUMBER: _builtins.int
+    FORCE_PERMITTED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
     """The number by which people know the job. (In JSON a string, "42".)"""
     display_name: _builtins.str
@@ -508,6 +534,8 @@ class Job(_message.Message):
     run_as: _builtins.str
     rerun_of_job_id: _builtins.int
     """The job that this one repeats; 0 for none."""
+    force_permitted: _builtins.bool
+    """Whether it can be let go of by AbortJob with `force`: it still holds something, and its agent is gone. Not in a list."""
     @_builtins.property
     def package(self) -> Global___PackageReference:
         """The package, pinned by its digest when the job was created."""
@@ -574,6 +602,12 @@ class Job(_message.Message):
     def cancel_grace(self) -> _duration_pb2.Duration:
         """Between TERM and KILL when the job is canceled."""
 
+    @_builtins.property
+    def permitted_verbs(self) -> _containers.RepeatedScalarFieldContainer[Global___JobVerb.ValueType]:
+        """What can be done to it now that would not just repeat what was done before. (A repeated verb is answered all the
+        same, so that it can be retried.)
+        """
+
     def __init__(
         self,
         *,
@@ -618,10 +652,12 @@ class Job(_message.Message):
         start_timeout: _duration_pb2.Duration | None = ...,
         output_timeout: _duration_pb2.Duration | None = ...,
         cancel_grace: _duration_pb2.Duration | None = ...,
+        permitted_verbs: _abc.Iterable[Global___JobVerb.ValueType] | None = ...,
+        force_permitted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "cancel_grace", b"cancel_grace", "complete_time", b"complete_time", "create_time", b"create_time", "deferral_expire_time", b"deferral_expire_time", "heartbeat_timeout", b"heartbeat_timeout", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "output_timeout", b"output_timeout", "package", b"package", "result_code", b"result_code", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "start_timeout", b"start_timeout", "stop_evidence", b"stop_evidence", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "admin", b"admin", "agent", b"agent", "attempt", b"attempt", "cancel_grace", b"cancel_grace", "cancel_requested", b"cancel_requested", "complete_time", b"complete_time", "create_time", b"create_time", "creator", b"creator", "credentials", b"credentials", "deferral_expire_time", b"deferral_expire_time", "display_name", b"display_name", "failure_reason", b"failure_reason", "heartbeat_timeout", b"heartbeat_timeout", "job_id", b"job_id", "labels", b"labels", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "operation", b"operation", "output_timeout", b"output_timeout", "outputs", b"outputs", "package", b"package", "parameters", b"parameters", "priority", b"priority", "processes", b"processes", "progress_percent", b"progress_percent", "progress_text", b"progress_text", "rerun_of_job_id", b"rerun_of_job_id", "result_code", b"result_code", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "start_timeout", b"start_timeout", "status", b"status", "status_message", b"status_message", "stop_evidence", b"stop_evidence", "stop_state", b"stop_state", "target", b"target", "type", b"type", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "admin", b"admin", "agent", b"agent", "attempt", b"attempt", "cancel_grace", b"cancel_grace", "cancel_requested", b"cancel_requested", "complete_time", b"complete_time", "create_time", b"create_time", "creator", b"creator", "credentials", b"credentials", "deferral_expire_time", b"deferral_expire_time", "display_name", b"display_name", "failure_reason", b"failure_reason", "force_permitted", b"force_permitted", "heartbeat_timeout", b"heartbeat_timeout", "job_id", b"job_id", "labels", b"labels", "latest_start", b"latest_start", "log", b"log", "not_before", b"not_before", "operation", b"operation", "output_timeout", b"output_timeout", "outputs", b"outputs", "package", b"package", "parameters", b"parameters", "permitted_verbs", b"permitted_verbs", "priority", b"priority", "processes", b"processes", "progress_percent", b"progress_percent", "progress_text", b"progress_text", "rerun_of_job_id", b"rerun_of_job_id", "result_code", b"result_code", "run_as", b"run_as", "run_timeout", b"run_timeout", "site_target", b"site_target", "start_time", b"start_time", "start_timeout", b"start_timeout", "status", b"status", "status_message", b"status_message", "stop_evidence", b"stop_evidence", "stop_state", b"stop_state", "target", b"target", "type", b"type", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__result_code: _TypeAlias = _typing.Literal["result_code"]  # noqa: Y015
     _WhichOneofArgType__result_code: _TypeAlias = _typing.Literal["_result_code", b"_result_code"]  # noqa: Y015

@@ -24,30 +24,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _JobVerb:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _JobVerbEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobVerb.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    JOB_VERB_UNSPECIFIED: _JobVerb.ValueType  # 0
-    JOB_VERB_ACTIVATE: _JobVerb.ValueType  # 1
-    JOB_VERB_CANCEL: _JobVerb.ValueType  # 2
-    JOB_VERB_ABORT: _JobVerb.ValueType  # 3
-    JOB_VERB_DELETE: _JobVerb.ValueType  # 4
-    JOB_VERB_RERUN: _JobVerb.ValueType  # 5
-
-class JobVerb(_JobVerb, metaclass=_JobVerbEnumTypeWrapper):
-    """What can be done to many jobs at once."""
-
-JOB_VERB_UNSPECIFIED: JobVerb.ValueType  # 0
-JOB_VERB_ACTIVATE: JobVerb.ValueType  # 1
-JOB_VERB_CANCEL: JobVerb.ValueType  # 2
-JOB_VERB_ABORT: JobVerb.ValueType  # 3
-JOB_VERB_DELETE: JobVerb.ValueType  # 4
-JOB_VERB_RERUN: JobVerb.ValueType  # 5
-Global___JobVerb: _TypeAlias = JobVerb  # noqa: Y015
-
 class _DebugLogView:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -373,7 +349,7 @@ class ListJobsRequest(_message.Message):
     page_token: _builtins.str
     """From the response before; the other fields must be the same."""
     order_by: _builtins.str
-    """One of job_id, display_name, type, status, create_time, start_time, complete_time, then optionally "desc".
+    """One of job_id, display_name, type, status, target, create_time, start_time, complete_time, then optionally "desc".
     "job_id desc" unless given.
     """
     @_builtins.property
@@ -573,7 +549,7 @@ class ApplyVerbRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
-    verb: Global___JobVerb.ValueType
+    verb: _job_pb2.JobVerb.ValueType
     expected_count: _builtins.int
     """With a filter: how many jobs the caller believes to match. Nothing is done when they are not as many."""
     validate_only: _builtins.bool
@@ -595,7 +571,7 @@ class ApplyVerbRequest(_message.Message):
     def __init__(
         self,
         *,
-        verb: Global___JobVerb.ValueType = ...,
+        verb: _job_pb2.JobVerb.ValueType = ...,
         job_ids: _abc.Iterable[_builtins.int] | None = ...,
         filter: Global___JobFilter | None = ...,
         expected_count: _builtins.int | None = ...,
@@ -907,18 +883,24 @@ class MonitorJobRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    TAIL_BYTES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
     resume_token: _builtins.str
     """From the last response that was received."""
+    tail_bytes: _builtins.int
+    """Without a resume token: of the frames that are there, only the last, of so many bytes together, at most 1,048,576,
+    and at most 2,000 frames; 0 for all. What is before them, ReadLog gives.
+    """
     def __init__(
         self,
         *,
         job_id: _builtins.int = ...,
         resume_token: _builtins.str = ...,
+        tail_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "resume_token", b"resume_token", "tail_bytes", b"tail_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -988,6 +970,167 @@ class AttemptFrames(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptFrames: _TypeAlias = AttemptFrames  # noqa: Y015
+
+@_typing.final
+class ReadLogRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    BEFORE_SEQUENCE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.int
+    first_sequence: _builtins.int
+    """With this frame."""
+    before_sequence: _builtins.int
+    """So that the last one is the one before this frame."""
+    max_bytes: _builtins.int
+    """No more frames once so many bytes were given: 1 to 1,048,576; 262,144 unless given. Nor more than 2,000 frames."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """With the first frame of this time or later, by the site's clock."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.int = ...,
+        first_sequence: _builtins.int = ...,
+        before_sequence: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before_sequence", b"before_sequence", "first_sequence", b"first_sequence", "place", b"place", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_sequence", b"before_sequence", "first_sequence", b"first_sequence", "job_id", b"job_id", "max_bytes", b"max_bytes", "place", b"place", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_place: _TypeAlias = _typing.Literal["first_sequence", "before_sequence", "time"]  # noqa: Y015
+    _WhichOneofArgType_place: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_place) -> _WhichOneofReturnType_place | None: ...
+
+Global___ReadLogRequest: _TypeAlias = ReadLogRequest  # noqa: Y015
+
+@_typing.final
+class ReadLogResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    TOTAL_FRAMES_FIELD_NUMBER: _builtins.int
+    total_frames: _builtins.int
+    """How many frames the log has so far."""
+    @_builtins.property
+    def frames(self) -> Global___AttemptFrames:
+        """Consecutive; empty where there are none."""
+
+    def __init__(
+        self,
+        *,
+        frames: Global___AttemptFrames | None = ...,
+        total_frames: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "total_frames", b"total_frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadLogResponse: _TypeAlias = ReadLogResponse  # noqa: Y015
+
+@_typing.final
+class SearchLogRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.int
+    text: _builtins.str
+    """1 to 200 characters, within one line."""
+    first_sequence: _builtins.int
+    """The frame to begin with; the first unless given."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.int = ...,
+        text: _builtins.str = ...,
+        first_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "job_id", b"job_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchLogRequest: _TypeAlias = SearchLogRequest  # noqa: Y015
+
+@_typing.final
+class SearchLogResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHES_FIELD_NUMBER: _builtins.int
+    NEXT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    TOTAL_FRAMES_FIELD_NUMBER: _builtins.int
+    next_sequence: _builtins.int
+    """From where to search on; 0 when this was the end. There may be more where there are no matches."""
+    total_frames: _builtins.int
+    """How many frames the log has so far."""
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogMatch]:
+        """In the order of the log. Once there are 100, there are no more than the same frame has."""
+
+    def __init__(
+        self,
+        *,
+        matches: _abc.Iterable[Global___LogMatch] | None = ...,
+        next_sequence: _builtins.int = ...,
+        total_frames: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["matches", b"matches", "next_sequence", b"next_sequence", "total_frames", b"total_frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchLogResponse: _TypeAlias = SearchLogResponse  # noqa: Y015
+
+@_typing.final
+class LogMatch(_message.Message):
+    """A line in which the text occurs, given for the first time that it does; of a line of more than 64 KiB, again for what
+    is so far behind. What agent or supervisor say in a frame is one line.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The frame in which the text ends."""
+    channel: _job_pb2.Channel.ValueType
+    line: _builtins.str
+    """The line without colours, or the part of a long one around the text: at most 400 characters. It ends early where it
+    goes on behind the frames that were searched.
+    """
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """Of this frame, by the site's clock."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        channel: _job_pb2.Channel.ValueType = ...,
+        line: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "line", b"line", "sequence", b"sequence", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogMatch: _TypeAlias = LogMatch  # noqa: Y015
 
 @_typing.final
 class GetConsoleOutputRequest(_message.Message):

@@ -87,6 +87,16 @@ class JobServiceStub:
                 request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.MonitorJobRequest.SerializeToString,
                 response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.MonitorJobResponse.FromString,
                 _registered_method=True)
+        self.ReadLog = channel.unary_unary(
+                '/sis.queue.v1.JobService/ReadLog',
+                request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ReadLogResponse.FromString,
+                _registered_method=True)
+        self.SearchLog = channel.unary_unary(
+                '/sis.queue.v1.JobService/SearchLog',
+                request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.SearchLogRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.SearchLogResponse.FromString,
+                _registered_method=True)
         self.GetConsoleOutput = channel.unary_stream(
                 '/sis.queue.v1.JobService/GetConsoleOutput',
                 request_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.GetConsoleOutputRequest.SerializeToString,
@@ -221,6 +231,23 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadLog(self, request, context):
+        """Some frames of the log of the current attempt, in their order: those from a sequence or a time on, or those before a
+        sequence. For viewers, which hold a part of a long log. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchLog(self, request, context):
+        """The lines of the log of the current attempt in which a text occurs, in any case: those of a part of the log, and
+        where the next part begins. Colours within a line do not hide the text, nor does where lines and characters are cut
+        between frames. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetConsoleOutput(self, request, context):
         """What the payload wrote to standard output and standard error, as far as it is committed. The first message
         says how complete it is. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
@@ -337,6 +364,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.MonitorJob,
                     request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.MonitorJobRequest.FromString,
                     response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.MonitorJobResponse.SerializeToString,
+            ),
+            'ReadLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadLog,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ReadLogRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.ReadLogResponse.SerializeToString,
+            ),
+            'SearchLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchLog,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_job__service__pb2.SearchLogRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_job__service__pb2.SearchLogResponse.SerializeToString,
             ),
             'GetConsoleOutput': grpc.unary_stream_rpc_method_handler(
                     servicer.GetConsoleOutput,
@@ -647,6 +684,60 @@ class JobService:
             '/sis.queue.v1.JobService/MonitorJob',
             sis_dot_queue_dot_v1_dot_job__service__pb2.MonitorJobRequest.SerializeToString,
             sis_dot_queue_dot_v1_dot_job__service__pb2.MonitorJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sis.queue.v1.JobService/ReadLog',
+            sis_dot_queue_dot_v1_dot_job__service__pb2.ReadLogRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_job__service__pb2.ReadLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sis.queue.v1.JobService/SearchLog',
+            sis_dot_queue_dot_v1_dot_job__service__pb2.SearchLogRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_job__service__pb2.SearchLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

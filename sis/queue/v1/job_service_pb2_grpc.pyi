@@ -86,6 +86,15 @@ class JobServiceStub:
     RESOURCE_EXHAUSTED and loses nothing: call again with the last resume token. NOT_FOUND JOB_NOT_FOUND,
     INVALID_ARGUMENT INVALID_TOKEN.
     """
+    ReadLog: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ReadLogRequest, _job_service_pb2.ReadLogResponse]
+    """Some frames of the log of the current attempt, in their order: those from a sequence or a time on, or those before a
+    sequence. For viewers, which hold a part of a long log. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
+    """
+    SearchLog: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.SearchLogRequest, _job_service_pb2.SearchLogResponse]
+    """The lines of the log of the current attempt in which a text occurs, in any case: those of a part of the log, and
+    where the next part begins. Colours within a line do not hide the text, nor does where lines and characters are cut
+    between frames. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
+    """
     GetConsoleOutput: _grpc.UnaryStreamMultiCallable[_job_service_pb2.GetConsoleOutputRequest, _job_service_pb2.GetConsoleOutputResponse]
     """What the payload wrote to standard output and standard error, as far as it is committed. The first message
     says how complete it is. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
@@ -179,6 +188,15 @@ class JobServiceAsyncStub(JobServiceStub):
     sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with
     RESOURCE_EXHAUSTED and loses nothing: call again with the last resume token. NOT_FOUND JOB_NOT_FOUND,
     INVALID_ARGUMENT INVALID_TOKEN.
+    """
+    ReadLog: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ReadLogRequest, _job_service_pb2.ReadLogResponse]  # type: ignore[assignment]
+    """Some frames of the log of the current attempt, in their order: those from a sequence or a time on, or those before a
+    sequence. For viewers, which hold a part of a long log. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
+    """
+    SearchLog: _aio.UnaryUnaryMultiCallable[_job_service_pb2.SearchLogRequest, _job_service_pb2.SearchLogResponse]  # type: ignore[assignment]
+    """The lines of the log of the current attempt in which a text occurs, in any case: those of a part of the log, and
+    where the next part begins. Colours within a line do not hide the text, nor does where lines and characters are cut
+    between frames. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
     """
     GetConsoleOutput: _aio.UnaryStreamMultiCallable[_job_service_pb2.GetConsoleOutputRequest, _job_service_pb2.GetConsoleOutputResponse]  # type: ignore[assignment]
     """What the payload wrote to standard output and standard error, as far as it is committed. The first message
@@ -330,6 +348,27 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         sealed, or nobody can confirm its stop for now (UNCONFIRMED). A watcher that reads too slowly is cut off with
         RESOURCE_EXHAUSTED and loses nothing: call again with the last resume token. NOT_FOUND JOB_NOT_FOUND,
         INVALID_ARGUMENT INVALID_TOKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadLog(
+        self,
+        request: _job_service_pb2.ReadLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ReadLogResponse, _abc.Awaitable[_job_service_pb2.ReadLogResponse]]:
+        """Some frames of the log of the current attempt, in their order: those from a sequence or a time on, or those before a
+        sequence. For viewers, which hold a part of a long log. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
+        """
+
+    @_abc_1.abstractmethod
+    def SearchLog(
+        self,
+        request: _job_service_pb2.SearchLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.SearchLogResponse, _abc.Awaitable[_job_service_pb2.SearchLogResponse]]:
+        """The lines of the log of the current attempt in which a text occurs, in any case: those of a part of the log, and
+        where the next part begins. Colours within a line do not hide the text, nor does where lines and characters are cut
+        between frames. NOT_FOUND JOB_NOT_FOUND. Safe to retry.
         """
 
     @_abc_1.abstractmethod

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.runtime import errors
 from services.runtime.tls import TlsFiles
@@ -176,6 +177,56 @@ def test_an_export_begins_a_job_anew(client: Client, script: Script) -> None:
     assert (list(second.job_ids), second.include_logs, second.resume_token) == ([1, 2], True, "after 1")
 
 
+def test_a_monitor_of_the_end_of_a_log_resumes_as_any(client: Client, script: Script) -> None:
+    script.answer("MonitorJob", [response("a"), Cut()], [response("b")])
+    assert [each.resume_token for each in client.jobs.monitor(1, tail_bytes=500)] == ["a", "b"]
+    assert [(r.tail_bytes, r.resume_token) for r in script.asked("MonitorJob")] == [(500, ""), (500, "a")]
+
+
+def test_a_part_of_a_log(client: Client, script: Script) -> None:
+    answer = pb.ReadLogResponse(frames=pb.AttemptFrames(attempt=2), total_frames=7)
+    script.answer("ReadLog", *[answer] * 3, Cut(), answer)
+    time = Timestamp(seconds=5)
+    assert client.jobs.read_log(1).total_frames == 7
+    client.jobs.read_log(1, first_sequence=3, max_bytes=100)
+    client.jobs.read_log(1, before_sequence=3)
+    client.jobs.read_log(1, time=time)  # the connection breaks, and it is asked again
+    asked = script.asked("ReadLog")
+    assert [request.WhichOneof("place") for request in asked] == [
+        None, "first_sequence", "before_sequence", "time", "time",
+    ]  # fmt: skip
+    assert (asked[1].first_sequence, asked[1].max_bytes) == (3, 100)
+    assert asked[4].time == time
+    with pytest.raises(ValueError, match="give one of first_sequence"):
+        client.jobs.read_log(1, first_sequence=1, time=time)
+    assert len(script.asked("ReadLog")) == 5
+
+
+def test_a_search_goes_on_to_the_end_of_the_log(client: Client, script: Script) -> None:
+    def part(after: int, *sequences: int) -> pb.SearchLogResponse:
+        matches = [pb.LogMatch(sequence=each, line=f"line {each}") for each in sequences]
+        return pb.SearchLogResponse(matches=matches, next_sequence=after)
+
+    script.answer("SearchLog", part(5, 2, 4), Cut(), part(9), part(0, 9, 9))
+    assert [match.sequence for match in client.jobs.search_log(1, "line", 2)] == [2, 4, 9, 9]
+    assert [request.first_sequence for request in script.asked("SearchLog")] == [2, 5, 5, 9]
+    assert {request.text for request in script.asked("SearchLog")} == {"line"}
+
+
+def test_a_search_asks_for_no_more_than_is_iterated(client: Client, script: Script) -> None:
+    script.answer("SearchLog", pb.SearchLogResponse(matches=[pb.LogMatch(sequence=1)], next_sequence=2))
+    for match in client.jobs.search_log(1, "x"):
+        assert match.sequence == 1
+        break
+    assert len(script.asked("SearchLog")) == 1
+
+
+def test_a_refused_search_is_an_error(client: Client, script: Script) -> None:
+    script.answer("SearchLog", JobNotFound("job 1 does not exist"))
+    with pytest.raises(ApiError, match="does not exist"):
+        list(client.jobs.search_log(1, "x"))
+
+
 def written(data: bytes) -> pb.GetConsoleOutputResponse:
     return pb.GetConsoleOutputResponse(chunk=frame_pb2.Chunk(channel=job_pb2.CHANNEL_STDOUT, data=data))
 
@@ -206,7 +257,7 @@ def test_many_jobs_at_once(client: Client, script: Script) -> None:
         "ApplyVerb", [pb.ApplyVerbResponse(total=2), *(pb.ApplyVerbResponse(result=each) for each in results)]
     )
     total, done, failed = client.jobs.apply(
-        pb.JOB_VERB_RERUN, filter=pb.JobFilter(text="x"), expected_count=2, reason="why"
+        job_pb2.JOB_VERB_RERUN, filter=pb.JobFilter(text="x"), expected_count=2, reason="why"
     )
     assert (total.total, done.result.job.job_id) == (2, 9)
     error = from_status(failed.result.error)
@@ -219,7 +270,7 @@ def test_many_jobs_at_once(client: Client, script: Script) -> None:
 def test_a_verb_that_broke_off_is_not_repeated(client: Client, script: Script) -> None:
     script.answer("ApplyVerb", [pb.ApplyVerbResponse(total=0), Cut()])
     with pytest.raises(ApiError) as caught:
-        list(client.jobs.apply(pb.JOB_VERB_DELETE, job_ids=[1]))
+        list(client.jobs.apply(job_pb2.JOB_VERB_DELETE, job_ids=[1]))
     assert caught.value.unreachable
     assert not script.asked("ApplyVerb")[0].HasField("expected_count")
 

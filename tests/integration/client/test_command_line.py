@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,74 @@ def test_follow_survives_a_broken_connection(sis: Sis, script: Script) -> None:
     assert script.asked("MonitorJob")[1].resume_token == "a"
 
 
+def test_a_monitor_of_the_end_of_a_log(sis: Sis, script: Script) -> None:
+    first, frames, last = monitor(job_pb2.JOB_STATUS_SUCCEEDED)
+    frames.frames.frames[0].sequence = 41
+    script.answer("MonitorJob", [first, frames, last], [first, frames, last])
+    ran = sis("jobs", "monitor", "42", "--tail", "64KiB")
+    assert (ran.code, ran.out) == (0, "         - Not shown: the 40 frames before\n         | hello\nJob 42: Success\n")
+    assert sis("jobs", "monitor", "42", "--tail", "512", "--json").code == 0
+    assert [request.tail_bytes for request in script.asked("MonitorJob")] == [65_536, 512]
+
+
+def found(sequence: int, channel: job_pb2.Channel.ValueType, line: str) -> pb.LogMatch:
+    match = pb.LogMatch(sequence=sequence, channel=channel, line=line)
+    match.time.FromSeconds(1_000_000_000)
+    return match
+
+
+def test_a_search(sis: Sis, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-2")
+    time.tzset()
+    parts = [
+        pb.SearchLogResponse(matches=[found(2, job_pb2.CHANNEL_STDOUT, "disk \x1b]0;x\x07full")], next_sequence=5),
+        pb.SearchLogResponse(matches=[found(7, job_pb2.CHANNEL_SYSTEM, "The disk\nis full")]),
+    ]
+    script.answer("SearchLog", *parts, *parts)
+    try:
+        ran = sis("jobs", "search", "42", "disk")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert ran.code == 0
+    assert ran.out.splitlines() == [
+        r"2001-09-09 03:46:40 stdout disk \x1b]0;x\x07full",
+        r"2001-09-09 03:46:40 system The disk\x0ais full",
+    ]
+    assert [(r.job_id, r.text, r.first_sequence) for r in script.asked("SearchLog")] == [
+        (42, "disk", 0), (42, "disk", 5),
+    ]  # fmt: skip
+
+
+def test_a_search_as_json_has_a_match_a_line(sis: Sis, script: Script) -> None:
+    matches = [found(n, job_pb2.CHANNEL_STDERR, "x\ny") for n in (2, 3)]
+    script.answer("SearchLog", pb.SearchLogResponse(matches=matches))
+    ran = sis("jobs", "search", "42", "x", "--json")
+    assert [json.loads(line) for line in ran.out.splitlines()] == [
+        {"sequence": str(n), "time": "2001-09-09T01:46:40Z", "channel": "CHANNEL_STDERR", "line": "x\ny"}
+        for n in (2, 3)
+    ]
+
+
+def test_a_search_that_finds_nothing_ends_with_1(sis: Sis, script: Script) -> None:
+    nothing = pb.SearchLogResponse(total_frames=9)
+    script.answer("SearchLog", nothing, nothing, JobNotFound("job 42 does not exist"))
+    assert [
+        (ran.code, ran.out, ran.err)
+        for ran in (sis("jobs", "search", "42", "x"), sis("jobs", "search", "42", "x", "--json"))
+    ] == [(1, "", "")] * 2
+    ran = sis("jobs", "search", "42", "x")
+    assert (ran.code, ran.out, ran.err) == (1, "", "error: job 42 does not exist\n")
+
+
+def test_a_wrong_text_or_size_is_named_as_it_was_given(sis: Sis, script: Script) -> None:
+    script.answer("SearchLog", errors.InvalidArgument.field("text", "is required: give a text that is not blank"))
+    assert sis("jobs", "search", "42", " ").err == "error: TEXT: is required: give a text that is not blank\n"
+    script.answer("MonitorJob", [errors.InvalidArgument.field("tail_bytes", "must be between 0 and 1,048,576")])
+    ran = sis("jobs", "monitor", "42", "--tail", "2MiB")
+    assert (ran.code, ran.err) == (1, "error: --tail: must be between 0 and 1,048,576\n")
+
+
 def output(*chunks: tuple[int, bytes]) -> list[pb.GetConsoleOutputResponse]:
     log = job_pb2.LogSummary(verdict=job_pb2.LOG_VERDICT_TRUNCATED)
     return [pb.GetConsoleOutputResponse(log=log)] + [
@@ -353,6 +422,9 @@ def test_rerun(sis: Sis, script: Script) -> None:
         (("jobs", "export", "1", "--state", "failed"), "not both"),
         (("jobs", "export", "--logs", "--format", "csv"), "--logs"),
         (("jobs", "list", "--watch", "--all"), "--watch"),
+        (("jobs", "monitor", "1", "--tail", "1.5MiB"), "--tail: '1.5MiB' is not a size; write it like 512B, 64KiB"),
+        (("jobs", "monitor", "1", "--tail", "1MiB", "--resume-token", "x"), "--tail: leave it out"),
+        (("jobs", "search", "1"), "TEXT"),
         (("jobs", "copy", "1", "--param-file", "x=/none"), "--param-file x: /none cannot be read"),
         (("jobs", "get", "0"), "JOB_ID"),
         (("jobs", "get", "9223372036854775808"), "JOB_ID"),

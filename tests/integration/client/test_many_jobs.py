@@ -41,7 +41,7 @@ def test_a_verb_for_all_that_options_choose(sis: Sis, script: Script) -> None:
     assert (ran.code, ran.err) == (1, "error: job 2 is gone\n")
     assert ran.out == "Job 1: Cancel Request\n2 jobs: 1 done, 1 refused\n"
     (request,) = script.asked("ApplyVerb")
-    assert (request.verb, request.reason, request.validate_only) == (pb.JOB_VERB_CANCEL, "late", False)
+    assert (request.verb, request.reason, request.validate_only) == (job_pb2.JOB_VERB_CANCEL, "late", False)
     assert (list(request.filter.run_states), request.filter.text) == ([job_pb2.RUN_STATE_ACTIVE], "x")
     assert request.filter.complete_time_before.ToJsonString() == "2026-01-01T00:00:00Z"
     assert not request.HasField("expected_count")
@@ -55,7 +55,7 @@ def test_many_are_let_go_by_force(sis: Sis, script: Script) -> None:
     for more in (("--dry-run",), ("--yes",)):
         assert sis("jobs", "abort", "--status", "awol", "--force", "--reason", "scrapped", *more).code == 1
     assert [(r.verb, r.force, r.reason) for r in script.asked("ApplyVerb")] == [
-        (pb.JOB_VERB_ABORT, True, "scrapped"),
+        (job_pb2.JOB_VERB_ABORT, True, "scrapped"),
     ] * 2
 
 

@@ -120,19 +120,19 @@ def test_one_verb_for_many_jobs(client: Client, name: str) -> None:
     jobs = [client.jobs.create(wanted(name, deferred=deferred)).job_id for deferred in (False, True, False)]
     these = pb.JobFilter(text=name)
     with pytest.raises(ApiError) as caught:
-        list(client.jobs.apply(pb.JOB_VERB_CANCEL, filter=these, expected_count=2))
+        list(client.jobs.apply(job_pb2.JOB_VERB_CANCEL, filter=these, expected_count=2))
     assert caught.value.reason == "JOB_COUNT_CHANGED"
     client.jobs.abort(jobs[2])
     for validate_only in (True, False):
         total, *results = client.jobs.apply(
-            pb.JOB_VERB_CANCEL, filter=these, expected_count=3, validate_only=validate_only
+            job_pb2.JOB_VERB_CANCEL, filter=these, expected_count=3, validate_only=validate_only
         )
         assert total.total == 3
         refused = [from_status(each.result.error).reason for each in results if each.result.HasField("error")]
         assert ([each.result.job_id for each in results], refused) == (jobs, ["ILLEGAL_TRANSITION"])
         statuses = [each.result.job.status for each in results if each.result.HasField("job")]
         assert statuses == ([] if validate_only else [job_pb2.JOB_STATUS_CANCELED] * 2)
-    again = [client.jobs.apply(pb.JOB_VERB_RERUN, job_ids=jobs, request_id=f"r{jobs[0]}") for _ in range(2)]
+    again = [client.jobs.apply(job_pb2.JOB_VERB_RERUN, job_ids=jobs, request_id=f"r{jobs[0]}") for _ in range(2)]
     first, second = ([each.result.job.job_id for each in found][1:] for found in map(list, again))
     assert first == second
     assert min(first) > max(jobs)

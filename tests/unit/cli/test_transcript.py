@@ -73,6 +73,19 @@ def test_another_attempt_begins_anew() -> None:
     ]
 
 
+def test_a_monitor_that_begins_later_says_what_it_leaves_out() -> None:
+    transcript = Transcript()
+    late = chunk(b"late\n")
+    late.sequence = 1235
+    assert texts(transcript.feed(frames(late))) == [
+        (Source.VIEWER, "Not shown: the 1,234 frames before"),
+        (Source.STDOUT, "late"),
+    ]
+    later = chunk(b"later\n")
+    later.sequence = 1236
+    assert texts(transcript.feed(frames(later))) == [(Source.STDOUT, "later")]
+
+
 def test_history_is_said_in_sentences() -> None:
     transcript = Transcript()
     assert texts(transcript.feed(history("CANCEL"))) == [(Source.SERVER, "Cancel requested by administrator")]

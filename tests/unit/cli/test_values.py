@@ -26,6 +26,19 @@ def test_bad_durations(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"), [("1", 1), ("512B", 512), ("64KiB", 65_536), ("1MiB", 1 << 20), ("007", 7)]
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert values.size("--tail", text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "0KiB", "-1", "1.5MiB", "64 KiB", "64kb", "KiB", "9" * 30, "9" * 18 + "MiB"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(OptionError, match=r"^--tail: .*64KiB"):
+        values.size("--tail", text)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("+5m", NOW + timedelta(minutes=5)),
