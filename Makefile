@@ -1,10 +1,12 @@
 # Everything a contributor runs. `make setup` builds the environment, and every other target does so when it must.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-root test-long test-system test-crash soak lint format generate bench wheel-test clean
+.PHONY: help setup demo test test-root test-long test-system test-crash soak lint format generate bench bench-console\
+    wheel-test clean
 
 bin := .venv/bin
 stamp := .venv/.locked
 soak_stamp := .venv/.locked-soak
+browser_stamp := .venv/.locked-browser
 
 # An activated environment, or somebody's PYTHONPATH, must not be mixed with ours.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
@@ -26,6 +28,10 @@ $(soak_stamp): $(stamp)
 
 setup: $(stamp) ## the locked environment in .venv, and nothing else
 
+$(browser_stamp): $(stamp)
+	@PYTHON='$(PYTHON)' tools/setup.sh browser
+	@touch $@
+
 demo: $(stamp) ## starts everything, runs four jobs in front of you, takes everything down
 	@$(bin)/sis demo
 
@@ -38,7 +44,7 @@ test-root: $(stamp) ## what needs root: a second user, cgroups
 test-long: $(stamp) ## the tests that make test runs in a shorter form, at full length
 	$(bin)/python -m pytest -m 'long and not root and not system'
 
-test-system: $(stamp) ## what needs Debian's servers: PgBouncer
+test-system: $(browser_stamp) ## what needs Debian's servers and browser: PgBouncer, Chromium, npm
 	$(bin)/python -m pytest -m system
 
 test-crash: $(stamp) ## kills and stops every process at every named moment, and prints the table
@@ -74,6 +80,9 @@ generate: $(stamp) ## stubs and openapi.json, the synchronous client, the state 
 
 bench: $(stamp) ## measurements beside the peers, in one run
 	@$(bin)/python -m bench
+
+bench-console: $(browser_stamp) ## the web console in Chromium
+	@$(bin)/python -m bench.console
 
 wheel-test: $(stamp) ## the wheel builds, installs and starts outside this tree
 	@tools/wheel_test.sh

@@ -13,6 +13,7 @@ from gateway.exchange import Exchange
 from gateway.negotiation import EVENTS, JSON, LINES, accepted, check_content_type
 from gateway.printing import document, printed
 from gateway.routes import Binding, bindings
+from gateway.sessions import Sessions
 from gateway.streams import Streams
 from gateway.transcoding import Transcoder
 from gateway.upstreams import Upstreams
@@ -36,7 +37,8 @@ class _Route:
 class Api:
     """Finds the method by the path as it was sent: an escaped "/" or ":" is part of a field."""
 
-    def __init__(self, upstreams: Upstreams, streams: Streams) -> None:
+    def __init__(self, upstreams: Upstreams, streams: Streams, sessions: Sessions) -> None:
+        self._sessions = sessions
         self._routes: dict[str, dict[str, _Route]] = {}
         for binding in bindings():
             route = _Route(binding, _endpoint(binding, upstreams, streams))
@@ -51,15 +53,15 @@ class Api:
         )
 
     async def serve(self, exchange: Exchange) -> None:
-        """Answer a request, or raise why not: RouteNotFound, MethodNotAllowed, Unauthenticated, or what the method is
-        refused for."""
+        """Answer a request, or raise why not: RouteNotFound, MethodNotAllowed, Unauthenticated, CrossOrigin, or what
+        the method is refused for."""
         routes, segments = self._find(exchange.path)
         route = routes.get("GET" if exchange.verb == "HEAD" else exchange.verb)
         if route is None:
             raise MethodNotAllowed([*routes, "HEAD"] if "GET" in routes else list(routes))
         exchange.method = route.binding.full_name
         exchange.input_type = route.binding.method.input_type
-        exchange.take_proof()
+        exchange.take_proof(self._sessions.proof(exchange))
         await route.endpoint(exchange, segments)
 
     def _find(self, path: str) -> tuple[Mapping[str, _Route], Sequence[str]]:

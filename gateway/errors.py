@@ -3,6 +3,7 @@
 Besides `services.runtime.errors`, whose codes decide, there is what only HTTP knows:
 
     SisError
+     ├─ CrossOrigin            403
      ├─ RouteNotFound          404
      ├─ MethodNotAllowed       405, with Allow
      ├─ NotAcceptable          406
@@ -58,6 +59,13 @@ class HttpError(SisError):
 
     http: ClassVar[int]
     headers: Headers = ()
+
+
+class CrossOrigin(HttpError):
+    code, http, reason = code_pb2.PERMISSION_DENIED, 403, "CROSS_ORIGIN"
+
+    def __init__(self) -> None:
+        super().__init__("Origin: a session serves pages of this gateway alone; send an Authorization header instead")
 
 
 class RouteNotFound(HttpError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
@@ -29,6 +30,10 @@ _AUTHORIZATION_BYTES = 6 * 1024
 _BEARER = re.compile(rb"bearer [ -+\--~]+", re.IGNORECASE)
 # What is left of a body is read for a while, so that the client gets to read the answer.
 _LINGER_SECONDS = 2.0
+# Of a list of jobs, a tenth is left, for a millisecond.
+_WORTH_BYTES = 4 * 1024
+_FAST = 1
+_GZIP = re.compile(r"gzip(?:\s*;\s*q=(?!0(?:\.0*)?$)[01](?:\.[0-9]{0,3})?)?", re.IGNORECASE)
 # Most answers come sooner; only then it is worth looking whether the client is still there.
 _PATIENCE_SECONDS = 0.05
 
@@ -74,6 +79,7 @@ class Exchange:
         self.metadata: tuple[tuple[str, str], ...] = ()
         """What goes on to a service with each call; see `take_proof`."""
         self.receive = receive
+        self._cookies: list[bytes] = []
         self._received: list[tuple[bytes, bytes]] = scope["headers"]
         self._send = send
         self._headers = headers
@@ -92,17 +98,25 @@ class Exchange:
         """The same as text, "" if there is none."""
         return (self.header(name) or b"").decode("latin-1").strip()
 
-    def take_proof(self) -> None:
-        """Have what the caller shows go on to the service, which judges it.
+    def take_proof(self, proof: bytes) -> None:
+        """Have what proves who calls go on to the service, which judges it. As an Authorization header has it.
 
         Raises:
             Unauthenticated: there is nothing, or what cannot be a proof.
         """
-        proof = self.header(b"authorization") or b""
         if len(proof) > _AUTHORIZATION_BYTES or _BEARER.fullmatch(proof) is None:
             raise Unauthenticated("authorization: send one header, `Authorization: Bearer <token>`")
         found = (("authorization", proof.decode("ascii")), ("x-request-id", self.request_id))
         self.metadata = (*found, ("x-sis-origin", self.origin)) if self.origin else found
+
+    @property
+    def takes_gzip(self) -> bool:
+        """Whether the answer may be compressed."""
+        return any(_GZIP.fullmatch(each.strip()) for each in self.text(b"accept-encoding").split(","))
+
+    def set_cookie(self, cookie: str) -> None:
+        """Have the answer carry a cookie, instead of any one before."""
+        self._cookies = [cookie.encode("ascii")]
 
     # --- the request's body ---
 
@@ -176,6 +190,7 @@ class Exchange:
         named = {name for name, _ in headers}
         sent = [*headers, *(pair for pair in self._headers if pair[0] not in named)]
         sent.append((b"x-request-id", self.request_id.encode()))
+        sent += [(b"set-cookie", cookie) for cookie in self._cookies]
         if self._unread:
             sent.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
@@ -194,7 +209,11 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def answer(self, status: int, content_type: str, body: bytes, headers: Headers = ()) -> None:
-        """Send a whole answer."""
+        """Send a whole answer, compressed where that is worth it."""
+        if len(body) >= _WORTH_BYTES:
+            headers = [*headers, (b"vary", b"accept-encoding")]
+            if self.takes_gzip:
+                headers, body = [*headers, (b"content-encoding", b"gzip")], gzip.compress(body, _FAST, mtime=0)
         length = b"%d" % len(body)
         await self.begin(status, [(b"content-type", content_type.encode()), (b"content-length", length), *headers])
         await self.finish(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import ssl
 import sys
@@ -21,6 +22,7 @@ from services.runtime.settings import Endpoint, ServiceSettings
 from services.runtime.telemetry import configure_logging
 
 _OPEN_FILES = 8_192
+_SESSION_KEY = re.compile(rb"[A-Za-z0-9_-]{43}")
 
 _log = logging.getLogger("gateway")
 
@@ -56,6 +58,20 @@ class GatewaySettings(ServiceSettings):
     # A proxy before it does TLS for browsers, and says in X-Forwarded-For who calls; nobody else can reach it.
     behind_proxy: bool = False
     listen: Annotated[Endpoint, AfterValidator(_protected)]
+    # By which the sessions of browsers are sealed: 32 bytes in URL-safe base64 a line, the newest first, the same for
+    # all replicas. Without it, sessions end with this process.
+    session_key_file: Path | None = None
+
+    def session_keys(self) -> list[bytes]:
+        """Raises OSError, or ValueError where the file holds anything but keys."""
+        if self.session_key_file is None:
+            return []
+        lines = self.session_key_file.read_bytes().split()
+        # 32 bytes are 43 characters; most programs write what fills them up to 44, too.
+        keys = [line.removesuffix(b"=") for line in lines]
+        if not keys or not all(_SESSION_KEY.fullmatch(key) for key in keys):
+            raise ValueError("must be lines of 32 bytes in URL-safe base64")
+        return [key + b"=" for key in keys]
 
 
 async def serve(settings: GatewaySettings) -> None:
@@ -66,6 +82,10 @@ async def serve(settings: GatewaySettings) -> None:
             certificate = Certificate(settings.tls_certificate, settings.tls_key)
         except (OSError, ssl.SSLError) as error:
             sys.exit(f"error: SIS_GATEWAY_TLS_CERTIFICATE, SIS_GATEWAY_TLS_KEY: {error}")
+    try:
+        session_keys = settings.session_keys()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: SIS_GATEWAY_SESSION_KEY_FILE: {error}")
     identity = joining.identity(settings, "gateway")
     await identity.ready()
     upstreams = Upstreams(
@@ -74,7 +94,9 @@ async def serve(settings: GatewaySettings) -> None:
         credentials=settings.credentials_endpoint,
         hub=settings.hub_endpoint,
     )
-    gateway = Gateway(upstreams, tls=certificate is not None, behind_proxy=settings.behind_proxy)
+    gateway = Gateway(
+        upstreams, tls=certificate is not None, behind_proxy=settings.behind_proxy, session_keys=session_keys
+    )
     server = Server(gateway, settings.listen, certificate)
     try:
         await run(server, identity.run, *([certificate.run] if certificate else []))

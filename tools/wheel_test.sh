@@ -48,4 +48,54 @@ assert found >= {"core.http", "core.shell", "files.push", "linux.facts", "linux.
 assert b"ListJobs" in import_module("gateway.openapi").document()
 assert b"ListJobs" in import_module("gateway.reference").page()
 PYTHON
+
+# The gateway serves the page of the console, and everything that the page loads.
+venv/bin/python - <<'PYTHON'
+import asyncio
+import http.client
+import re
+from pathlib import Path
+
+from gateway.app import Gateway
+from gateway.server import Server
+from gateway.upstreams import Upstreams
+from services.runtime.identity import Identity
+
+
+async def nothing(_: bytes) -> bytes:
+    raise AssertionError("no service is called")
+
+
+def loaded(port: int) -> dict[str, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def body(path: str) -> bytes:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.status == 200, f"{path}: {answer.status}"
+        return answer.read()
+
+    page = body("/")
+    return {path: body(path) for path in re.findall(r'(?:href|src)="([^"]+)"', page.decode())}
+
+
+async def served() -> dict[str, bytes]:
+    upstreams = Upstreams(
+        Identity(Path("none"), Path("none"), nothing, name="gateway"), **dict.fromkeys(("queue", "credentials", "hub"), "")
+    )
+    server = Server(Gateway(upstreams, tls=False, behind_proxy=False), "127.0.0.1:0")
+    server.start()
+    stopping = asyncio.Event()
+    running = asyncio.create_task(server.run_until(stopping.wait()))
+    try:
+        return await asyncio.to_thread(loaded, server.port)
+    finally:
+        stopping.set()
+        await running
+
+
+files = asyncio.run(served())
+modules = {path for path, body in files.items() if path.endswith(".js") and b"import" in body}
+assert any(path.endswith("/main.js") for path in modules) and len(modules) > 10, sorted(files)
+PYTHON
 echo "the wheel works"

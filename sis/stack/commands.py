@@ -128,6 +128,7 @@ class Services:
             "CREDENTIALS_ENDPOINT": _endpoint(self.ports.credentials_internal),
             # Any hub answers for all agents.
             "HUB_ENDPOINT": f"ipv4:{','.join(map(_endpoint, self.ports.hub_agents))}",
+            "SESSION_KEY_FILE": str(self.layout.session_key),
             **self._joining("gateway"),
         }
         return self._server("gateway", "gateway", "gateway.main", environment, self.ports.gateway)

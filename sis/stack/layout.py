@@ -8,6 +8,7 @@ tls/            the CA of the stack's PKI, and how the credential service logs i
 vault/          OpenBao: its storage, its seal key, and the keys of its administrator
 identities/     the last certificate of each service
 join/           the tokens by which services get their certificates
+session.key     by which the gateway seals the sessions of browsers
 postgres/       the database cluster
 agents/NAME/    the state of each local agent
 logs/           a log for each process, and `up.log`
@@ -58,6 +59,10 @@ class Layout:
 
     def join_token(self, service: str) -> Path:
         return self.data / "join" / service
+
+    @property
+    def session_key(self) -> Path:
+        return self.data / "session.key"
 
     @property
     def cluster(self) -> Path:

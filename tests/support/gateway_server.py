@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,19 +118,30 @@ class GatewayServer(Http):
         others: str = "",
         behind_proxy: bool = False,
         site: TlsFiles | None = None,
+        session_keys: Sequence[bytes] = (),
     ) -> None:
         self.thread = thread
         self._stopping: asyncio.Event
         self._running: Any = None
-        thread.run(self._start(tls, queue, others or queue, behind_proxy, site))
+        thread.run(self._start(tls, queue, others or queue, behind_proxy, site, session_keys))
 
-    async def _start(self, tls: TlsFiles, queue: str, others: str, behind_proxy: bool, site: TlsFiles | None) -> None:
+    async def _start(
+        self,
+        tls: TlsFiles,
+        queue: str,
+        others: str,
+        behind_proxy: bool,
+        site: TlsFiles | None,
+        session_keys: Sequence[bytes],
+    ) -> None:
         async def never(_: bytes) -> bytes:
             raise AssertionError("its certificate is there")
 
         identity = Identity(tls.certificate.parent, tls.ca, never, name="gateway")
         self.upstreams = Upstreams(identity, queue=queue, credentials=others, hub=others)
-        self.gateway = Gateway(self.upstreams, tls=site is not None, behind_proxy=behind_proxy)
+        self.gateway = Gateway(
+            self.upstreams, tls=site is not None, behind_proxy=behind_proxy, session_keys=session_keys
+        )
         certificate = Certificate(site.certificate, site.key) if site is not None else None
         self.server = Server(self.gateway, "127.0.0.1:0", certificate)
         self.server.start()

@@ -115,6 +115,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Nothing that the Accept header takes can be given here."""
     REASON_RANGE_NOT_SATISFIABLE: _Reason.ValueType  # 65
     """The Range header asks for bytes that there are not."""
+    REASON_CROSS_ORIGIN: _Reason.ValueType  # 66
+    """The request is proven by a browser's session, and may come from a page of somebody else."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of the google.rpc.ErrorInfo that every error of this suite carries, with
@@ -214,4 +216,6 @@ REASON_NOT_ACCEPTABLE: Reason.ValueType  # 64
 """Nothing that the Accept header takes can be given here."""
 REASON_RANGE_NOT_SATISFIABLE: Reason.ValueType  # 65
 """The Range header asks for bytes that there are not."""
+REASON_CROSS_ORIGIN: Reason.ValueType  # 66
+"""The request is proven by a browser's session, and may come from a page of somebody else."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -83,7 +84,7 @@ def test_every_answer_has_the_strict_headers(gateway: GatewayServer, upstream: U
 @pytest.mark.parametrize(
     ("verb", "path", "expected"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1", 404),
         ("GET", "/v1/", 404),
         ("GET", "/v2/jobs", 404),
@@ -98,6 +99,10 @@ def test_every_answer_has_the_strict_headers(gateway: GatewayServer, upstream: U
         ("GET", "/healthz/", 404),
         ("GET", "/static/../main.py", 404),
         ("GET", "/static/%2e%2e/main.py", 404),
+        ("GET", "/console/", 404),
+        ("GET", "/console/x/index.html", 404),
+        ("GET", "/console/x/../../main.py", 404),
+        ("GET", "/console/x/%2e%2e/%2e%2e/main.py", 404),
         ("PUT", "/v1/jobs/1", 405),
         ("OPTIONS", "/v1/jobs", 405),
         ("OPTIONS", "*", 404),
@@ -105,6 +110,9 @@ def test_every_answer_has_the_strict_headers(gateway: GatewayServer, upstream: U
         ("GET", "/v1/jobs/1:cancel", 405),
         ("POST", "/v1/jobs/1%3Acancel", 405),
         ("POST", "/healthz", 405),
+        ("POST", "/jobs", 405),
+        ("PUT", "/session", 405),
+        ("OPTIONS", "/session", 405),
     ],
 )
 def test_no_such_path(gateway: GatewayServer, upstream: Upstream, verb: str, path: str, expected: int) -> None:
@@ -118,6 +126,7 @@ def test_the_methods_that_there_are_are_named(gateway: GatewayServer) -> None:
     assert gateway.call("PUT", "/v1/jobs/1").headers["Allow"] == "GET, DELETE, HEAD"
     assert gateway.call("PUT", "/v1/jobs").headers["Allow"] == "POST, GET, HEAD"
     assert gateway.call("PUT", "/healthz").headers["Allow"] == "GET, HEAD"
+    assert gateway.call("PUT", "/session").headers["Allow"] == "DELETE, GET, HEAD, POST"
 
 
 @pytest.mark.parametrize(
@@ -384,6 +393,21 @@ def test_the_head_of_an_answer(gateway: GatewayServer, upstream: Upstream) -> No
     whole, head = gateway.call("GET", "/v1/jobs/1"), gateway.call("HEAD", "/v1/jobs/1")
     assert (head.status, head.body) == (200, b"")
     assert head.headers["Content-Length"] == whole.headers["Content-Length"]
+
+
+def test_a_large_answer_is_compressed_for_who_takes_that(gateway: GatewayServer, upstream: Upstream) -> None:
+    upstream.answers["GetJob"] = pb.GetJobResponse(job=job_pb2.Job(job_id=1, display_name="x" * 10_000))
+    plain = gateway.call("GET", "/v1/jobs/1")
+    assert (plain.headers["Content-Encoding"], plain.headers.get_all("Vary")) == (None, ["accept-encoding"])
+    for accepted in ("gzip", "br, GZIP;q=0.5"):
+        found = gateway.call("GET", "/v1/jobs/1", headers={"Accept-Encoding": accepted})
+        assert (found.headers["Content-Encoding"], found.headers.get_all("Vary")) == ("gzip", ["accept-encoding"])
+        assert gzip.decompress(found.body) == plain.body and len(found.body) < len(plain.body) / 10
+        head = gateway.call("HEAD", "/v1/jobs/1", headers={"Accept-Encoding": accepted})
+        assert (head.body, head.headers["Content-Length"]) == (b"", str(len(found.body)))
+    upstream.answers["GetJob"] = JOB
+    small = gateway.call("GET", "/v1/jobs/1", headers={"Accept-Encoding": "gzip"})
+    assert (small.headers["Content-Encoding"], small.json["job"]["displayName"]) == (None, "Zürich")
 
 
 def test_behind_a_proxy_the_last_address_counts(

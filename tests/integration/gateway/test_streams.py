@@ -62,7 +62,7 @@ def test_a_stream_may_take_a_body(gateway: GatewayServer, upstream: Upstream) ->
     upstream.answers["ApplyVerb"] = [pb.ApplyVerbResponse(total=2)]
     answer = gateway.call("POST", "/v1/jobs:apply", {"verb": "JOB_VERB_CANCEL", "jobIds": ["1", 2]}, LINES)
     assert json.loads(answer.body) == {"total": "2"}
-    assert upstream.asked("ApplyVerb") == [pb.ApplyVerbRequest(verb=pb.JOB_VERB_CANCEL, job_ids=[1, 2])]
+    assert upstream.asked("ApplyVerb") == [pb.ApplyVerbRequest(verb=job_pb2.JOB_VERB_CANCEL, job_ids=[1, 2])]
 
 
 def test_it_goes_on_after_the_last_event(gateway: GatewayServer, upstream: Upstream) -> None:
@@ -221,7 +221,7 @@ def test_draining_sends_streams_elsewhere_and_finishes_the_rest(own_gateway: Gat
 
     async def patient(request: Any, context: Any) -> Any:
         called.set()
-        await asyncio.to_thread(release.wait)
+        await asyncio.to_thread(release.wait, 60)
         return pb.GetJobResponse(job=job_pb2.Job(job_id=1))
 
     upstream.answers["WatchJobs"] = forever
@@ -229,19 +229,21 @@ def test_draining_sends_streams_elsewhere_and_finishes_the_rest(own_gateway: Gat
     statuses: queue.Queue[int] = queue.Queue()
     client = threading.Thread(target=lambda: statuses.put(own_gateway.call("GET", "/v1/jobs/1").status))
     client.start()
-    assert called.wait(20)
-    with own_gateway.opened("GET", WATCH) as events_, own_gateway.opened("GET", WATCH, headers=LINES) as lines:
-        found = events(events_)
-        assert [next(found)["id"] for _ in NEWS] == ["t0", "t1", "t2"]
-        own_gateway.terminate()
-        last = next(found)
-        assert last["event"] == "failure" and list(found) == []
-        error = json.loads(last["data"])["error"]
-        assert (error["code"], error["status"]) == (503, "UNAVAILABLE")
-        assert json.loads(lines.read().splitlines()[-1]) == {"error": error}
-    release.set()
+    try:
+        assert called.wait(20)
+        with own_gateway.opened("GET", WATCH) as events_, own_gateway.opened("GET", WATCH, headers=LINES) as lines:
+            found = events(events_)
+            assert [next(found)["id"] for _ in NEWS] == ["t0", "t1", "t2"]
+            own_gateway.terminate()
+            last = next(found)
+            assert last["event"] == "failure" and list(found) == []
+            error = json.loads(last["data"])["error"]
+            assert (error["code"], error["status"]) == (503, "UNAVAILABLE")
+            assert json.loads(lines.read().splitlines()[-1]) == {"error": error}
+    finally:
+        release.set()
+        client.join()
     assert statuses.get(timeout=20) == 200
-    client.join()
     own_gateway.stop()
     with pytest.raises(ConnectionRefusedError):
         own_gateway.call("GET", "/healthz")

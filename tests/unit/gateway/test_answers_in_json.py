@@ -120,7 +120,7 @@ def test_every_code_and_every_reason_is_known() -> None:
             assert 400 <= found.http < 600 and json.loads(found.document)["error"]["status"] == name
     assert failure(Refused(status_pb2.Status(code=99, message="x"))).http == 500
     reasons = [kind.reason for kind in HttpError.__subclasses__()]
-    assert len(reasons) == 8 and {f"REASON_{reason}" for reason in reasons} <= set(Reason.keys())
+    assert len(reasons) == 9 and {f"REASON_{reason}" for reason in reasons} <= set(Reason.keys())
 
 
 @pytest.mark.parametrize(

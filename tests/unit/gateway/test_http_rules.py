@@ -13,6 +13,7 @@ from gateway.server import is_loopback
 from gateway.streams import FORMS
 from services.runtime.errors import NotFound
 from sis.queue.v1 import job_service_pb2 as pb
+from tests.support.exchanges import exchange
 
 FILE = File(100, '"abc"')
 WHOLE = Part(200, 0, 100)
@@ -136,6 +137,32 @@ def test_a_content_type(value: bytes) -> None:
 def test_another_content_type_is_refused(value: bytes | None) -> None:
     with pytest.raises(UnsupportedMediaType):
         check_content_type(value, (JSON,))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "expected"),
+    [
+        ("gzip", True),
+        ("GZIP", True),
+        ("br;q=1, gzip;q=0.001", True),
+        ("gzip ; Q=1.000", True),
+        ("gzip;q=1.", True),
+        ("", False),
+        ("br, deflate", False),
+        ("*", False),
+        ("x-gzip, gzipped", False),
+        ("gzip;q=0", False),
+        ("gzip;q=0.", False),
+        ("gzip;q=0.000", False),
+        ("gzip;q=0.0000", False),
+        ("gzip;q=2", False),
+        ("gzip;q=", False),
+        ("gzip;level=9", False),
+        ("gzip br", False),
+    ],
+)
+def test_who_takes_what_is_compressed(accepted: str, expected: bool) -> None:
+    assert exchange(headers=[("accept-encoding", accepted)])[0].takes_gzip is expected
 
 
 @pytest.mark.parametrize(

@@ -135,12 +135,26 @@ def test_whatever_fits_the_document_can_be_parsed(binding: Binding, data: st.Dat
         _validate(VALIDATORS[binding.method.name], request)
         body = json.dumps(request).encode()
     parameters = [each for each in operation.get("parameters", ()) if "$ref" not in each]  # those are headers
+    # What excludes each other, parameters say only in their descriptions.
+    excluded = {
+        name
+        for oneof in binding.method.input_type.oneofs
+        if len(names := [field.json_name for field in oneof.fields]) > 1 and not binding.body
+        for name in set(names) - {data.draw(st.sampled_from(names))}
+    }
+    parameters = [each for each in parameters if each["name"] not in excluded]
     given = [(each, data.draw(instances(each["schema"], components))) for each in parameters]
     segments = [quote(value, safe="") for each, value in given if each["in"] == "path"]
     query = [(each["name"], value) for each, value in given if each["in"] == "query"]
     Transcoder(binding).request(
         segments, urlencode([(name, _text(value)) for name, value in _flat(query)]).encode(), body
     )
+
+
+def test_parameters_that_exclude_each_other_say_so() -> None:
+    said = {each["name"]: each.get("description", "") for each in OPERATIONS["ReadLog"]["parameters"]}
+    assert said["time"].endswith("by the site's clock. Not together with `firstSequence` or `beforeSequence`.")
+    assert "Not together" not in said["maxBytes"]
 
 
 @pytest.mark.parametrize("name", sorted(BODIES))

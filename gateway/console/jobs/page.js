@@ -1,0 +1,213 @@
+// One job: what is known of it, live, and its log.
+
+import { follow, get } from "../lib/api.js";
+import { fill, h, icon, set, text } from "../lib/dom.js";
+import { query, setQuery } from "../lib/router.js";
+import { VERBS, hasEnded, statusName, statusTone, statusWord } from "../lib/words.js";
+import { LogView } from "../log/view.js";
+import { LogWindow } from "../log/window.js";
+import { loading, problem } from "../parts/states.js";
+import { facts } from "./facts.js";
+import { DebugLog } from "./debug-log.js";
+import { historyTable } from "./history.js";
+import { processes } from "./processes.js";
+import { act } from "./verbs.js";
+
+const VIEWS = {
+  "": "Monitor",
+  output: "Console Output",
+  debug: "Debug Log",
+  processes: "Processes",
+  history: "History",
+};
+const EXPLAIN_MILLISECONDS = 5_000;
+// Of what is there, only where it ends is asked for: each view fetches its own part.
+const TAIL_BYTES = 1;
+
+export class JobPage extends HTMLElement {
+  constructor({ id }) {
+    super();
+    this._id = id;
+    this._job = null;
+    this._entries = [];
+    this._life = new AbortController();
+  }
+
+  connectedCallback() {
+    document.title = `Job ${this._id} - SIS`;
+    this.className = "page";
+    fill(this, loading());
+    this._watch();
+  }
+
+  disconnectedCallback() {
+    this._life.abort();
+    clearTimeout(this._asking);
+  }
+
+  /** Another view of the same job. */
+  addressChanged() {
+    if (this._job) this._showView();
+  }
+
+  async _watch() {
+    try {
+      const signal = this._life.signal;
+      const onState = (state) => this._mark && this._showState(state);
+      const path = `/v1/jobs/${this._id}:monitor`;
+      for await (const news of follow(path, { query: { tailBytes: TAIL_BYTES }, signal, onState })) {
+        if (news.job) this._show(news.job);
+        else if (news.history) this._addEntry(news.history);
+        else if (news.frames) this._view?.live?.(news.frames.frames);
+      }
+      this._showState("over");
+      // What was settled with the last of it.
+      this._show((await get(`/v1/jobs/${this._id}`, {}, { signal })).job);
+    } catch (error) {
+      if (this._life.signal.aborted) return;
+      this._view?.remove();
+      fill(this, problem(error, error.code === 404 ? null : () => this._again()),
+        h("p", { class: "state" }, h("a", { href: "/jobs" }, "To the jobs")));
+    }
+  }
+
+  _again() {
+    this._job = null;
+    this._mark = null;
+    this._entries = [];
+    fill(this, loading());
+    this._watch();
+  }
+
+  _addEntry(entry) {
+    if (this._entries.length && Number(entry.sequence) <= Number(this._entries.at(-1).sequence)) return;
+    this._entries.push(entry);
+    this._view?.entry?.(entry);
+    if (this._shown === "history") this._showView(true);
+  }
+
+  _build() {
+    this._badge = h("span", { class: "badge" });
+    this._mark = h("span", { class: "live-mark" });
+    this._name = h("h1", {});
+    this._meter = h("progress", { max: "100", "aria-label": "Progress" });
+    this._said = h("span", { class: "small soft" });
+    this._progress = h("div", { class: "job-progress", hidden: true }, this._meter, this._said);
+    this._buttons = new Map([
+      ...["JOB_VERB_ACTIVATE", "JOB_VERB_RERUN", "JOB_VERB_CANCEL", "JOB_VERB_ABORT", "JOB_VERB_DELETE"].map((verb) => [
+        verb,
+        h("button", { type: "button", onclick: () => this._act(verb) }, icon(VERBS[verb].icon), VERBS[verb].word),
+      ]),
+    ]);
+    this._why = h("div", { class: "notice warn why", hidden: true, role: "status" });
+    this._facts = h("div", { class: "facts-grid" });
+    this._tabs = new Map(Object.entries(VIEWS).map(([name, word]) => [
+      name, h("a", { href: name ? `?view=${name}` : location.pathname }, word),
+    ]));
+    this._place = h("section", { class: "view" });
+    fill(this,
+      h("header", {},
+        h("p", { class: "small" }, h("a", { href: "/jobs" }, "Jobs"), ` / ${this._id}`),
+        h("div", { class: "row spread" },
+          h("div", { class: "row" }, this._name, this._badge, this._mark),
+          h("div", { class: "row", role: "toolbar", "aria-label": "This job" },
+            this._buttons.get("JOB_VERB_ACTIVATE"),
+            h("a", { class: "button", href: `/jobs/new?copy=${this._id}` }, icon("copy"), "Copy"),
+            [...this._buttons.values()].slice(1))),
+        this._progress),
+      this._why, this._facts,
+      h("nav", { class: "tabs", "aria-label": "Views of the job" }, [...this._tabs.values()]),
+      this._place);
+  }
+
+  _showState(state) {
+    this._mark.dataset.state = state;
+    text(this._mark, { live: "Live", waiting: "Reconnecting …", over: "" }[state]);
+    this._mark.hidden = state === "over";
+  }
+
+  _show(job) {
+    const first = !this._job;
+    const moved = this._job?.status !== job.status;
+    this._job = job;
+    if (first) {
+      this._build();
+      this._showState(hasEnded(job) ? "over" : "live");
+    }
+    document.title = `${statusWord(job.status)}: job ${this._id} - SIS`;
+    text(this._name, job.displayName);
+    text(this._badge, statusWord(job.status));
+    set(this._badge, "class", ["badge", statusTone(job.status)]);
+    const going = !hasEnded(job) && (job.progressPercent > 0 || job.progressText !== "");
+    this._progress.hidden = !going;
+    this._meter.value = job.progressPercent;
+    text(this._said, `${job.progressPercent} % ${job.progressText}`.trim());
+    for (const [verb, button] of this._buttons) {
+      const forced = verb === "JOB_VERB_ABORT" && job.forcePermitted;
+      button.disabled = !job.permittedVerbs.includes(verb) && !forced;
+    }
+    fill(this._facts, facts(job));
+    if (moved) this._explain();
+    if (first) this._showView();
+    else if (this._shown === "processes") this._showView(true);
+  }
+
+  /** While it waits, say for whom. */
+  async _explain() {
+    clearTimeout(this._asking);
+    const waits = ["DEFERRED", "WAITING"].includes(statusName(this._job.status));
+    this._why.hidden = !waits;
+    if (!waits) return;
+    try {
+      const found = await get(`/v1/jobs/${this._id}:explain`, {}, { signal: this._life.signal });
+      const holders = found.causes.flatMap((cause) => cause.holders);
+      fill(this._why,
+        h("b", {}, "Why it waits: "), found.summary,
+        holders.length > 0 && h("ul", { class: "holders" }, holders.slice(0, 10).map((holder) => h("li", {},
+          `${holder.agent}: `, h("a", { href: `/jobs/${holder.jobId}` }, `job ${holder.jobId}`), ` (${statusWord(holder.status)})`))));
+    } catch (error) {
+      if (this._life.signal.aborted) return;
+      fill(this._why, error.message);
+    }
+    this._asking = setTimeout(() => this._explain(), EXPLAIN_MILLISECONDS);
+  }
+
+  _showView(again = false) {
+    const wanted = query().get("view") ?? "";
+    const name = wanted in VIEWS ? wanted : "";
+    if (!again && this._shown === name) return;
+    this._shown = name;
+    for (const [each, tab] of this._tabs) {
+      if (each === name) tab.setAttribute("aria-current", "page");
+      else tab.removeAttribute("aria-current");
+    }
+    this._view = this._made(name);
+    fill(this._place, this._view);
+  }
+
+  _made(name) {
+    const log = () => new LogWindow(this._id, this._entries);
+    const download = `/v1/jobs/${this._id}/output`;
+    switch (name) {
+      case "output":
+        return new LogView(log(), { sources: ["out", "err"], label: "Console output", download });
+      case "debug":
+        return new DebugLog(this._id, log, query().get("part") ?? "standard", (part) => setQuery({ part }));
+      case "processes":
+        return processes(this._job);
+      case "history":
+        return historyTable(this._entries);
+      default:
+        return new LogView(log(), { sources: ["out", "err", "site", "server"], label: "Monitor", download });
+    }
+  }
+
+  async _act(verb) {
+    if ((await act(this._job, verb)) && verb === "JOB_VERB_DELETE") history.length > 1 ? history.back() : location.assign("/jobs");
+    else if (this.isConnected && this._job) {
+      const { job } = await get(`/v1/jobs/${this._id}`);
+      this._show(job);
+    }
+  }
+}
+customElements.define("sis-job-page", JobPage);

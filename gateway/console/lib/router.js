@@ -1,0 +1,77 @@
+// Which page an address shows. The state of a page is in its address.
+
+const routes = [];
+let outlet = null;
+let failed = null;
+let current = null;
+
+/** Have addresses of a pattern, such as "/jobs/:id", shown by the element that `make` gives, or promises, for its parts. */
+export function route(pattern, make) {
+  const names = [];
+  const source = pattern.replace(/:(\w+)/g, (_, name) => (names.push(name), "([^/]+)"));
+  routes.push({ pattern: new RegExp(`^${source}$`), names, make });
+}
+
+/**
+ * Show the pages in an element from now on. `missing` makes the page for an address that nothing matches, `failed` that
+ * for one whose module cannot be had; it is given how to try again.
+ */
+export function start(element, missing, whenFailed) {
+  outlet = element;
+  failed = whenFailed;
+  route(".*", missing);
+  addEventListener("popstate", () => show());
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[href]");
+    const plain = event.button === 0 && !(event.metaKey || event.ctrlKey || event.shiftKey || event.altKey);
+    if (!link || !plain || link.target || link.hasAttribute("download") || link.origin !== location.origin) return;
+    if (!routes.some((each) => each !== routes.at(-1) && each.pattern.test(link.pathname))) return;
+    event.preventDefault();
+    navigate(link.href);
+  });
+  show();
+}
+
+/** Go to an address. With `replace`, it takes the place of the present one in the history. */
+export function navigate(address, { replace = false } = {}) {
+  const before = location.pathname;
+  history[replace ? "replaceState" : "pushState"](null, "", address);
+  if (location.pathname === before && current?.addressChanged) current.addressChanged();
+  else show();
+}
+
+/** Change parameters of the present address; what is empty is left out. */
+export function setQuery(changes, { replace = false } = {}) {
+  const address = new URL(location.href);
+  for (const [name, value] of Object.entries(changes)) {
+    address.searchParams.delete(name);
+    for (const each of [value].flat()) if (each) address.searchParams.append(name, each);
+  }
+  navigate(address.href, { replace });
+}
+
+export const query = () => new URLSearchParams(location.search);
+
+async function show() {
+  const path = location.pathname;
+  if (current?.isConnected && current.dataset.path === path && current.addressChanged) {
+    current.addressChanged();
+    return;
+  }
+  const { pattern, names, make } = routes.find((each) => each.pattern.test(path));
+  const found = pattern.exec(path);
+  let page;
+  try {
+    page = await make(Object.fromEntries(names.map((name, n) => [name, decodeURIComponent(found[n + 1])])));
+  } catch {
+    // Its module cannot be had: the server is away, or has another version by now.
+    page = failed(() => location.reload());
+  }
+  // Somebody may have gone on meanwhile.
+  if (location.pathname !== path) return;
+  current = page;
+  page.dataset.path = path;
+  outlet.replaceChildren(page);
+  scrollTo(0, 0);
+  dispatchEvent(new CustomEvent("sis-page"));
+}

@@ -1,0 +1,99 @@
+// Searching a whole log at the server, and showing what was found.
+
+import { fill, h, icon, text } from "../lib/dom.js";
+import { clock, count } from "../lib/format.js";
+import { plain } from "./ansi.js";
+
+const MOST_MATCHES = 500;
+
+export class LogSearch {
+  /** `log` is a LogWindow; `open` is called with the match that somebody wants to see. */
+  constructor(log, open) {
+    this._log = log;
+    this._open = open;
+    this._text = "";
+    this._input = h("input", { type: "search", placeholder: "Search the log", "aria-label": "Search the log", maxlength: "200" });
+    this.form = h("form", { class: "row log-search", role: "search", onsubmit: (event) => this._submit(event) },
+      this._input, h("button", { type: "submit", class: "quiet", "aria-label": "Search" }, icon("search")));
+    this._told = h("span", { role: "status" });
+    this._list = h("ol", { class: "matches" });
+    this._more = h("button", { type: "button", class: "link", hidden: true, onclick: () => this._go() }, "Search on");
+    this.results = h("div", { class: "search-results", hidden: true },
+      h("div", { class: "row spread" }, h("span", {}, this._told, " ", this._more),
+        h("button", { type: "button", class: "quiet", "aria-label": "Close the search", onclick: () => this._close() }, icon("close"))),
+      this._list);
+  }
+
+  /** Whether a line has the text. */
+  matches(line) {
+    return this._text !== "" && line.toLowerCase().includes(this._text.toLowerCase());
+  }
+
+  async _submit(event) {
+    event.preventDefault();
+    this._searching?.abort();
+    this._text = this._input.value;
+    if (!this._text.trim()) {
+      this._close();
+      return;
+    }
+    this._found = 0;
+    this._next = 1;
+    fill(this._list);
+    this.results.hidden = false;
+    await this._go();
+  }
+
+  async _go() {
+    this._searching?.abort();
+    const searching = (this._searching = new AbortController());
+    this._more.hidden = true;
+    const limit = this._found + MOST_MATCHES;
+    try {
+      while (this._next && this._found < limit) {
+        const page = await this._log.search(this._text, this._next, searching.signal);
+        this._next = Number(page.nextSequence);
+        this._found += page.matches.length;
+        this._list.append(...page.matches.map((match) => this._item(match)));
+        const share = this._next ? `, ${Math.floor((100 * this._next) / Number(page.totalFrames))} % searched` : "";
+        text(this._told, `${count(this._found, "matching line")}${share}`);
+      }
+      this._more.hidden = !this._next;
+    } catch (error) {
+      if (!searching.signal.aborted) text(this._told, error.message);
+    }
+  }
+
+  _item(match) {
+    return h("li", {}, h("button", { type: "button", class: "link", onclick: () => this._open(match) },
+      h("span", { class: "soft" }, clock(match.time), " "), plain(match.line)));
+  }
+
+  _close() {
+    this._searching?.abort();
+    this._text = "";
+    this._input.value = "";
+    this.results.hidden = true;
+    CSS.highlights?.delete("found");
+  }
+
+  /** Mark the text where it stands in the lines that are there, and one line as the present one. */
+  highlight(scroller, current) {
+    for (const line of scroller.querySelectorAll(".line.current")) line.classList.remove("current");
+    current?.classList.add("current");
+    if (!CSS.highlights) return;
+    const ranges = [];
+    const wanted = this._text.toLowerCase();
+    const walker = document.createTreeWalker(scroller, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node && ranges.length < 2_000; node = walker.nextNode()) {
+      const where = node.data.toLowerCase();
+      for (let at = where.indexOf(wanted); at >= 0; at = where.indexOf(wanted, at + wanted.length)) {
+        const range = new Range();
+        range.setStart(node, at);
+        range.setEnd(node, at + wanted.length);
+        ranges.push(range);
+      }
+    }
+    CSS.highlights.set("found", new Highlight(...ranges));
+  }
+}

@@ -1,0 +1,385 @@
+// A log on the page: a window of its lines, which goes along with who scrolls, or with what is written.
+
+import { fill, h, icon, text } from "../lib/dom.js";
+import { clock, count, utc } from "../lib/format.js";
+import { report, say } from "../parts/toasts.js";
+import { show } from "./ansi.js";
+import { LineMaker } from "./lines.js";
+import { LogSearch } from "./search.js";
+import { compareTimes } from "./window.js";
+
+/** More lines than this are not on the page at once; those of a single frame may be. */
+const MOST_LINES = 2_000;
+/** Nor than these while the view goes along with what is written: nobody sees more of them. */
+const FOLLOWED_LINES = 400;
+/** So near to an edge, what is beyond is fetched. */
+const EDGE_PIXELS = 600;
+const PAINT_MILLISECONDS = 80;
+
+export class LogView extends HTMLElement {
+  /** `log` is a LogWindow. `sources` are those whose lines are shown. */
+  constructor(log, { sources, label, download = "" }) {
+    super();
+    this._log = log;
+    this._sources = new Set(sources);
+    this._label = label;
+    this._download = download;
+    this._life = new AbortController();
+    this._blocks = [];
+    this._lines = 0;
+    this._following = true;
+    this._pending = [];
+    this._held = [];
+    this._maker = new LineMaker();
+    this._moving = 0;
+    this._moves = Promise.resolve();
+  }
+
+  connectedCallback() {
+    this.className = "log-view";
+    this._build();
+    this._toEnd(true);
+  }
+
+  disconnectedCallback() {
+    this._life.abort();
+  }
+
+  // What others tell it
+
+  /** Frames that were just committed. */
+  live(frames) {
+    if (this._moving) {
+      this._held.push(...frames);
+      return;
+    }
+    this._pending.push(...this._log.live(frames).map((frame) => ({ frame })));
+    if (this._following && !this._log.atEnd) this._toEnd();
+    else this._plan();
+  }
+
+  /** A new entry of the history, which the window has already. */
+  entry(entry) {
+    if (this._moving || !this._log.atEnd) return;
+    this._pending.push({ entry });
+    this._plan();
+  }
+
+  // What is on the page
+
+  _build() {
+    this._scroller = h("div", {
+      class: "log", role: "log", tabindex: "0", "aria-label": this._label, "aria-live": "off",
+      onscroll: () => this._scrolled(),
+      onpointerover: ({ target }) => {
+        const line = target.closest(".line");
+        if (line?.time && !line.title) line.title = utc(line.time);
+      },
+    });
+    this._follow = h("button", { type: "button", class: "quiet", onclick: () => this._toggleFollowing() });
+    this._wrap = this._toggle("wrap", "Wrap lines", "wrap", true);
+    this._times = this._toggle("clock", "Times", "times", this._sources.has("site"));
+    this._place = h("input", {
+      type: "range", min: "1", class: "place", "aria-label": "Place in the log",
+      oninput: () => {
+        clearTimeout(this._sliding);
+        this._sliding = setTimeout(() => this._jump({ firstSequence: Number(this._place.value) }), 150);
+      },
+    });
+    this._where = h("span", { class: "small soft where" });
+    this._time = h("input", {
+      type: "datetime-local", step: "1", "aria-label": "Go to a time",
+      onchange: () => this._time.value && this._jump({ time: new Date(this._time.value).toISOString() }),
+    });
+    this._latest = h("button", { type: "button", class: "latest", hidden: true, onclick: () => this._toEnd() },
+      icon("down"), "To the latest line");
+    this._search = new LogSearch(this._log, (match) => this._showMatch(match));
+    this.replaceChildren(
+      h("div", { class: "log-tools row" },
+        this._follow, this._wrap, this._times,
+        h("button", { type: "button", class: "quiet", onclick: () => this._copy() }, icon("copy"), "Copy"),
+        this._download && h("a", { class: "button quiet", href: this._download, download: "" }, icon("down"), "Download"),
+        h("span", { class: "grow" }), this._search.form),
+      this._search.results,
+      h("div", { class: "log-frame" }, this._scroller, this._latest),
+      h("div", { class: "log-place row", hidden: true }, this._where, this._place, this._time));
+    this._showFollowing();
+  }
+
+  _toggle(picture, word, name, on) {
+    const button = h("button", { type: "button", class: "quiet", "aria-pressed": String(on) }, icon(picture), word);
+    const apply = (value) => {
+      button.setAttribute("aria-pressed", String(value));
+      this._scroller.classList.toggle(name, value);
+    };
+    button.addEventListener("click", () => {
+      apply(button.getAttribute("aria-pressed") !== "true");
+      if (this._following) this._toBottom();
+    });
+    queueMicrotask(() => apply(on));
+    return button;
+  }
+
+  // From frames to lines on the page: a block is what one frame or entry has begun
+
+  _block(item) {
+    const lines = item.frame ? this._maker.frame(item.frame) : this._maker.entry(item.entry);
+    const shown = lines.filter((line) => this._sources.has(line.source));
+    return { sequence: item.frame ? Number(item.frame.sequence) : 0, lines: shown };
+  }
+
+  _element(line) {
+    const element = document.createElement("div");
+    element.className = `line ${line.source}${line.tone ? ` ${line.tone}` : ""}`;
+    if (line.time) element.dataset.time = this._clock(line.time);
+    element.time = line.time;
+    show(element, line.text, line.style);
+    return element;
+  }
+
+  /** The time of day; many lines have the same. */
+  _clock(time) {
+    if (this._second !== time.slice(0, 19)) {
+      this._second = time.slice(0, 19);
+      this._told = clock(time);
+    }
+    return this._told;
+  }
+
+  /** Everything anew, by the window as it is. */
+  _rebuild() {
+    this._maker = new LineMaker();
+    this._pending = [];
+    this._blocks = [];
+    this._lines = 0;
+    const page = document.createDocumentFragment();
+    for (const item of merged(this._log.frames, this._log.eligible())) this._put(this._block(item), page);
+    this._maker.grown.clear();
+    this._scroller.replaceChildren(page);
+    this._showPlace();
+  }
+
+  _put(block, page) {
+    this._blocks.push(block);
+    this._lines += block.lines.length;
+    for (const line of block.lines) page.append((line.element = this._element(line)));
+  }
+
+  _plan() {
+    this._painting ??= setTimeout(() => requestAnimationFrame(() => {
+      this._painting = undefined;
+      this._paint();
+    }), PAINT_MILLISECONDS);
+  }
+
+  _paint() {
+    if (!this.isConnected) return;
+    const page = document.createDocumentFragment();
+    const blocks = this._pending.splice(0).map((item) => this._block(item));
+    if (this._following) this._skip(blocks);
+    for (const block of blocks) this._put(block, page);
+    for (const line of this._maker.grown) if (line.element) show(line.element, line.text, line.style);
+    this._maker.grown.clear();
+    this._scroller.append(page);
+    if (this._following) {
+      this._trimTop();
+      this._toBottom();
+    } else if (this._lines > MOST_LINES) this._trimBottom();
+    this._showPlace();
+  }
+
+  /** Leave out of new blocks what would have to go again at once: more came than a page holds. */
+  _skip(blocks) {
+    let lines = blocks.reduce((sum, block) => sum + block.lines.length, 0);
+    if (lines <= FOLLOWED_LINES) return;
+    this._log.dropFirst(this._blocks.filter((block) => block.sequence).length);
+    this._blocks = [];
+    this._lines = 0;
+    this._scroller.replaceChildren();
+    while (lines > FOLLOWED_LINES && blocks.length > 1) {
+      const block = blocks.shift();
+      lines -= block.lines.length;
+      if (block.sequence) this._log.dropFirst(1);
+    }
+  }
+
+  _trimTop() {
+    const most = this._following ? FOLLOWED_LINES : MOST_LINES;
+    let frames = 0;
+    while (this._lines > most && this._blocks.length > 1) {
+      const block = this._blocks.shift();
+      for (const line of block.lines) line.element.remove();
+      this._lines -= block.lines.length;
+      if (block.sequence) frames += 1;
+    }
+    if (frames) this._log.dropFirst(frames);
+  }
+
+  _trimBottom() {
+    let frames = 0;
+    while (this._lines > MOST_LINES && this._blocks.length > 1) {
+      const block = this._blocks.pop();
+      for (const line of block.lines) line.element.remove();
+      this._lines -= block.lines.length;
+      if (block.sequence) frames += 1;
+    }
+    if (frames) this._log.dropLast(frames);
+  }
+
+  // Moving
+
+  _scrolled() {
+    if (this._moving) return;
+    const { scrollTop, scrollHeight, clientHeight } = this._scroller;
+    const below = scrollHeight - scrollTop - clientHeight;
+    if (this._following && below > 40) this._setFollowing(false);
+    else if (!this._following && below < 2 && this._log.atEnd) this._setFollowing(true);
+    if (scrollTop < EDGE_PIXELS && !this._log.atStart) this._extend("before");
+    else if (below < EDGE_PIXELS && !this._log.atEnd && !this._following) this._extend("after");
+    this._showPlace();
+  }
+
+  async _extend(side) {
+    await this._move(async (signal) => {
+      const scroller = this._scroller;
+      const distance = scroller.scrollHeight - scroller.scrollTop;
+      const top = scroller.scrollTop;
+      if (!(await this._log[side](signal))) return;
+      const held = side === "after" ? this._anchor() : null;
+      this._rebuild();
+      if (side === "before") {
+        scroller.scrollTop = scroller.scrollHeight - distance;
+        this._trimBottom();
+      } else {
+        const before = scroller.scrollHeight;
+        this._trimTop();
+        scroller.scrollTop = held === null ? top - (before - scroller.scrollHeight) : this._placeOf(held);
+      }
+    });
+  }
+
+  /** The first line in sight: of which frame, the how manieth of it, and how far from the top. */
+  _anchor() {
+    const top = this._scroller.scrollTop;
+    for (const block of this._blocks) {
+      for (const [n, { element }] of block.lines.entries()) {
+        if (element.offsetTop + element.offsetHeight > top) return { sequence: block.sequence, n, gap: element.offsetTop - top };
+      }
+    }
+    return null;
+  }
+
+  _placeOf({ sequence, n, gap }) {
+    const line = this._blocks.find((block) => block.sequence === sequence && sequence)?.lines[n];
+    return line ? line.element.offsetTop - gap : 0;
+  }
+
+  async _jump(place) {
+    this._setFollowing(false);
+    await this._move(async (signal) => {
+      await this._log.jump(place, signal);
+      this._rebuild();
+      this._scroller.scrollTop = 0;
+    });
+  }
+
+  async _toEnd(anew = false) {
+    if (anew || !this._log.atEnd) {
+      await this._move(async (signal) => {
+        await this._log.toEnd(signal);
+        this._rebuild();
+      });
+    }
+    this._setFollowing(true);
+    this._trimTop();
+    this._toBottom();
+  }
+
+  /** Do something that changes the window; one after the other, and what is live waits. */
+  _move(act) {
+    this._moving += 1;
+    this._moves = this._moves.then(() => this._moved(act));
+    return this._moves;
+  }
+
+  async _moved(act) {
+    try {
+      if (!this._life.signal.aborted) await act(this._life.signal);
+    } catch (error) {
+      if (!this._life.signal.aborted) report(error);
+    } finally {
+      this._moving -= 1;
+      const held = this._moving ? [] : this._held.splice(0);
+      if (held.length && this.isConnected) this.live(held);
+      this._showPlace();
+    }
+  }
+
+  _toBottom() {
+    this._scroller.scrollTop = this._scroller.scrollHeight;
+  }
+
+  _toggleFollowing() {
+    if (this._following) this._setFollowing(false);
+    else this._toEnd();
+  }
+
+  _setFollowing(following) {
+    this._following = following;
+    this._showFollowing();
+  }
+
+  _showFollowing() {
+    this._follow.setAttribute("aria-pressed", String(this._following));
+    fill(this._follow, icon(this._following ? "pause" : "play"), this._following ? "Pause" : "Follow");
+    this._latest.hidden = this._following || !this._log.total;
+  }
+
+  _showPlace() {
+    if (!this._place) return;
+    const { total, first, last, atStart, atEnd } = this._log;
+    this._place.parentElement.hidden = atStart && atEnd;
+    this._place.max = String(Math.max(1, total));
+    if (document.activeElement !== this._place) this._place.value = String(this._following ? total : first);
+    text(this._where, `Parts ${first} to ${last} of ${count(total, "part")}`);
+    this._latest.hidden = this._following || !total;
+  }
+
+  // Finding, and taking along
+
+  async _showMatch(match) {
+    const sequence = Number(match.sequence);
+    if (!this._blocks.some((block) => block.sequence === sequence)) {
+      await this._jump({ firstSequence: Math.max(1, sequence - 2) });
+    }
+    this._setFollowing(false);
+    const near = this._blocks.filter((block) => block.sequence && block.sequence <= sequence).flatMap((block) => block.lines);
+    const line = near.findLast((each) => this._search.matches(each.element.textContent)) ?? near.at(-1);
+    line?.element.scrollIntoView({ block: "center" });
+    this._search.highlight(this._scroller, line?.element);
+  }
+
+  async _copy() {
+    const chosen = String(getSelection());
+    const lines = this._blocks.flatMap((block) => block.lines.map((line) => line.element.textContent));
+    try {
+      await navigator.clipboard.writeText(chosen || lines.join("\n"));
+      say(chosen ? "The selection was copied." : `Copied: ${count(lines.length, "line")}.`);
+    } catch {
+      say("The browser does not permit copying here.", { bad: true });
+    }
+  }
+}
+customElements.define("sis-log", LogView);
+
+/** Frames and entries by time; each keeps its own order. */
+export function merged(frames, entries) {
+  const found = [];
+  let n = 0;
+  for (const frame of frames) {
+    while (n < entries.length && compareTimes(entries[n].time, frame.time) <= 0) found.push({ entry: entries[n++] });
+    found.push({ frame });
+  }
+  while (n < entries.length) found.push({ entry: entries[n++] });
+  return found;
+}

@@ -1,0 +1,107 @@
+// A part of a log, as much as a page can hold: consecutive frames of it, and where it stands in the whole.
+
+import { get } from "../lib/api.js";
+
+const PIECE_BYTES = 256 * 1024;
+
+/**
+ * `frames` are in order. `total` is how many the log has so far. What lies between is had by `before` and `after`; live
+ * frames come by `live`. The entries of the job's history belong to it by their time.
+ */
+export class LogWindow {
+  constructor(jobId, entries) {
+    this._path = `/v1/jobs/${jobId}/log`;
+    this.frames = [];
+    this.entries = entries;
+    this.total = 0;
+  }
+
+  get first() {
+    return this.frames.length ? Number(this.frames[0].sequence) : 1;
+  }
+
+  get last() {
+    return this.frames.length ? Number(this.frames.at(-1).sequence) : 0;
+  }
+
+  get atStart() {
+    return this.first <= 1;
+  }
+
+  get atEnd() {
+    return this.last >= this.total;
+  }
+
+  /** Take frames that were just committed. Those that go on where the window ends are returned. */
+  live(frames) {
+    const fresh = frames.filter((frame) => Number(frame.sequence) > this.last);
+    const goesOn = this.atEnd && fresh.length > 0 && Number(fresh[0].sequence) === this.last + 1;
+    this.total = Math.max(this.total, Number(frames.at(-1)?.sequence ?? 0));
+    if (!goesOn) return [];
+    this.frames.push(...fresh);
+    return fresh;
+  }
+
+  /** The lines in which a text occurs, from a frame on, in a part of the log. */
+  search(wanted, first, signal) {
+    return get(`${this._path}:search`, { text: wanted, firstSequence: first }, { signal });
+  }
+
+  /** The entries that belong between its frames. */
+  eligible() {
+    if (!this.frames.length) return this.entries;
+    const from = this.atStart ? "" : this.frames[0].time;
+    const to = this.atEnd ? "9999" : this.frames.at(-1).time;
+    return this.entries.filter((entry) => compareTimes(entry.time, from) >= 0 && compareTimes(entry.time, to) <= 0);
+  }
+
+  /** Have the frames before its first one; how many came. */
+  async before(signal) {
+    if (this.atStart) return 0;
+    const found = await this._read({ beforeSequence: this.first }, signal);
+    this.frames.unshift(...found);
+    return found.length;
+  }
+
+  /** Have the frames behind its last one; how many came. */
+  async after(signal) {
+    if (this.atEnd) return 0;
+    const found = (await this._read({ firstSequence: this.last + 1 }, signal)).filter(
+      (frame) => Number(frame.sequence) > this.last);
+    this.frames.push(...found);
+    return found.length;
+  }
+
+  /** Stand elsewhere: `place` is {firstSequence}, {time} or {beforeSequence}. */
+  async jump(place, signal) {
+    let found = await this._read(place, signal);
+    if (!found.length && this.total) found = await this._read({ beforeSequence: this.total + 1 }, signal);
+    this.frames = found;
+  }
+
+  /** Stand at the end. */
+  toEnd(signal) {
+    return this.jump({ beforeSequence: Number.MAX_SAFE_INTEGER }, signal);
+  }
+
+  dropFirst(count) {
+    this.frames.splice(0, count);
+  }
+
+  dropLast(count) {
+    this.frames.splice(this.frames.length - count, count);
+  }
+
+  async _read(place, signal) {
+    const page = await get(this._path, { ...place, maxBytes: PIECE_BYTES }, { signal });
+    this.total = Math.max(this.total, Number(page.totalFrames));
+    return page.frames?.frames ?? [];
+  }
+}
+
+/** Times of the API have as many digits of a second as they need. */
+export function compareTimes(a, b) {
+  const [left, right] = [a, b].map((time) => time.replace("Z", "").padEnd(19, "0"));
+  const pad = (time) => (time.includes(".") ? time : `${time}.`).padEnd(29, "0");
+  return pad(left) < pad(right) ? -1 : pad(left) > pad(right) ? 1 : 0;
+}

@@ -1,0 +1,62 @@
+// Questions in a dialog.
+
+import { h, uid } from "../lib/dom.js";
+
+/**
+ * Ask something. `content` are nodes; the form's fields are given to `act`, whose promise is awaited: an error of it is
+ * shown in the dialog, which stays. The promise is true once it was done, false when nobody wants it.
+ */
+export function ask({ title, content = [], action, danger = false, act = () => {}, wide = false }) {
+  return new Promise((resolve) => {
+    const heading = uid("dialog");
+    const error = h("p", { class: "error", role: "alert" });
+    const confirm = h("button", { class: danger ? "danger" : "primary", type: "submit" }, action);
+    const dismiss = h("button", { type: "button", onclick: () => dialog.close() }, danger ? "Do nothing" : "Close");
+    const form = h("form", {
+      method: "dialog",
+      novalidate: true,
+      onsubmit: async (event) => {
+        event.preventDefault();
+        confirm.disabled = true;
+        error.replaceChildren();
+        for (const field of form.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+        try {
+          await act(new FormData(form), form);
+          done = true;
+          dialog.close();
+        } catch (found) {
+          error.replaceChildren(found.message);
+        } finally {
+          confirm.disabled = false;
+        }
+      },
+    }, content, error, h("div", { class: "row end" }, action && dismiss, action ? confirm : dismiss));
+    let done = false;
+    const dialog = h("dialog", {
+      class: ["dialog", wide && "wide"],
+      "aria-labelledby": heading,
+      onclose: () => {
+        dialog.remove();
+        resolve(done);
+      },
+    }, h("h2", { id: heading }, title), form);
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+/** A field with its label. */
+export function field(label, input, { hint = "", required = false } = {}) {
+  input.id ||= uid("field");
+  const note = hint ? h("p", { class: "hint", id: `${input.id}-hint` }, hint) : null;
+  if (note) input.setAttribute("aria-describedby", note.id);
+  return h("div", { class: "field" },
+    h("label", { for: input.id }, label, required && h("span", { class: "mark", "aria-hidden": "true" }, " required")),
+    input, note);
+}
+
+/** Where somebody says why, for the history. */
+export const reasonField = (name = "reason") =>
+  field("Reason", h("input", { name, maxlength: "500", autocomplete: "off" }), {
+    hint: "Stands in the history. May be left out.",
+  });

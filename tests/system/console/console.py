@@ -1,0 +1,76 @@
+"""The console as a person uses it: by what is written on it."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
+
+SECONDS = 30.0
+
+
+class Console:
+    """One person's browser, with cookies of its own."""
+
+    def __init__(self, browser: Browser, url: str, token: str, **options: Any) -> None:
+        self.url = url
+        self.token = token
+        options.setdefault("viewport", {"width": 1360, "height": 850})
+        self.context = browser.new_context(base_url=url, locale="en-GB", timezone_id="Europe/Berlin", **options)
+        self.context.set_default_timeout(SECONDS * 1000)
+        self.faults: list[str] = []
+        """Errors of scripts, dialogs that scripts opened, and what the policy of the page has refused."""
+        self.page = self.new_page()
+
+    def new_page(self) -> Page:
+        page = self.context.new_page()
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", self._note)
+        page.on("dialog", lambda dialog: (self.faults.append(f"a dialog: {dialog.message}"), dialog.dismiss())[0])
+        return page
+
+    def _note(self, message: ConsoleMessage) -> None:
+        # An answer that is no success is told to a person by the page; the browser notes it too.
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            self.faults.append(message.text)
+
+    def close(self) -> None:
+        self.context.close()
+
+    def sign_in(self) -> Self:
+        self.page.goto("/")
+        self.page.get_by_label("Token").fill(self.token)
+        self.page.get_by_role("button", name="Sign in").click()
+        expect(self.page.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
+        return self
+
+    def go(self, path: str) -> Page:
+        self.page.goto(path)
+        return self.page
+
+    def job(self, job_id: int, view: str = "") -> Page:
+        """The page of a job, once it is there."""
+        self.go(f"/jobs/{job_id}" + (f"?view={view}" if view else ""))
+        expect(self.page.get_by_role("navigation", name="Views of the job")).to_be_visible()
+        return self.page
+
+    def row(self, job_id: int) -> Locator:
+        """A row of the list."""
+        return self.page.locator("table.jobs tbody tr", has=self.page.get_by_label(f"Select job {job_id}", exact=True))
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def confirm(self, action: str, reason: str = "") -> None:
+        """Agree to what a dialog asks."""
+        dialog = self.page.get_by_role("dialog")
+        if reason:
+            dialog.get_by_label("Reason").fill(reason)
+        dialog.get_by_role("button", name=action, exact=True).click()
+        expect(dialog).to_have_count(0)
+
+    def log_lines(self) -> list[str]:
+        """What the log on the page says, line by line."""
+        lines = self.page.locator(".log .line")
+        found: list[str] = lines.evaluate_all("lines => lines.map((line) => line.textContent)")
+        return found
