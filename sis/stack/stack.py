@@ -144,7 +144,7 @@ class _Run:
             f"credentials endpoint: {endpoints.credentials}  agents enrol at: {self._services.enrolment_endpoint}"
         )
         self._say(f"token: {self._layout.token}  CA: {self._layout.ca}")
-        self._say(f"HTTP API: http://{self._servers[-1].endpoint}/reference")
+        self._say(f"web console: http://{self._servers[-1].endpoint}/  HTTP API: /reference there")
 
     def _await(self, name: str, deadline: float) -> None:
         """Keep everything running until this part is healthy."""
