@@ -25,6 +25,7 @@ route("/credentials/:name", later(() => import("./keysafe/page.js"), "Credential
 route("/packages", later(() => import("./packages/list.js"), "PackageList"));
 route("/packages/:name", later(() => import("./packages/page.js"), "PackagePage"));
 route("/agents", later(() => import("./agents/list.js"), "AgentList"));
+route("/agents/:name", later(() => import("./agents/page.js"), "AgentPage"));
 
 const missing = () => h("section", { class: "page" },
   h("h1", {}, "There is nothing here"),

@@ -45,7 +45,7 @@ function execution(job) {
   return panel("Target and execution", [
     ["Target", job.target],
     ["Site target", siteWord(job.siteTarget)],
-    ["Agent", job.agent && h("a", { href: "/agents" }, job.agent)],
+    ["Agent", job.agent && h("a", { href: `/agents/${encodeURIComponent(job.agent)}` }, job.agent)],
     ["Priority", PRIORITIES[job.priority] ?? ""],
     ["Attempt", job.attempt ? number(job.attempt) : ""],
     ["Result code", job.resultCode !== undefined ? h("span", { class: "mono" }, String(job.resultCode)) : ""],

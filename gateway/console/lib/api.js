@@ -52,11 +52,11 @@ export function url(path, query = {}) {
   return text ? `${path}?${text}` : path;
 }
 
-/** Like `fetch`, with a JSON body. An ended session is begun anew, and the request made again. */
-async function send(method, path, { query, body, accept, signal, resign = true } = {}) {
+/** Like `fetch`, with a JSON body or a file. An ended session is begun anew, and the request made again. */
+async function send(method, path, { query, body, file, contentType, accept, signal, resign = true } = {}) {
   const headers = { accept: accept ?? "application/json" };
-  if (body !== undefined) headers["content-type"] = "application/json";
-  const request = { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal };
+  if (body !== undefined || file) headers["content-type"] = contentType ?? "application/json";
+  const request = { method, headers, body: file ?? (body === undefined ? undefined : JSON.stringify(body)), signal };
   for (;;) {
     let response;
     try {
@@ -93,6 +93,12 @@ export async function call(method, path, options = {}) {
 export const get = (path, query, options) => call("GET", path, { query, ...options });
 export const post = (path, body, options) => call("POST", path, { body, ...options });
 export const remove = (path, query) => call("DELETE", path, { query });
+
+/** Send a file as it is. Raises ApiError. */
+export async function upload(path, file, contentType) {
+  const response = await send("POST", path, { file, contentType });
+  return response.json();
+}
 
 /** Sign in with a token. Raises ApiError. */
 export const openSession = (token) => call("POST", "/session", { body: { token }, resign: false });

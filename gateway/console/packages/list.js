@@ -1,10 +1,12 @@
 // The library of automation packages.
 
-import { all } from "../lib/api.js";
-import { fill, h } from "../lib/dom.js";
+import { all, upload } from "../lib/api.js";
+import { fill, h, icon } from "../lib/dom.js";
 import { bytes, moment } from "../lib/format.js";
+import { ask, field } from "../parts/dialog.js";
 import { empty, loading, problem } from "../parts/states.js";
 import { table } from "../parts/table.js";
+import { say } from "../parts/toasts.js";
 
 export class PackageList extends HTMLElement {
   connectedCallback() {
@@ -12,8 +14,9 @@ export class PackageList extends HTMLElement {
     this.className = "page";
     this._place = h("div", {}, loading());
     fill(this,
-      h("header", {}, h("h1", {}, "Packages"),
-        h("p", { class: "soft" }, "What jobs can run. ", h("code", {}, "sis packages push"), " stores one; a version never changes.")),
+      h("header", { class: "row spread" },
+        h("div", {}, h("h1", {}, "Packages"), h("p", { class: "soft" }, "What jobs can run. A version, once it is stored, never changes.")),
+        h("button", { class: "primary", type: "button", onclick: () => this._push() }, icon("plus"), "Push a package")),
       this._place);
     this._load();
   }
@@ -25,6 +28,24 @@ export class PackageList extends HTMLElement {
     } catch (error) {
       fill(this._place, problem(error, () => this._load()));
     }
+  }
+
+  async _push() {
+    const file = h("input", { type: "file", name: "archive", accept: ".gz,.tgz,application/gzip" });
+    const done = await ask({
+      title: "Push a package",
+      action: "Push",
+      content: [
+        field("Archive", file, { hint: "A gzip-compressed tar of its directory, with package.yaml; 64 MiB at most.", required: true }),
+        h("p", { class: "soft" }, "From the command line: ", h("code", {}, "sis packages push DIRECTORY")),
+      ],
+      act: async () => {
+        if (!file.files.length) throw new Error("Choose an archive.");
+        const { package: found, existed } = await upload("/v1/packages", file.files[0], "application/gzip");
+        say(`${found.name} ${found.version} ${existed ? "is there already" : "was stored"}.`);
+      },
+    });
+    if (done) this._load();
   }
 
   _table(packages) {

@@ -25,7 +25,8 @@ export function ask({ title, content = [], action, danger = false, act = () => {
           done = true;
           dialog.close();
         } catch (found) {
-          error.replaceChildren(found.message);
+          const wrong = [...(found.violations ?? [])].map(([name, words]) => `${name} ${words}`);
+          error.replaceChildren(wrong.length > 1 ? wrong.slice(0, 20).join("\n") : found.message);
         } finally {
           confirm.disabled = false;
         }

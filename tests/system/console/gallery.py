@@ -31,6 +31,7 @@ PAGES: Final = MappingProxyType(
         "packages": "/packages",
         "package": "/packages/core.http",
         "agents": "/agents",
+        "agent": "/agents/local-1",
     }
 )
 

@@ -185,13 +185,25 @@ def test_keysafe(console: Console, client: Client) -> None:
     expect(page.get_by_role("link", name=name)).to_have_count(0)
 
 
-def test_packages(console: Console) -> None:
+def test_packages(console: Console, package: bytes, tmp_path: Path) -> None:
     page = console.go("/packages")
     page.get_by_role("link", name="core.http").click()
     expect(page.get_by_role("heading", name="request")).to_be_visible()
     expect(page.get_by_role("cell", name="follow_redirects").first).to_be_visible()
     page.get_by_role("link", name="Create a job").first.click()
     expect(page.get_by_label("Package")).to_have_value("core.http")
+    page.get_by_role("link", name="Packages").click()
+    for name, content, told in (("no.tar.gz", b"no archive", "gzip"), ("good.tar.gz", package, "")):
+        (tmp_path / name).write_bytes(content)
+        console.button("Push a package").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Archive").set_input_files(tmp_path / name)
+        dialog.get_by_role("button", name="Push", exact=True).click()
+        if told:
+            expect(dialog.get_by_role("alert")).to_contain_text(told)
+            dialog.get_by_role("button", name="Close").click()
+        expect(dialog).to_have_count(0)
+    expect(page.get_by_role("link", name="console.").first).to_be_visible()
 
 
 def test_agents(console: Console, client: Client) -> None:
@@ -201,7 +213,11 @@ def test_agents(console: Console, client: Client) -> None:
     row = page.get_by_role("row", name="local-1")
     expect(row).to_contain_text("Online")
     expect(row.get_by_role("link", name=str(job_id))).to_be_visible()
+    row.get_by_role("link", name="local-1").click()
+    expect(page.get_by_text("Certificate", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name=f"Job {job_id}")).to_be_visible()
     client.jobs.abort(job_id)
+    page.go_back()
     console.button("Pair an agent").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Name", exact=False).first.fill(name)
