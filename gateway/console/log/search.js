@@ -7,10 +7,11 @@ import { plain } from "./ansi.js";
 const MOST_MATCHES = 500;
 
 export class LogSearch {
-  /** `log` is a LogWindow; `open` is called with the match that somebody wants to see. */
-  constructor(log, open) {
+  /** `log` is a LogWindow; `open` is called with the match that somebody wants to see, `end` when it is over. */
+  constructor(log, open, end) {
     this._log = log;
     this._open = open;
+    this._end = end;
     this._text = "";
     this._input = h("input", { type: "search", placeholder: "Search the log", "aria-label": "Search the log", maxlength: "200" });
     this.form = h("form", { class: "row log-search", role: "search", onsubmit: (event) => this._submit(event) },
@@ -74,6 +75,7 @@ export class LogSearch {
     this._text = "";
     this._input.value = "";
     this.results.hidden = true;
+    this._end();
     CSS.highlights?.delete("found");
   }
 

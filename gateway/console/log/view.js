@@ -8,12 +8,13 @@ import { LineMaker } from "./lines.js";
 import { LogSearch } from "./search.js";
 import { compareTimes } from "./window.js";
 
-/** More lines than this are not on the page at once; those of a single frame may be. */
+/** So many lines are on the page, and those of one frame more, as frames come and go whole. */
 const MOST_LINES = 2_000;
-/** Nor than these while the view goes along with what is written: nobody sees more of them. */
-const FOLLOWED_LINES = 400;
-/** So near to an edge, what is beyond is fetched. */
+/** And so many while the view goes along with what is written: nobody sees more of them. */
+const FOLLOWED_LINES = 300;
+/** So near to an edge, what is beyond is fetched; and so far from what is in sight, it is let go. */
 const EDGE_PIXELS = 600;
+const FAR_PIXELS = 3_000;
 const PAINT_MILLISECONDS = 80;
 
 export class LogView extends HTMLElement {
@@ -93,7 +94,7 @@ export class LogView extends HTMLElement {
     });
     this._latest = h("button", { type: "button", class: "latest", hidden: true, onclick: () => this._toEnd() },
       icon("down"), "To the latest line");
-    this._search = new LogSearch(this._log, (match) => this._showMatch(match));
+    this._search = new LogSearch(this._log, (match) => this._showMatch(match), () => (this._found = 0));
     this.replaceChildren(
       h("div", { class: "log-tools row" },
         this._follow, this._wrap, this._times,
@@ -125,7 +126,8 @@ export class LogView extends HTMLElement {
   _block(item) {
     const lines = item.frame ? this._maker.frame(item.frame) : this._maker.entry(item.entry);
     const shown = lines.filter((line) => this._sources.has(line.source));
-    return { sequence: item.frame ? Number(item.frame.sequence) : 0, lines: shown };
+    const sequence = item.frame ? Number(item.frame.sequence) : 0;
+    return { sequence, key: item.frame ? sequence : `entry ${item.entry.sequence}`, lines: shown };
   }
 
   _element(line) {
@@ -154,8 +156,9 @@ export class LogView extends HTMLElement {
     this._lines = 0;
     const page = document.createDocumentFragment();
     for (const item of merged(this._log.frames, this._log.eligible())) this._put(this._block(item), page);
-    this._maker.grown.clear();
+    this._showGrown();
     this._scroller.replaceChildren(page);
+    if (this._found) this._mark();
     this._showPlace();
   }
 
@@ -163,6 +166,12 @@ export class LogView extends HTMLElement {
     this._blocks.push(block);
     this._lines += block.lines.length;
     for (const line of block.lines) page.append((line.element = this._element(line)));
+  }
+
+  /** Show what was added to lines that have an element already. */
+  _showGrown() {
+    for (const line of this._maker.grown) if (line.element) show(line.element, line.text, line.style);
+    this._maker.grown.clear();
   }
 
   _plan() {
@@ -178,52 +187,58 @@ export class LogView extends HTMLElement {
     const blocks = this._pending.splice(0).map((item) => this._block(item));
     if (this._following) this._skip(blocks);
     for (const block of blocks) this._put(block, page);
-    for (const line of this._maker.grown) if (line.element) show(line.element, line.text, line.style);
-    this._maker.grown.clear();
+    this._showGrown();
     this._scroller.append(page);
     if (this._following) {
       this._trimTop();
       this._toBottom();
-    } else if (this._lines > MOST_LINES) this._trimBottom();
+    } else this._trimAround();
     this._showPlace();
   }
 
   /** Leave out of new blocks what would have to go again at once: more came than a page holds. */
   _skip(blocks) {
     let lines = blocks.reduce((sum, block) => sum + block.lines.length, 0);
-    if (lines <= FOLLOWED_LINES) return;
+    if (lines < 2 * FOLLOWED_LINES) return;
     this._log.dropFirst(this._blocks.filter((block) => block.sequence).length);
     this._blocks = [];
     this._lines = 0;
     this._scroller.replaceChildren();
-    while (lines > FOLLOWED_LINES && blocks.length > 1) {
+    while (lines - blocks[0].lines.length >= FOLLOWED_LINES) {
       const block = blocks.shift();
       lines -= block.lines.length;
       if (block.sequence) this._log.dropFirst(1);
     }
   }
 
+  /** Let go of what is above, as far as a followed log needs no more of it. */
   _trimTop() {
-    const most = this._following ? FOLLOWED_LINES : MOST_LINES;
-    let frames = 0;
-    while (this._lines > most && this._blocks.length > 1) {
-      const block = this._blocks.shift();
-      for (const line of block.lines) line.element.remove();
-      this._lines -= block.lines.length;
-      if (block.sequence) frames += 1;
-    }
-    if (frames) this._log.dropFirst(frames);
+    while (this._blocks.length && this._lines - this._blocks[0].lines.length >= FOLLOWED_LINES) this._dropFirst();
   }
 
-  _trimBottom() {
-    let frames = 0;
-    while (this._lines > MOST_LINES && this._blocks.length > 1) {
-      const block = this._blocks.pop();
-      for (const line of block.lines) line.element.remove();
-      this._lines -= block.lines.length;
-      if (block.sequence) frames += 1;
-    }
-    if (frames) this._log.dropLast(frames);
+  /** Let go of what is far from what is in sight. */
+  _trimAround() {
+    const { scrollTop, clientHeight } = this._scroller;
+    const start = (block) => block?.lines[0]?.element.offsetTop;
+    while (this._lines > MOST_LINES && start(this._blocks[1]) < scrollTop - FAR_PIXELS) this._dropFirst();
+    while (this._lines > MOST_LINES && start(this._blocks.at(-1)) > scrollTop + clientHeight + FAR_PIXELS) this._dropLast();
+  }
+
+  _dropFirst() {
+    const block = this._blocks.shift();
+    if (block.sequence) this._log.dropFirst(1);
+    this._remove(block);
+  }
+
+  _dropLast() {
+    const block = this._blocks.pop();
+    if (block.sequence) this._log.dropLast(1);
+    this._remove(block);
+  }
+
+  _remove(block) {
+    for (const line of block.lines) line.element.remove();
+    this._lines -= block.lines.length;
   }
 
   // Moving
@@ -241,37 +256,31 @@ export class LogView extends HTMLElement {
 
   async _extend(side) {
     await this._move(async (signal) => {
-      const scroller = this._scroller;
-      const distance = scroller.scrollHeight - scroller.scrollTop;
-      const top = scroller.scrollTop;
       if (!(await this._log[side](signal))) return;
-      const held = side === "after" ? this._anchor() : null;
+      const held = this._anchor();
       this._rebuild();
-      if (side === "before") {
-        scroller.scrollTop = scroller.scrollHeight - distance;
-        this._trimBottom();
-      } else {
-        const before = scroller.scrollHeight;
-        this._trimTop();
-        scroller.scrollTop = held === null ? top - (before - scroller.scrollHeight) : this._placeOf(held);
-      }
+      this._restore(held);
+      this._trimAround();
+      this._restore(held);
     });
   }
 
-  /** The first line in sight: of which frame, the how manieth of it, and how far from the top. */
+  /** The first line in sight: of which block, the how manieth of it, and how far from the top. */
   _anchor() {
     const top = this._scroller.scrollTop;
     for (const block of this._blocks) {
       for (const [n, { element }] of block.lines.entries()) {
-        if (element.offsetTop + element.offsetHeight > top) return { sequence: block.sequence, n, gap: element.offsetTop - top };
+        if (element.offsetTop + element.offsetHeight > top) return { key: block.key, n, gap: element.offsetTop - top };
       }
     }
     return null;
   }
 
-  _placeOf({ sequence, n, gap }) {
-    const line = this._blocks.find((block) => block.sequence === sequence && sequence)?.lines[n];
-    return line ? line.element.offsetTop - gap : 0;
+  /** Have that line stand where it stood. */
+  _restore(held) {
+    const lines = held && this._blocks.find((block) => block.key === held.key)?.lines;
+    const line = lines?.[Math.min(held.n, lines.length - 1)];
+    if (line) this._scroller.scrollTop = line.element.offsetTop - held.gap;
   }
 
   async _jump(place) {
@@ -353,10 +362,16 @@ export class LogView extends HTMLElement {
       await this._jump({ firstSequence: Math.max(1, sequence - 2) });
     }
     this._setFollowing(false);
-    const near = this._blocks.filter((block) => block.sequence && block.sequence <= sequence).flatMap((block) => block.lines);
-    const line = near.findLast((each) => this._search.matches(each.element.textContent)) ?? near.at(-1);
-    line?.element.scrollIntoView({ block: "center" });
+    this._found = sequence;
+    this._mark()?.element.scrollIntoView({ block: "center" });
+  }
+
+  /** Mark what was searched for, and the line that somebody wants to see: the last one with it up to where it was found. */
+  _mark() {
+    const near = this._blocks.filter((block) => block.sequence && block.sequence <= this._found).flatMap((block) => block.lines);
+    const line = near.findLast((each) => this._search.matches(each.element.textContent));
     this._search.highlight(this._scroller, line?.element);
+    return line;
   }
 
   async _copy() {

@@ -2,7 +2,7 @@
 
 import { get } from "../lib/api.js";
 
-const PIECE_BYTES = 256 * 1024;
+const PIECE_BYTES = 128 * 1024;
 
 /**
  * `frames` are in order. `total` is how many the log has so far. What lies between is had by `before` and `after`; live
