@@ -192,7 +192,7 @@ export class LogView extends HTMLElement {
     if (this._following) {
       this._trimTop();
       this._toBottom();
-    } else this._trimAround();
+    } else this._trimAround(this._anchor());
     this._showPlace();
   }
 
@@ -216,12 +216,17 @@ export class LogView extends HTMLElement {
     while (this._blocks.length && this._lines - this._blocks[0].lines.length >= FOLLOWED_LINES) this._dropFirst();
   }
 
-  /** Let go of what is far from what is in sight. */
-  _trimAround() {
-    const { scrollTop, clientHeight } = this._scroller;
-    const start = (block) => block?.lines[0]?.element.offsetTop;
-    while (this._lines > MOST_LINES && start(this._blocks[1]) < scrollTop - FAR_PIXELS) this._dropFirst();
-    while (this._lines > MOST_LINES && start(this._blocks.at(-1)) > scrollTop + clientHeight + FAR_PIXELS) this._dropLast();
+  /** Let go of what is far from a line in sight, which stays where it stands. */
+  _trimAround(held) {
+    const line = this._lineOf(held)?.element;
+    if (!line) return;
+    // Measured anew each time: what is dropped above moves all the rest.
+    const away = (block) => (block?.lines.length ? block.lines[0].element.offsetTop - line.offsetTop : 0);
+    const empty = (block) => block && !block.lines.length;
+    const far = FAR_PIXELS + this._scroller.clientHeight;
+    while (this._lines > MOST_LINES && (empty(this._blocks[0]) || away(this._blocks[1]) < -far)) this._dropFirst();
+    while (this._lines > MOST_LINES && (empty(this._blocks.at(-1)) || away(this._blocks.at(-1)) > far)) this._dropLast();
+    this._restore(held);
   }
 
   _dropFirst() {
@@ -260,8 +265,7 @@ export class LogView extends HTMLElement {
       const held = this._anchor();
       this._rebuild();
       this._restore(held);
-      this._trimAround();
-      this._restore(held);
+      this._trimAround(held);
     });
   }
 
@@ -278,9 +282,13 @@ export class LogView extends HTMLElement {
 
   /** Have that line stand where it stood. */
   _restore(held) {
-    const lines = held && this._blocks.find((block) => block.key === held.key)?.lines;
-    const line = lines?.[Math.min(held.n, lines.length - 1)];
+    const line = this._lineOf(held);
     if (line) this._scroller.scrollTop = line.element.offsetTop - held.gap;
+  }
+
+  _lineOf(held) {
+    const lines = held && this._blocks.find((block) => block.key === held.key)?.lines;
+    return lines?.[Math.min(held.n, lines.length - 1)];
   }
 
   async _jump(place) {

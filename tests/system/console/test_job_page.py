@@ -35,9 +35,9 @@ def test_details(console: Console, client: Client) -> None:
     page = console.job(job_id)
     for words in ("Executed successfully", "administrator", "core.shell", "answer", "42", "Confirmed", "Complete"):
         expect(page.locator(".facts-grid")).to_contain_text(words)
-    lines = console.log_lines()
-    assert "out" in lines and "err" in lines
-    assert any("Payload processing started" in line for line in lines)
+    expect(page.locator(".log .line.out")).to_have_text(["out"])
+    expect(page.locator(".log .line.err")).to_have_text(["err"])
+    expect(page.locator(".log")).to_contain_text("Payload processing started")
     page.get_by_role("link", name="Console Output").click()
     expect(page.locator(".log .line")).to_have_text(["out", "err"])
     page.get_by_role("link", name="Processes").click()
