@@ -50,11 +50,18 @@ class Asked:
     unknown: Counter[str] = field(default_factory=Counter)
 
 
-def check(record: Record, terms: Mapping[int, Terms], asked: Mapping[int, Asked], sites: Mapping[str, Site]) -> None:
-    """Assert that each row of these histories has a cause, and each request that was acknowledged its row."""
+def check(
+    record: Record,
+    terms: Mapping[int, Terms],
+    asked: Mapping[int, Asked],
+    sites: Mapping[str, Site],
+    starts: Mapping[Key, int],
+) -> None:
+    """Assert that each row of these histories has a cause, and each request that was acknowledged its row. `starts` are
+    those of all sites, the real one too."""
     for job_id, of_job in terms.items():
         if job_id in record.jobs:
-            _History(record, job_id, of_job, asked[job_id], sites).check()
+            _History(record, job_id, of_job, asked[job_id], sites, starts).check()
     for site in sites.values():
         _check_log(record, site)
 
@@ -69,10 +76,18 @@ def _check_log(record: Record, site: Site) -> None:
 
 
 class _History:
-    def __init__(self, record: Record, job_id: int, terms: Terms, asked: Asked, sites: Mapping[str, Site]) -> None:
+    def __init__(
+        self,
+        record: Record,
+        job_id: int,
+        terms: Terms,
+        asked: Asked,
+        sites: Mapping[str, Site],
+        starts: Mapping[Key, int],
+    ) -> None:
         self._job = record.jobs[job_id]
         self._rows = record.histories[job_id]
-        self._record, self._terms, self._asked, self._sites = record, terms, asked, sites
+        self._record, self._terms, self._asked, self._sites, self._starts = record, terms, asked, sites, starts
 
     def check(self) -> None:
         for row in self._rows:
@@ -161,13 +176,14 @@ class _History:
         self._must(self._terms.credential == "missing", "its credential is there")
 
     def _give_back(self) -> None:
-        """A decline, an acceptance that came too late, or a later hello without it of a journal that would know it."""
-        site = self._site()
-        if site is None or self._terms.credential:
-            return
-        proven = self._said("decline") or self._said("accept") or self._absent(site)
-        self._must(proven, "nothing proves that it never started")
-        self._must(not site.starts[self._key], "it was started")
+        """A decline, an acceptance that came too late, or a later hello without it of a journal that would know it; a
+        hub that got no leases for it has not delivered it."""
+        self._must(not self._starts.get(self._key), "it was started")
+        if self._row["actor"] == f"hub of agent {self._agent}":
+            self._must(self._terms.credential and self._row["from_status"] == "AWOL", "it wants no leases")
+        elif (site := self._site()) is not None:  # what the real one has said is not known here
+            proven = self._said("decline") or self._said("accept") or self._absent(site)
+            self._must(proven, "nothing proves that it never started")
 
     def _absent(self, site: Site) -> bool:
         claimed = self._at("CLAIM")

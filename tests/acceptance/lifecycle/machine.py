@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import strategies as st
@@ -14,7 +14,8 @@ from sis.client import from_status
 from sis.queue.v1 import job_pb2, job_service_pb2
 from tests.acceptance.lifecycle import journals, rulebook
 from tests.acceptance.lifecycle.causes import Terms
-from tests.acceptance.lifecycle.happenings import gap
+from tests.acceptance.lifecycle.happenings import can_happen, gap
+from tests.acceptance.lifecycle.journals import Key
 from tests.acceptance.lifecycle.people import VERBS, WHY, Watcher, answer
 from tests.acceptance.lifecycle.rulebook import DONE
 from tests.acceptance.lifecycle.run import SITES, Run
@@ -22,12 +23,24 @@ from tests.acceptance.lifecycle.sites import Site
 from tests.acceptance.lifecycle.world import CREDENTIAL, LONGEST_SILENCE, REAL_AGENT, until
 from tests.support.numbered_job import shell_job
 
+BEGIN = """\
+echo "$SIS_ATTEMPT" >> {starts}
+secret=$SIS_CREDENTIAL_SECRET_TOKEN
+if [ -n "$secret" ]; then
+    echo "it is $secret"
+    printf %s "$secret" | base64 -w 0 >&2
+    echo "50 with $secret" >> "$SIS_PROGRESS"
+    echo "result=$secret" >> "$SIS_OUTPUT"
+fi
+"""
 PAYLOADS = {
-    "SUCCEEDED": 'echo "$SIS_ATTEMPT" >> {starts}; echo done',
-    "FAILED": 'echo "$SIS_ATTEMPT" >> {starts}; exit 3',
-    "STOPPED": 'echo "$SIS_ATTEMPT" >> {starts}; while true; do echo more; sleep 0.2; done',
+    "SUCCEEDED": BEGIN + "echo done",
+    "FAILED": BEGIN + "exit 3",
+    "STOPPED": BEGIN + "while true; do echo more; sleep 0.2; done",
 }
-"""Of the real agent, by how they end."""
+"""Of the real agent, by how they end. Whoever has the secret says it, as often as it can."""
+
+T = TypeVar("T")
 
 clients = st.integers(0, 1)
 hubs = st.integers(0, 1)
@@ -46,7 +59,8 @@ class Machine(Run):
     def begin(self) -> Any:
         """There is something to do."""
         jobs = [self.create("group", "now", "", "", "SUCCEEDED", n % 2, 1) for n in range(2)]
-        return multiple(*jobs, self.create(REAL_AGENT, "now", "", "", "STOPPED", 0, 1))
+        jobs += [self.create(REAL_AGENT, "now", CREDENTIAL, "", how, 0, 1) for how in ("STOPPED", "SUCCEEDED")]
+        return multiple(*jobs)
 
     @rule(
         target=jobs,
@@ -111,11 +125,13 @@ class Machine(Run):
         """The same request gives the same job, whatever became of it; another one with its id is refused."""
         request = job_service_pb2.CreateJobRequest()
         if job not in self.requests:
+            self.look(job, client)  # it is a rerun
             return
         request.CopyFrom(self.requests[job])
         if not same:
             request.labels["other"] = "yes"
         reason, found = answer(lambda: self.world.clients[client].jobs.create(request))
+        self.acted = True
         if same and reason == DONE:
             assert found.job_id == job, f"job {job} was made again as {found.job_id}"
         elif same:
@@ -140,7 +156,7 @@ class Machine(Run):
     def bulk(self, chosen: list[int], name: str, client: int) -> None:
         """One verb for several jobs."""
         chosen = sorted(set(chosen))
-        number = job_service_pb2.JobVerb.Value(f"JOB_VERB_{'ABORT' if name == 'FORCE' else name}")
+        number = job_pb2.JobVerb.Value(f"JOB_VERB_{'ABORT' if name == 'FORCE' else name}")
         apply = self.world.clients[client].jobs.apply
         responses = list(apply(number, job_ids=chosen, reason=WHY, force=name == "FORCE"))
         assert responses[0].total == len(chosen) == len(responses) - 1
@@ -174,6 +190,8 @@ class Machine(Run):
         if known is None:
             known = Watcher(job)
             self.watchers.append(known)
+            self._at_the_end(self._parts, known.cut)
+        self.acted = True
         self.world.run(known.follow(self.world.async_clients[client]))
         assert known.failure is None, known.failure
 
@@ -182,10 +200,17 @@ class Machine(Run):
     @rule(which=some, how=st.sampled_from(("accept", "start", "decline")))
     def answer_offer(self, which: int, how: str) -> None:
         """An agent answers one of its assignments."""
-        offers = self._offers()
-        if not offers:
-            return
-        site, key = offers[which % len(offers)]
+        if offers := self._offers():
+            self._answer(*_one(offers, which), how)
+        self._or_else(which)
+
+    def answer_one_of(self, which: str, how: str) -> None:
+        """This agent answers one of its assignments, when it has it."""
+        site = self.sites[which]
+        until(lambda: site in [each for each, _ in self._offers()], f"an assignment of {site.name}")
+        self._answer(site, min(site.offered), how)
+
+    def _answer(self, site: Site, key: Key, how: str) -> None:
         if how == "decline" or key in site.journal.declined:
             self.turn_down(site, key)
         elif how == "accept":
@@ -198,31 +223,52 @@ class Machine(Run):
     def take_up(self) -> None:
         """Each agent accepts and starts what it was assigned."""
         for site, key in self._offers():
-            if key not in site.journal.declined:
-                self._take_up(site, key)
+            self._answer(site, key, "start")
+        self._or_else(0)
+
+    def _or_else(self, which: int) -> None:
+        """Where a step has found nothing to do, whatever can happen does, so that there is more for the next ones."""
+        if self.acted:
+            return
+        hands = [
+            (site, hand, what)
+            for site, hand in self._hands()
+            for what in ("start", "obey", "end", "succeed")
+            if can_happen(hand, what)
+        ]
+        if offers := self._offers(patient=False):
+            self._answer(*_one(offers, which), "start")
+        elif hands:
+            self.act(*_one(hands, which))
+        else:
+            self.create("group", "now", "", "", "SUCCEEDED", which % 2, 1)
 
     @rule(which=some, what=st.sampled_from(("start", "start", "print", "end")))
     def go_on(self, which: int, what: str) -> None:
         """Something happens to an attempt at its site, and is reported."""
         if found := self._hand(which, what):
             self.act(*found, what)
+        self._or_else(which)
 
     @rule(which=some, what=st.sampled_from(("succeed", "succeed", "fail", "time out")))
     def finish(self, which: int, what: str) -> None:
         """An attempt ends."""
         if found := self._hand(which, what):
             self.act(*found, what)
+        self._or_else(which)
 
     @rule(which=some, what=st.sampled_from(("obey", "obey", "survive")))
     def obey(self, which: int, what: str) -> None:
         """A stop is done, or something has survived it."""
         if found := self._hand(which, what):
             self.act(*found, what)
+        self._or_else(which)
 
     @rule(which=some, what=st.sampled_from(("start", "end", "succeed", "obey")), name=st.sampled_from(VERBS[:5]))
     def race_with(self, which: int, what: str, name: str) -> None:
         """Something is reported while somebody asks for something else."""
         if (found := self._hand(which, what)) is None:
+            self._or_else(which)
             return
         site, hand = found
         asking = self.pool.submit(self._call, hand.key[0], name, 1 - site.hub)
@@ -231,11 +277,11 @@ class Machine(Run):
     @rule(which=some, how=st.sampled_from(("repeat", "conflict", "gap", "accept again", "decline late")))
     def misbehave(self, which: int, how: str) -> None:
         """What is said twice is answered again, what contradicts or skips is refused, and neither changes anything."""
-        if (in_hand := self._hand(which)) is None:
+        hands = [(site, hand) for site, hand in self._hands() if site.connected and hand.confirmed]
+        if not hands:
+            self._or_else(which)
             return
-        site, hand = in_hand
-        if not site.connected or not hand.confirmed:
-            return
+        site, hand = _one(hands, which)
         done, key = hand.spool.bodies[: hand.acknowledged], hand.key
         same: rulebook.Operation = rulebook.report(
             site.name, key[1], lambda s: [(rulebook.home(s) if s.live else s, DONE)]
@@ -260,6 +306,7 @@ class Machine(Run):
                 (found,) = self._run(site.say(journals.declined(key)))
                 same = rulebook.report(site.name, key[1], rulebook.decline)
             case _:
+                self._or_else(which)
                 return
         self._did(key[0], (f"{site.name} {how} {key}", same, found.reason))
         if found.reason in journals.ENDED and how != "decline late":
@@ -279,6 +326,7 @@ class Machine(Run):
         site = self.sites[which]
         match how:
             case "hang" | "drop":
+                self.acted = True
                 self._run(site.fall_silent(hang=how == "hang"))
                 return
             case "restore":
@@ -308,6 +356,13 @@ class Machine(Run):
     def elapse(self, seconds: int) -> None:
         """Time passes, agents that can be heard are, and sweepers sweep."""
         self.pass_time(seconds)
+
+    @precondition(lambda self: self.left < self.most_left)
+    @rule(seconds=st.sampled_from((30, 70)))
+    def leave(self, seconds: int) -> None:
+        """Time passes, and nobody sweeps but the queues."""
+        self.left += 1
+        self.leave_to_the_queues(seconds)
 
     @precondition(lambda self: self.kills < self.most_kills)
     @rule(
@@ -341,6 +396,7 @@ class Machine(Run):
     @rule(which=hubs)
     def cut(self, which: int) -> None:
         """Every connection between a hub and its queue is reset, and those of all watchers."""
+        self.acted = True
         self.world.run(_do(self.world.links[which].cut))
         for watcher in self.watchers:
             self.world.run(watcher.cut())
@@ -351,7 +407,7 @@ async def _do(act: Callable[[], object]) -> None:
     act()
 
 
-def _one(found: Sequence[Any], which: int) -> Any:
+def _one(found: Sequence[T], which: int) -> T:
     return found[which % len(found)]
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.acceptance.lifecycle.rulebook import (
-    ACTIVE,
     Operation,
     State,
     accept,
@@ -24,6 +23,7 @@ from tests.acceptance.lifecycle.rulebook import (
     home,
     payload_ended,
 )
+from tests.support.agreed_states import HELD_BY_AGENT
 
 
 class Violation(AssertionError):
@@ -69,7 +69,7 @@ def unasked(s: State, powers: Powers) -> Iterator[State]:
         yield replace(s, status="EXPIRED")
     if powers.held_too_long and s.status == "DEFERRED":
         yield replace(s, status="EXPIRED")
-    if powers.silence and s.status in ACTIVE:
+    if powers.silence and s.status in HELD_BY_AGENT:
         yield hidden_end(replace(s, status="AWOL"))
     if powers.silence and s.terminal and s.live and s.stop == "PENDING":
         yield replace(s, stop="UNCONFIRMED")

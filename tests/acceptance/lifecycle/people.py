@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from sis.client import ApiError, AsyncClient, Client
 from sis.queue.v1 import frame_pb2, job_pb2, job_service_pb2
 from tests.acceptance.lifecycle.model import Violation
 from tests.acceptance.lifecycle.rulebook import DONE
+from tests.support.promises import Row
 
 VERBS = ("ACTIVATE", "CANCEL", "ABORT", "DELETE", "FORCE", "RERUN")
 """What people ask for; FORCE is an abort by force."""
@@ -41,11 +43,36 @@ def verb(client: Client, name: str, job_id: int) -> Callable[[], Any]:
 
 def status(job: job_pb2.Job) -> str:
     """Its status, without the prefix."""
-    return job_pb2.JobStatus.Name(job.status).removeprefix("JOB_STATUS_")
+    return _status(job.status)
+
+
+def _status(status: job_pb2.JobStatus) -> str:
+    return job_pb2.JobStatus.Name(status).removeprefix("JOB_STATUS_")
 
 
 def stop_state(job: job_pb2.Job) -> str:
     return job_pb2.StopState.Name(job.stop_state).removeprefix("STOP_STATE_")
+
+
+Told = tuple[int, datetime, str | None, str, str, str, str, str, int]
+"""An entry of a history: sequence, time, from and to which status, event, actor, origin, message, attempt."""
+
+
+def told(entry: job_pb2.HistoryEntry) -> Told:
+    """As it was shown."""
+    before = _status(entry.from_status)
+    return (
+        entry.sequence, entry.time.ToDatetime(UTC), None if before == "UNSPECIFIED" else before,
+        _status(entry.to_status), entry.event, entry.actor, entry.origin, entry.message, entry.attempt,
+    )  # fmt: skip
+
+
+def recorded(row: Row) -> Told:
+    """As it is in its row."""
+    return (
+        row["sequence"], row["at"], row["from_status"], row["to_status"], row["event"], row["actor"], row["origin"],
+        row["message"], row["attempt"],
+    )  # fmt: skip
 
 
 class Watcher:

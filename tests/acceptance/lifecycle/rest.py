@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tests.acceptance.lifecycle import causes
-from tests.acceptance.lifecycle.journals import Key
-from tests.acceptance.lifecycle.rulebook import TERMINAL
-from tests.acceptance.lifecycle.world import living_payloads
+from tests.acceptance.lifecycle.people import Watcher, recorded, told
+from tests.acceptance.lifecycle.world import CREDENTIAL, REAL_AGENT
 from tests.support import promises
+from tests.support.agreed_states import TERMINAL
 
 if TYPE_CHECKING:
     from tests.acceptance.lifecycle.run import Run
 
 REST_SECONDS = 60.0
+MASK = b"***"
 
 
 class Rest:
@@ -94,40 +94,36 @@ class Rest:
         faults = [line for server in (*self._world.queues, *self._world.hubs) for line in server.faults()]
         assert not faults, faults
         record = machine.check_rows()
-        promises.check_sites(record, self._sites())
-        agents = {site.name: site for site in machine.sites.values()}
-        causes.check(record, machine.terms, machine.asked, agents)
+        promises.check_heard(record)
+        causes.check(record, machine.terms, machine.asked, machine.agents(), machine.starts())
         for watcher in machine.watchers:
-            self._check_watcher(watcher.job_id, record)
+            self._check_watcher(watcher, record)
+        self._world.check_secrets(record)
+        self._check_said(record)
 
-    def _check_watcher(self, job_id: int, record: promises.Record) -> None:
-        """Who followed a job to its end was shown all of it."""
-        (watcher,) = (w for w in self._machine.watchers if w.job_id == job_id)
+    def _check_said(self, record: promises.Record) -> None:
+        """The payloads that had the secret did say it, and were masked."""
+        for job_id, terms in self._machine.terms.items():
+            job = record.jobs.get(job_id)
+            if job is None or terms.credential != CREDENTIAL or job["status"] != "SUCCEEDED":
+                continue
+            if job["agent"] == REAL_AGENT:
+                output = record.output((job_id, job["attempt"]))
+                assert output.count(MASK) == 2, f"job {job_id} should have said a secret twice: {output!r}"
+                assert job["outputs"] == {"result": "***"}, f"job {job_id} should have put it out: {job['outputs']}"
+                self._world.said += 1
+
+    def _check_watcher(self, watcher: Watcher, record: promises.Record) -> None:
+        """Who followed a job to its end was shown all of it, as it is stored."""
+        job_id = watcher.job_id
         assert watcher.over, f"job {job_id} is over, and its watcher is not told"
         if watcher.deleted:
             return
-        assert len(watcher.history) == record.jobs[job_id]["history_sequence"], f"job {job_id}: {watcher.history}"
+        shown, stored = map(told, watcher.history), map(recorded, record.histories[job_id])
+        for one, other in itertools.zip_longest(shown, stored):
+            assert one == other, f"job {job_id}: a watcher was shown {one}, and {other} is stored"
         for number, seen in watcher.frames.items():
             rows = record.logs.get((job_id, number), ())
             assert [f.SerializeToString() for f in seen] == [bytes(r["body"]) for r in rows], f"job {job_id}"
-        told = sum(map(len, watcher.frames.values()))
-        assert told == sum(len(rows) for key, rows in record.logs.items() if key[0] == job_id), f"job {job_id}"
-
-    def _sites(self) -> promises.Sites:
-        sites = self._machine.sites.values()
-        starts: Counter[Key] = Counter()
-        found = promises.Sites(starts, living=self._living)
-        for site in sites:
-            starts.update(site.starts)
-            found.written.update(site.written)
-        mine = self._machine.model.jobs
-        starts.update(key for key, _ in self._world.tokens_of_payloads() if key[0] in mine)
-        for watcher in self._machine.watchers:
-            for number, seen in watcher.frames.items():
-                found.seen[watcher.job_id, number] = b"".join(f.chunk.data for f in seen if f.HasField("chunk"))
-        return found
-
-    def _living(self, key: Key) -> Iterable[int]:
-        tokens = [token for of, token in self._world.tokens_of_payloads() if of == key]
-        yield from (pid for token in tokens for pid in living_payloads(token))
-        yield from (pid for site in self._machine.sites.values() for pid in site.living.get(key, ()))
+        frames = sum(map(len, watcher.frames.values()))
+        assert frames == sum(len(rows) for key, rows in record.logs.items() if key[0] == job_id), f"job {job_id}"

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-ACTIVE = ("STARTING", "RUNNING", "PROCESSING_OUTPUT", "CANCEL_REQUESTED")
-"""An agent is expected to be heard of them."""
-TERMINAL = ("CANCELED", "SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT", "EXPIRED")
+from tests.support.agreed_states import HELD_BY_AGENT, TERMINAL
+
 REFUSED = "ILLEGAL_TRANSITION"
 NOT_FOUND = "JOB_NOT_FOUND"
 STALE = "STALE_ATTEMPT"
@@ -83,7 +82,7 @@ def abort(s: State) -> Iterator[Step]:
         yield s, NOT_FOUND
     elif s.status in ("DEFERRED", "WAITING"):
         yield replace(s, status="ABORTED"), DONE
-    elif s.status in ACTIVE:
+    elif s.status in HELD_BY_AGENT:
         yield replace(s, status="ABORTED", stop="PENDING"), DONE
     elif s.status == "AWOL":
         yield replace(s, status="ABORTED", stop="UNCONFIRMED"), DONE
@@ -141,6 +140,8 @@ VERBS: dict[str, Operation] = {
 
 def home(s: State) -> State:
     """It is heard of again."""
+    if s.terminal and s.live and not s.lost and s.stop == "UNCONFIRMED":
+        return replace(s, stop="PENDING")
     if s.status != "AWOL" or s.lost:
         return s
     return replace(
@@ -282,7 +283,7 @@ def hello(agent: str, held: frozenset[int], *, trusted: bool) -> Operation:
 
 def lost(s: State) -> State:
     """Its agent cannot know of it any more."""
-    if s.status in ACTIVE:
+    if s.status in HELD_BY_AGENT:
         return hidden_end(replace(s, status="AWOL", lost=True))
     return replace(s, lost=True, stop="UNCONFIRMED" if s.stop == "PENDING" else s.stop)
 

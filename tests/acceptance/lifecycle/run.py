@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant
 
 from sis.queue.v1 import job_pb2, job_service_pb2
-from tests.acceptance.lifecycle import causes, rulebook
+from tests.acceptance.lifecycle import causes, deadlines, rulebook
 from tests.acceptance.lifecycle.causes import Asked, Terms
 from tests.acceptance.lifecycle.happenings import can_happen, happen, perhaps
 from tests.acceptance.lifecycle.journals import Answer, Hand, Key
 from tests.acceptance.lifecycle.model import Model, Powers
 from tests.acceptance.lifecycle.people import Watcher, answer, status, stop_state, verb
 from tests.acceptance.lifecycle.rest import Rest
-from tests.acceptance.lifecycle.rulebook import ACTIVE, DONE, State
+from tests.acceptance.lifecycle.rulebook import DONE, State
 from tests.acceptance.lifecycle.sites import Site
-from tests.acceptance.lifecycle.world import REAL_AGENT, STEP, World, until
+from tests.acceptance.lifecycle.world import LONGEST_SILENCE, REAL_AGENT, STEP, World, living_payloads, until
 from tests.support import promises
 
 SITES = ("a", "b", "c")
-WAIT_SECONDS = 60.0
+SMALL_STEP = timedelta(seconds=10)
+"""A sweeper that misses one of two steps has no gap."""
+WAIT_SECONDS, LEFT_SECONDS = 60.0, 120.0
 
 
 class _AllRules:
@@ -43,10 +46,13 @@ class Run(RuleBasedStateMachine):
 
     world: ClassVar[World]
     most_kills: ClassVar[int] = 2
+    most_left: ClassVar[int] = 1
     jobs: Bundle[int] = Bundle("jobs")
 
     def __init__(self) -> None:
         super().__init__()
+        self.acted = False
+        """Whether this step has done something."""
         self._rules_strategy.enabled_rules_strategy = st.just(_AllRules())  # type: ignore[arg-type]
         self.tag = f"m{self.world.number()}"
         self.model = Model()
@@ -58,13 +64,29 @@ class Run(RuleBasedStateMachine):
         self.named: dict[tuple[str, tuple[int, int]], datetime] = {}
         """When an agent was heard last with an attempt."""
         self.kills = 0
-        self.pool = ThreadPoolExecutor(4)
+        self.left = 0
+        self.record = promises.read(self.world.connection, [])
+        """As it was checked last."""
         self.sites: dict[str, Site] = {}
-        for n, letter in enumerate(SITES):
-            name = f"{self.tag}-{letter}"
-            identity = self.world.enrol(name, self.tag, self.world.directory / name)
-            self.sites[letter] = Site(name, self.tag, identity.tls, self.world.now)
-            self.come_to(self.sites[letter], n % 2)
+        with ExitStack() as parts:
+            self.pool = parts.enter_context(ThreadPoolExecutor(4))
+            for n, letter in enumerate(SITES):
+                name = f"{self.tag}-{letter}"
+                identity = self.world.enrol(name, self.tag, self.world.directory / name)
+                site = self.sites[letter] = Site(name, self.tag, identity.tls, self.world.now)
+                self._at_the_end(parts, site.end)
+                self.come_to(site, n % 2)
+            self._parts = parts.pop_all()
+        self.acted = False
+
+    def _at_the_end(self, parts: ExitStack, end: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        parts.callback(lambda: self._run(end()))
+
+    @invariant()
+    def count(self) -> None:
+        """Each step that has done something is one."""
+        self.world.steps += self.acted
+        self.acted = False
 
     def pass_time(self, seconds: int) -> None:
         """As `elapse`; what was due must have happened."""
@@ -72,21 +94,85 @@ class Run(RuleBasedStateMachine):
         while left:
             step = min(left, STEP)
             left -= step
-            for site in self.sites.values():
-                if not site.silent and not site.connected:
-                    self.come_to(site, site.hub)
-            now = self.world.move(step.total_seconds())
-            self._until_heard(now)
+            self._move(step)
             self.world.run(self.world.sweep())
-        self._check_due()
+        deadline = time.monotonic() + WAIT_SECONDS
+        # One sweep passes over what another has in hand.
+        while late := self._late(self.world.watched_since):
+            assert time.monotonic() < deadline, late
+            self.world.run(self.world.sweep())
+        self._look_at_all()
+
+    def leave_to_the_queues(self, seconds: int) -> None:
+        """As `pass_time`, but the queues themselves must do what is due."""
+        since, end = self.world.now(), self.world.now() + timedelta(seconds=seconds)
+        deadline = time.monotonic() + LEFT_SECONDS
+        late: list[str] = []
+        with self.world.left_to_the_queues():
+            # Their sweepers begin to watch with this, and anew where one is so slow that it misses some steps.
+            while self.world.now() < end or (late := self._late(since)):
+                assert time.monotonic() < deadline, late
+                with self.world.swept():
+                    self._move(SMALL_STEP)
+        self._look_at_all()
+
+    def _move(self, step: timedelta) -> None:
+        for site in self.sites.values():
+            if not site.silent and not site.connected:
+                self.come_to(site, site.hub)
+        self._until_heard(self.world.move(step.total_seconds()))
+
+    def _late(self, watched_since: datetime) -> list[str]:
+        """What should have happened by now, done by those who have swept since then."""
+        record = promises.read(self.world.connection, list(self.model.jobs))
+        late = list(deadlines.overdue(record, self.terms, self.agents(), watched_since))
+        if record.now - watched_since > LONGEST_SILENCE + promises.HEARD_MARGIN:
+            late += promises.unheard(record)
+        return late
+
+    def _look_at_all(self) -> None:
+        for job in self.model.jobs:
+            self.look(job)
         self.check_rows()
 
     def check_rows(self) -> promises.Record:
-        """Hold the rows of all jobs against the promises."""
+        """Hold the rows of all jobs against the promises, against what they were before, and against what the sites
+        know."""
+        sites = self._what_sites_know()
         record = promises.read(self.world.connection, list(self.model.jobs))
         promises.check(record)
-        promises.check_heard(record)
+        promises.check_kept(self.record, record)
+        promises.check_sites(record, sites)
+        self.record = record
         return record
+
+    def agents(self) -> dict[str, Site]:
+        """The simulated ones, by their names."""
+        return {site.name: site for site in self.sites.values()}
+
+    def _what_sites_know(self) -> promises.Sites:
+        found = promises.Sites(self.starts(), living=self._living)
+        for site in self.sites.values():
+            found.written |= site.written
+            found.acknowledged |= site.acknowledged
+        for watcher in self.watchers:
+            # What goes on to be shown meanwhile comes in a thread of its own.
+            for number, seen in list(watcher.frames.items()):
+                chunks = [frame.chunk.data for frame in list(seen) if frame.HasField("chunk")]
+                found.seen[watcher.job_id, number] = b"".join(chunks)
+        return found
+
+    def starts(self) -> Counter[Key]:
+        """How often each attempt was started, at whichever site."""
+        found = Counter(key for key, _ in self.world.tokens_of_payloads() if key[0] in self.model.jobs)
+        for site in self.sites.values():
+            found.update(site.starts)
+        return found
+
+    def _living(self, key: Key) -> Iterator[int]:
+        tokens = [token for of, token in self.world.tokens_of_payloads() if of == key]
+        yield from (pid for token in tokens for pid in living_payloads(token))
+        yield from (pid for site in self.sites.values() for pid in site.living.get(key, ()))
 
     def _until_heard(self, now: datetime) -> None:
         deadline = time.monotonic() + 60
@@ -143,11 +229,13 @@ class Run(RuleBasedStateMachine):
         return new.job_id
 
     def _did(self, job: int, *steps: tuple[str, rulebook.Operation, str | None]) -> None:
+        self.acted = True
         self._empower(job)
         self.model.did(job, *steps)
 
     def look(self, job: int, client: int = 0) -> None:
         """Look at a job; what is seen must be possible."""
+        self.acted = True
         reason, found = answer(lambda: self.world.clients[client].jobs.get(job))
         if reason == DONE:
             self._saw(job, found)
@@ -157,6 +245,7 @@ class Run(RuleBasedStateMachine):
             self.model.saw(job, "is not found", lambda s: s.hidden)
 
     def _saw(self, job: int, found: job_pb2.Job) -> None:
+        self.acted = True
         self._empower(job)
         seen, stop = status(found), stop_state(found)
         is_open = found.log.verdict == job_pb2.LOG_VERDICT_OPEN
@@ -207,35 +296,6 @@ class Run(RuleBasedStateMachine):
             limits["RUN"] = terms.run_timeout
         return [name for name, limit in limits.items() if passed >= limit]
 
-    def _check_due(self) -> None:
-        """What was due has happened, or does with one of the next sweeps: one passes over what another has in hand."""
-        deadline = time.monotonic() + 10
-        for job in self.model.jobs:
-            while not self._hidden(job):
-                self.look(job)
-                late = next(filter(None, (self._late(job, s) for s in self.model.jobs[job].states)), "")
-                if not late:
-                    break
-                assert time.monotonic() < deadline, f"job {job}: {late}"
-                self.world.run(self.world.sweep())
-
-    def _late(self, job: int, s: State) -> str:
-        """What should have happened to it by now."""
-        terms, now = self.terms[job], self.world.now() - causes.SLACK
-        if s.status == "DEFERRED" and terms.not_before is not None and terms.not_before < now:
-            return f"still DEFERRED after {terms.not_before}"
-        if s.status in ("DEFERRED", "WAITING") and terms.latest_start is not None and terms.latest_start < now:
-            return f"still {s.status} after {terms.latest_start}"
-        held = terms.deferral_limit
-        if s.status == "DEFERRED" and held is not None and terms.made_at + held + causes.SLACK < now:
-            return f"still DEFERRED after {terms.made_at + held}"
-        site = next((site for site in self.sites.values() if site.name == s.agent), None)
-        if site is not None and s.status in ACTIVE and site.quiet_since is not None:
-            silent = now - site.quiet_since
-            if silent > terms.heartbeat_timeout:
-                return f"{s.status}, and {s.agent} is silent for {silent}"
-        return ""
-
     # How agents act
 
     def come_to(self, site: Site, hub: int, *, keep: bool = False) -> None:
@@ -250,22 +310,34 @@ class Run(RuleBasedStateMachine):
             operation = rulebook.hello(site.name, held, trusted=trusted)
             self._did(job, (f"hello of {site.name} with {sorted(held)}, trusted {trusted}", operation, DONE))
 
-    def _offers(self) -> list[tuple[Site, Key]]:
+    def _offers(self, *, patient: bool = True) -> list[tuple[Site, Key]]:
         """What was delivered and is in no journal, after a moment for what may come."""
         for _ in range(8):
             for site in self.sites.values():
                 site.listen()
             found = [(site, key) for site in self.sites.values() if site.connected for key in sorted(site.offered)]
-            if found or not any(s.status == "WAITING" for known in self.model.jobs.values() for s in known.states):
+            if found or not patient or not self._may_be_offered():
                 return found
             time.sleep(0.02)
         return []
 
-    def _hand(self, which: int, what: str = "") -> tuple[Site, Hand] | None:
-        """One of the attempts at the sites, of those to which this can happen, if there are any."""
+    def _may_be_offered(self) -> bool:
+        """Whether a job waits that a simulated agent can take, or so it seems."""
+        return any(
+            any(s.status == "WAITING" for s in known.states)
+            for job, known in self.model.jobs.items()
+            if self.terms[job].credential != "missing" and REAL_AGENT not in self.terms[job].agents
+        )
+
+    def _hands(self) -> list[tuple[Site, Hand]]:
+        """All attempts that the sites have in hand."""
         for site in self.sites.values():
             site.listen()
-        hands = [(site, hand) for site in self.sites.values() for hand in site.journal.hands.values()]
+        return [(site, hand) for site in self.sites.values() for hand in site.journal.hands.values()]
+
+    def _hand(self, which: int, what: str = "") -> tuple[Site, Hand] | None:
+        """One of the attempts at the sites, of those to which this can happen, if there are any."""
+        hands = self._hands()
         fitting = [(site, hand) for site, hand in hands if can_happen(hand, what)] or hands
         return fitting[which % len(fitting)] if fitting else None
 
@@ -305,7 +377,9 @@ class Run(RuleBasedStateMachine):
     ) -> None:
         """Do one thing at a site that its attempt permits, report it, and hold the answers against the rulebook."""
         site.listen()
-        hand.happened += happen(site, hand, what)
+        happened = happen(site, hand, what)
+        hand.happened += happened
+        self.acted |= bool(happened)
         found: Answer | None = None
         done: rulebook.Operation = rulebook.accept
         if site.connected and not hand.confirmed:
@@ -340,9 +414,5 @@ class Run(RuleBasedStateMachine):
             self.close()
 
     def close(self) -> None:
-        """Let go of everything."""
-        for watcher in self.watchers:
-            self._run(watcher.cut())
-        for site in self.sites.values():
-            self._run(site.end())
-        self.pool.shutdown()
+        """Let go of everything, also of what is left when something cannot be let go of."""
+        self._parts.close()

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import grpc
 
@@ -40,6 +40,8 @@ from tests.support.frames import Spool
 SLOTS = 3
 BACKUPS = 5
 CONNECT_SECONDS = 50.0
+OLD = timedelta(seconds=25)
+"""Who hands in frames that are older may be handing in more; sweepers do not judge it meanwhile."""
 
 _pids = itertools.count(1_000)
 
@@ -67,7 +69,12 @@ class Site:
         self.starts: Counter[Key] = Counter()
         self.living: dict[Key, set[int]] = {}
         self.spools: dict[Key, list[Spool]] = {}
+        """It went on with another one each time that it took an attempt, or found it in a journal that was restored."""
         self.written: dict[Key, bytes] = {}
+        self.acknowledged: dict[Key, int] = {}
+        """The highest frame of each attempt of which it was ever told that it is committed."""
+        self.caught_up: dict[Key, datetime] = {}
+        """When it last handed in what was old."""
         self.hellos: list[Hello] = []
         self.said: Counter[tuple[Key, str]] = Counter()
         """How often it has said what of which attempt over its newest stream."""
@@ -137,6 +144,7 @@ class Site:
             else:
                 hand = self.journal.hands[key]
                 hand.acknowledged = each.acknowledged_sequence
+                self._committed(key, each.acknowledged_sequence)
                 if hand.acknowledged > hand.spool.sequence:
                     # The hub knows more of it than this journal: it is left to people.
                     del self.journal.hands[key]
@@ -213,8 +221,11 @@ class Site:
             self.backups = [*self.backups[-BACKUPS:], self.journal.copied()]
 
     def restore(self, which: int) -> None:
-        """Its journal is an older one again."""
+        """Its journal is an older one again, and what was spooled since is lost with the newer one."""
         self.journal = self.backups[which % len(self.backups)].copied()
+        for key, hand in self.journal.hands.items():
+            self.spools[key].append(hand.spool)
+            self.written[key] = _output(hand.spool)
 
     def write(self) -> None:
         """One more record."""
@@ -254,9 +265,15 @@ class Site:
             Answer(from_status(a.error).reason if a.HasField("error") else "", a.acknowledged_sequence)
             for a in client.acknowledgements[before : before + len(reports)]
         ]
+        for each, answer in zip(reports, found, strict=False):
+            self._committed((each.attempt.job_id, each.attempt.number), answer.sequence)
         if found and not ghost:
             self.heard_at = self._now()
         return found + [Answer(None)] * (len(reports) - len(found))
+
+    def _committed(self, key: Key, sequence: int) -> None:
+        if sequence:
+            self.acknowledged[key] = max(sequence, self.acknowledged.get(key, 0))
 
     async def accept(self, key: Key) -> Answer:
         """Say that an attempt of the journal is accepted."""
@@ -283,6 +300,8 @@ class Site:
         if not bodies:
             return Answer("", hand.acknowledged)
         (answer,) = await self.say(frames(hand.key, bodies))
+        if frame_pb2.Frame.FromString(bodies[0]).time.ToDatetime(UTC) < self._now() - OLD:
+            self.caught_up[hand.key] = self._now()
         if answer.reason == "":
             hand.acknowledged = answer.sequence
             if hand.phase == "finished":
@@ -331,6 +350,10 @@ class Site:
         hand.spool.finished(outcome, tree_empty=not survivors, reason=reason)
         hand.phase = "finished"
         self.said[hand.key, f"finish {outcome}"] += 1
+
+
+def _output(spool: Spool) -> bytes:
+    return b"".join(frame_pb2.Frame.FromString(body).chunk.data for body in spool.bodies)
 
 
 async def _close(client: AgentClient) -> None:

@@ -19,9 +19,11 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
 import psycopg
 from sqlalchemy import make_url
 
@@ -38,20 +40,27 @@ from sis.client.endpoints import Endpoints, Token
 from sis.credentials.v1 import credential_pb2
 from sis.credentials.v1 import credential_service_pb2 as credential_service
 from sis.packages import archive, shipped
+from sis.queue.v1 import job_service_pb2, job_service_pb2_grpc
 from sis.stack.ports import Reservations
 from sis.stack.postgres import Postgres
 from tests.support.agent_process import AgentProcess
-from tests.support.credentials_server import JOIN_TOKENS, TOKEN, CredentialsServer
+from tests.support.credentials_server import BEARER, JOIN_TOKENS, TOKEN, CredentialsServer
+from tests.support.leaks import LeakSearch
+from tests.support.numbered_job import shell_job
 from tests.support.openbao import OpenBaoServer
+from tests.support.promises import Record, check_secrets
 from tests.support.tcp_proxy import TcpProxy
 
-BEAT_SECONDS = 0.4
+BEAT_SECONDS = 0.2
 STEP = timedelta(seconds=25)
 """Time is moved on by less than a sweeper takes for a gap, and than the shortest heartbeat timeout less a step."""
 LONGEST_SILENCE = timedelta(seconds=60)
 """Until a job is AWOL. Sweepers that have watched for less judge nobody."""
 WAIT_SECONDS = 60.0
+NO_GAP = timedelta(seconds=28)
+"""Sweepers of whom one sweep follows the other by less have watched without a gap."""
 CREDENTIAL = "model-token"
+SECRET = b"the model's agent may say it, and nobody else"
 REAL_AGENT = "real"
 
 T = TypeVar("T")
@@ -119,96 +128,98 @@ class World:
 
     def __init__(self, postgres: Postgres, database: str, openbao: OpenBaoServer, directory: Path) -> None:
         self.directory = directory
+        self.steps = 0
+        """How many steps of machines have done something."""
+        self.said = 0
+        """How many payloads were found to have said the secret, and to have been masked."""
+        self.starts = directory / "starts"
+        self.credentials = CredentialsServer(postgres.url(database), openbao, directory)
+        self.ca = self.credentials.ca
+        self.agent = AgentProcess(directory / "agent", "", slots=4)
         self._url = postgres.url(database)
-        self._exit = contextlib.ExitStack()
-        self._ports = self._exit.enter_context(Reservations())
+        self._search = LeakSearch({CREDENTIAL: SECRET})
         self._numbers = itertools.count(1)
         self._ahead = timedelta()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        migrate(self._url, _migrations(services.credentials), "credentials")
-        migrate(self._url, _migrations(services.sis_agent.hub), "agents")
-        self.credentials = CredentialsServer(self._url, openbao, directory)
-        self.ca = self.credentials.ca
-        self._queue_ports = [(self._port(), self._port()) for _ in range(2)]
-        self.queues: list[ServerProcess] = []
-        self.links = [TcpProxy(f"127.0.0.1:{internal}") for _, internal in self._queue_ports]
-        self._hub_ports = [HubPorts(self._port(), self._port(), self._port()) for _ in range(2)]
-        self.hubs: list[ServerProcess] = []
-        self.clients: list[Client] = []
-        self.async_clients: list[AsyncClient] = []
-        self.agent = AgentProcess(directory / "agent", "", slots=4)
-        self.starts = directory / "starts"
-        self.starts.touch()
 
     def __enter__(self) -> World:
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        with contextlib.ExitStack() as parts:
+            self._start(parts)
+            self._exit = parts.pop_all()
         return self
 
-    def _start(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def _start(self, parts: contextlib.ExitStack) -> None:
+        """Each part is given to `parts` before it can fail, so that whichever fails, and here or at the end, all the
+        others are ended."""
+        self._ports = parts.enter_context(Reservations())
+        self._queue_ports = [(self._port(), self._port()) for _ in range(2)]
+        self._hub_ports = [HubPorts(self._port(), self._port(), self._port()) for _ in range(2)]
+        self.starts.touch()
+        migrate(self._url, _migrations(services.credentials), "credentials")
+        migrate(self._url, _migrations(services.sis_agent.hub), "agents")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.connection = self._exit.enter_context(self.connect())
+        parts.callback(self._end_loop)
+        self.connection = parts.enter_context(self.connect())
         self.sql(
             "CREATE TABLE queue.test_clock (ahead interval NOT NULL);"
             "INSERT INTO queue.test_clock VALUES ('0');"
             "CREATE OR REPLACE FUNCTION queue.now() RETURNS timestamptz LANGUAGE sql VOLATILE"
             " AS 'SELECT clock_timestamp() + ahead FROM queue.test_clock'"
         )
-        self._exit.enter_context(self.credentials)
+        parts.enter_context(self.credentials)
         for name, token in JOIN_TOKENS.items():
             (self.directory / f"{name}.token").write_text(token)
+        self.links = [TcpProxy(f"127.0.0.1:{internal}") for _, internal in self._queue_ports]
         for link in self.links:
+            self._at_the_end(parts, partial(link.__aexit__, None, None, None))
             self.run(link.accept())
         self.queues = [self._queue(n) for n in range(2)]
         self.hubs = [self._hub(n) for n in range(2)]
         for server in (*self.queues, *self.hubs):
+            parts.callback(server.kill)
             server.spawn()
         for server in (*self.queues, *self.hubs):
             server.wait_healthy()
-        self.clients = [self._exit.enter_context(Client(self._endpoints(n))) for n in range(2)]
+        self.clients = [parts.enter_context(Client(self._endpoints(n))) for n in range(2)]
         self.async_clients = [self.run(self._async_client(n)) for n in range(2)]
+        for client in self.async_clients:
+            self._at_the_end(parts, client.close)
         self.clients[0].packages.push(archive.pack(shipped() / "core.shell"))
         self.clients[0].credentials.create(
             credential_service.CreateCredentialRequest(
                 name=CREDENTIAL,
                 kind=credential_pb2.CREDENTIAL_KIND_TOKEN,
-                value=credential_pb2.SecretValue(secret=b"a secret of the model"),
+                value=credential_pb2.SecretValue(secret=SECRET),
             )
         )
-        self._database = Database(self._url, application_name="model", pool_size=4)
-        self._sweepers = [Sweeper(self._database) for _ in range(2)]
+        database = Database(self._url, application_name="model", pool_size=4)
+        self._at_the_end(parts, database.dispose)
+        self._sweepers = [Sweeper(database) for _ in range(2)]
         self._sweeping = asyncio.Lock()
-        self._sweep_task = asyncio.run_coroutine_threadsafe(self._sweep_forever(), self._loop)
+        self._swept_at = self.watched_since = self.now()
         self.run(self.sweep())
+        sweeping = asyncio.run_coroutine_threadsafe(self._sweep_forever(), self._loop)
+        parts.callback(sweeping.cancel)
         started = self.now()
         while self.now() - started < LONGEST_SILENCE:
             self.move(STEP.total_seconds())
             self.run(self.sweep())
         self.enrol(REAL_AGENT, REAL_AGENT, self.agent.state / "identity")
         self.agent.environment["SIS_AGENT_HUB_ENDPOINTS"] = ",".join(self.hub_endpoint(n) for n in range(2))
+        self._at_the_end(parts, self.agent.clear)
         self.agent.start()
         until(lambda: self.heard(REAL_AGENT, started), "the real agent to be connected")
 
-    def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
-            if hasattr(self, "_sweep_task"):
-                self._sweep_task.cancel()
-                self.run(self.agent.clear())
-                self.run(self._database.dispose())
-                for client in self.async_clients:
-                    self.run(client.close())
-            for link in self.links:
-                self.run(link.__aexit__(None, None, None))
-        self._exit.close()
-        for server in (*self.hubs, *self.queues):
-            server.kill()
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+    def _at_the_end(self, parts: contextlib.ExitStack, end: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        parts.callback(lambda: self.run(end()))
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
         self._loop.close()
 
     # Its processes
@@ -262,6 +273,14 @@ class World:
             credentials=f"127.0.0.1:{self.credentials.ports[0]}",
         )
 
+    def get_job(self, job_id: int, *, request_id: str) -> None:
+        """Ask the first queue for a job; its log has the id of the request."""
+        address, credentials = f"127.0.0.1:{self._queue_ports[0][0]}", self.ca.read_bytes()
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(credentials)) as channel:
+            metadata = (*BEARER, ("x-request-id", request_id))
+            stub = job_service_pb2_grpc.JobServiceStub(channel)
+            stub.GetJob(job_service_pb2.GetJobRequest(job_id=job_id), timeout=10, metadata=metadata)
+
     async def _async_client(self, number: int) -> AsyncClient:
         return AsyncClient(self._endpoints(number))
 
@@ -311,7 +330,31 @@ class World:
     async def sweep(self) -> None:
         """Sweep twice at once, as two replicas do."""
         async with self._sweeping:
+            now = self.now()
+            if now - self._swept_at > NO_GAP:
+                self.watched_since = now
+            self._swept_at = now
             await asyncio.gather(*(sweeper.sweep() for sweeper in self._sweepers))
+
+    @contextlib.contextmanager
+    def left_to_the_queues(self) -> Iterator[None]:
+        """Nobody sweeps but the queues themselves. Our sweepers watch anew when it is over."""
+        self.run(self._sweeping.acquire())
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._sweeping.release)
+
+    @contextlib.contextmanager
+    def swept(self) -> Iterator[None]:
+        """Time is moved on in this block; then wait until somebody has swept: a job is due, and is released."""
+        request = shell_job("true", site="group:nobody")
+        request.not_before.FromDatetime(self.now() + timedelta(seconds=5))
+        job_id = self.clients[0].jobs.create(request).job_id
+        yield
+        query = "SELECT status FROM queue.jobs WHERE job_id = %s"
+        until(lambda: self.sql(query, job_id)[0][0] == "WAITING", "somebody to sweep")
+        self.clients[0].jobs.delete(job_id)
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -323,7 +366,19 @@ class World:
         rows = self.sql("SELECT last_heard_at FROM queue.agent_sessions WHERE agent = %s AND open", agent)
         return bool(rows) and rows[0][0] >= since
 
-    # What the real agent's payloads have done
+    # What became of the secret, and what the real agent's payloads have done
+
+    def leaks(self, search: LeakSearch | None = None) -> set[str]:
+        """Where the secret is found, or what `search` is for: in the database, in what services and agent have logged,
+        in the state of the agent. OpenBao may have it."""
+        search = search or self._search
+        return search.database(self.connection) | search.files(self.directory, excluding=[self.directory / "openbao"])
+
+    def check_secrets(self, record: Record) -> None:
+        """Assert that nothing of the secret is stored or logged (4)."""
+        check_secrets(record, self._search.find)
+        found = self.leaks()
+        assert not found, found
 
     def tokens_of_payloads(self) -> Sequence[tuple[tuple[int, int], str]]:
         """Of the real agent: attempt, and the token that all of its processes have, for each start."""

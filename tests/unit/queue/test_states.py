@@ -1,5 +1,5 @@
-"""The rulebook says what DESIGN section 4 says. `AGREED` is that table again, written from its words, not from
-`states.TRANSITIONS`."""
+"""The rulebook says what DESIGN section 4 says: what `tests.support.agreed_states` has of that table, which is written
+from its words, not from `states.TRANSITIONS`."""
 
 from __future__ import annotations
 
@@ -16,95 +16,17 @@ from services.queue.frames import Channel, Outcome, Severity, StopKind
 from services.queue.logs import DebugLogView
 from services.queue.model import LogVerdict, RefusalReason, WaitReason
 from services.queue.sessions import Verdict
-from services.queue.states import RUN_STATES, TERMINAL, Event, RunState, Status, StopState, next_status
+from services.queue.states import HELD_BY_AGENT, RUN_STATES, TERMINAL, Event, RunState, Status, StopState, next_status
 from services.queue.tables import JobType
 from sis.credentials.v1 import credential_pb2, lease_pb2
 from sis.packages.operation import CredentialKind
 from sis.queue.v1 import dispatch_service_pb2, frame_pb2, job_pb2, job_service_pb2
+from tests.support import agreed_states
 
-UNACCEPTED = "never accepted"
-
-# from (several joined by a comma) | event | to ("=" stays: a recorded no-op) | condition
-AGREED = f"""
-DEFERRED                                              | ACTIVATE                 | WAITING
-DEFERRED                                              | RELEASE                  | WAITING
-DEFERRED,WAITING                                      | EXPIRE                   | EXPIRED
-DEFERRED,WAITING                                      | CANCEL                   | CANCELED
-DEFERRED,WAITING                                      | ABORT                    | ABORTED
-DEFERRED,WAITING                                      | DELETE                   | CANCELED
-WAITING                                               | UNRUNNABLE               | FAILED
-WAITING                                               | CLAIM                    | STARTING
-STARTING                                              | ACCEPT                   | =
-STARTING                                              | GIVE_BACK                | WAITING          | {UNACCEPTED}
-STARTING                                              | LEASE_REFUSED            | WAITING          | {UNACCEPTED}
-STARTING                                              | FIRST_PROCESS            | RUNNING
-STARTING,RUNNING,PROCESSING_OUTPUT                    | FINISH_FAILED            | FAILED
-STARTING                                              | START_LIMIT              | FAILED
-PROCESSING_OUTPUT                                     | OUTPUT_LIMIT             | FAILED
-RUNNING                                               | PAYLOAD_ENDED            | PROCESSING_OUTPUT
-PROCESSING_OUTPUT                                     | FINISH_SUCCEEDED         | SUCCEEDED
-STARTING,RUNNING                                      | CANCEL                   | CANCEL_REQUESTED
-CANCEL_REQUESTED                                      | FINISH_STOPPED           | CANCELED
-CANCEL_REQUESTED                                      | GIVE_BACK                | CANCELED         | {UNACCEPTED}
-CANCEL_REQUESTED                                      | LEASE_REFUSED            | CANCELED         | {UNACCEPTED}
-CANCEL_REQUESTED                                      | FINISH_SUCCEEDED         | SUCCEEDED
-CANCEL_REQUESTED                                      | FINISH_FAILED            | FAILED
-CANCEL_REQUESTED                                      | STOP_LIMIT               | FAILED
-STARTING,RUNNING,PROCESSING_OUTPUT,CANCEL_REQUESTED   | ABORT                    | ABORTED
-RUNNING,CANCEL_REQUESTED                              | RUN_TIMEOUT              | TIMED_OUT
-STARTING,RUNNING,PROCESSING_OUTPUT,CANCEL_REQUESTED   | SILENCE                  | AWOL
-STARTING,RUNNING,PROCESSING_OUTPUT,CANCEL_REQUESTED   | JOURNAL_LOST             | AWOL
-AWOL                                                  | RETURN_STARTING          | STARTING
-AWOL                                                  | RETURN_RUNNING           | RUNNING
-AWOL                                                  | RETURN_PROCESSING_OUTPUT | PROCESSING_OUTPUT
-AWOL                                                  | RETURN_CANCEL_REQUESTED  | CANCEL_REQUESTED
-AWOL                                                  | GIVE_BACK                | WAITING/CANCELED | {UNACCEPTED}
-AWOL                                                  | ABORT                    | ABORTED
-AWOL                                                  | FORCE                    | ABORTED
-AWOL                                                  | DELETE                   | ABORTED
-"""
-
-# The recorded no-ops: what the text below the table calls so, what is final, and the verbs that may be repeated.
-NO_OPS = """
-CANCEL_REQUESTED                          | FIRST_PROCESS,PAYLOAD_ENDED,CANCEL,DELETE
-CANCEL_REQUESTED                          | ACCEPT                                       | accepted
-RUNNING                                   | FIRST_PROCESS
-WAITING                                   | ACTIVATE
-AWOL                                      | CANCEL,SILENCE,JOURNAL_LOST
-CANCELED                                  | CANCEL
-ABORTED                                   | ABORT
-CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT,EXPIRED | DELETE,RERUN,FORCE
-CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FIRST_PROCESS,PAYLOAD_ENDED,RUN_TIMEOUT
-CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FINISH_SUCCEEDED,FINISH_FAILED,FINISH_STOPPED
-"""
-
-# Where DESIGN is silent: a stop at the site that nobody here asked for is an error outside the payload.
-SILENT = """
-STARTING,RUNNING,PROCESSING_OUTPUT | FINISH_STOPPED | FAILED
-"""
-
-Facts = tuple[Status, Event, bool, bool]
-
-
-def _agreed() -> dict[Facts, Status]:
-    found: dict[Facts, Status] = {}
-    rows = [row.split("|") for row in (AGREED + SILENT).strip().splitlines() if row]
-    for row in NO_OPS.strip().splitlines():
-        statuses, events, *condition = row.split("|")
-        rows.append([statuses, events, "=", *condition])
-    for statuses, events, to, *condition in rows:
-        for status, event in itertools.product(statuses.strip().split(","), events.strip().split(",")):
-            for accepted, canceled in itertools.product((False, True), repeat=2):
-                if (condition[0].strip() if condition else "") == (UNACCEPTED if accepted else "accepted"):
-                    continue
-                word = to.strip().split("/")[-1 if canceled else 0]
-                key = (Status(status), Event(event), accepted, canceled)
-                assert key not in found, f"{key} is agreed twice"
-                found[key] = Status(status) if word == "=" else Status(word)
-    return found
-
-
-AGREED_MOVES = _agreed()
+AGREED_MOVES = {
+    (Status(status), Event(event), accepted, canceled): Status(to)
+    for (status, event, accepted, canceled), to in agreed_states.MOVES.items()
+}
 
 
 @pytest.mark.parametrize("status", Status)
@@ -120,11 +42,14 @@ def test_every_event_has_the_outcome_that_was_agreed(status: Status) -> None:
 
 
 def test_terminal_is_final() -> None:
-    ended = {"CANCELED", "SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT", "EXPIRED"}
-    assert ended == TERMINAL
+    assert agreed_states.TERMINAL == TERMINAL
     for status, event, accepted, canceled in itertools.product(TERMINAL, Event, (False, True), (False, True)):
         with contextlib.suppress(IllegalTransition):
             assert next_status(status, event, accepted=accepted, cancel_recorded=canceled) is status
+
+
+def test_an_agent_holds_what_was_agreed() -> None:
+    assert agreed_states.HELD_BY_AGENT == HELD_BY_AGENT
 
 
 def test_every_status_but_the_first_two_is_reached_and_every_event_acts() -> None:
@@ -169,7 +94,7 @@ def test_the_run_states_are_the_user_guides() -> None:
         (frame_pb2.Outcome, "OUTCOME_", Outcome),
         (dispatch_service_pb2.Verdict, "VERDICT_", Verdict),
         (job_service_pb2.DebugLogView, "DEBUG_LOG_VIEW_", DebugLogView),
-        (job_service_pb2.JobVerb, "JOB_VERB_", Verb),
+        (job_pb2.JobVerb, "JOB_VERB_", Verb),
     ],
 )
 def test_contract_and_domain_have_the_same_words(wrapper, prefix, kind) -> None:  # type: ignore[no-untyped-def]
