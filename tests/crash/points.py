@@ -79,6 +79,8 @@ PASSAGES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = MappingProxyType(
             *_COMMITTED,
             "agent.forgotten.journalling",
             "agent.forgotten.journalled",
+            "queue.leases.committing",
+            "queue.leases.committed",
             "queue.leases.sending",
             "queue.leases.sent",
             "hub.lease_ends.sending",
@@ -134,7 +136,45 @@ PASSAGES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = MappingProxyType(
             "agent.end.syncing",
             "agent.end.synced",
         ),
+        ("refused", "start"): (
+            "hub.report.sending",
+            "queue.report.committing",
+            "queue.report.committed",
+            "hub.report.answered",
+        ),
+        ("activate", "activate"): (
+            "queue.activate.committing",
+            "queue.activate.committed",
+        ),
+        ("rerun", "rerun"): (
+            "queue.rerun.committing",
+            "queue.rerun.committed",
+        ),
+        ("bulk", "cancel"): (
+            "queue.bulk.committing",
+            "queue.bulk.committed",
+        ),
+        ("bulk", "rerun"): (
+            "queue.bulk.committing",
+            "queue.bulk.committed",
+        ),
+        ("bulk", "delete"): (
+            "queue.delete.committing",
+            "queue.delete.committed",
+        ),
+        ("takeback", "end"): (
+            "queue.take_back.committing",
+            "queue.take_back.committed",
+        ),
+        ("anew", "loss"): (
+            "agent.journal.syncing",
+            "agent.journal.synced",
+        ),
         ("return", "loss"): (
+            "hub.session.closing",
+            "queue.session_end.committing",
+            "queue.session_end.committed",
+            "hub.session.closed",
             "agent.hello.sending",
             "agent.hello.sent",
             "hub.resume.committing",
@@ -166,6 +206,8 @@ ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "agent.declined.journalling": "tests/integration/agent/test_restart.py",
         "agent.declined.journalled": "tests/integration/agent/test_restart.py",
+        "hub.quarantine.committing": "tests/integration/hub/test_killed_hub.py",
+        "hub.quarantine.committed": "tests/integration/hub/test_killed_hub.py",
         "queue.retention.written": "tests/integration/queue/test_retention.py",
         "queue.retention.exported": "tests/integration/queue/test_retention.py",
         "queue.retention.committing": "tests/integration/queue/test_retention.py",
@@ -180,9 +222,18 @@ ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Moments that no scenario of the matrix passes, and the test that kills there."""
 
+_BESIDE: Final = (
+    "hub.acknowledgements.sent",
+    "agent.spool.syncing",
+    "agent.spool.synced",
+    "agent.frames.sending",
+    "agent.frames.sent",
+)
+"""In a phase that starts something, these are passed while the start goes on beside them."""
+
 STARTING: Final = frozenset(
     {
-        "hub.acknowledgements.sent",
+        *_BESIDE,
         "agent.spawning.journalled",
         "zygote.asked",
         "zygote.handed",
@@ -193,6 +244,9 @@ STARTING: Final = frozenset(
 )
 """Where SPAWNING is, or may be, in the journal, and no supervisor has the spool. When agent, zygote or guardian die
 then, nobody can know whether there was one, and nobody may start another."""
+
+HANDED: Final = STARTING - {"agent.spawning.journalled", "zygote.asked"}
+"""Where a spare has, or may have, an order, and may still look as if it had none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ stands still there), `cut:hub-queue`, `hole:agent-hub` (a link, likewise). What 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -21,6 +22,7 @@ from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
 from tests.crash.points import Passage
 from tests.support.linked_stack import LinkedStack
 from tests.support.stack import Stack
+from tests.support.tcp_proxy import ProxyThread
 
 PROCESSES: Final = ("queue", "hub", "agent", "zygote", "guardian", "supervisor", "credentials", "postgres", "vault")
 """Those that a fault can name."""
@@ -36,6 +38,9 @@ LINKS: Final = (
 SECONDS: Final = MappingProxyType({"stop": 1.0, "hole": 1.0, "hang": 20.0, "lapse": 20.0})
 """For so long a process is stopped, or a link holds everything back: others go on meanwhile."""
 PASS_SECONDS: Final = 60.0
+IDLE_SECONDS: Final = 60.0
+"""A zygote whose spares die makes none for up to 30 s."""
+END_SECONDS: Final = 5.0
 
 _ZYGOTE: Final = "sis-zygote"
 _GUARDIAN: Final = "sis-guardian"
@@ -57,6 +62,8 @@ class Strike(threading.Thread):
         self.fault = fault
         self.passed = False
         """Whether something came by."""
+        self.hit = False
+        """Whether somebody was struck then: a process that lives, a link that is in use."""
         self.victim = ""
         """The process that was killed; "" if none was."""
         self._stack = stack
@@ -103,49 +110,84 @@ class Strike(threading.Thread):
         kind, _, target = self.fault.partition(":")
         match kind, target:
             case "kill", "":
-                self.victim = self.passage.process
+                self.hit, self.victim = True, self.passage.process
             case "stop", "":
                 self._stack.faults.wait_passed(self.passage.point)
+                self.hit = True
                 time.sleep(SECONDS[kind])
             case "kill", _:
                 self._stack.faults.wait_passed(self.passage.point)
                 self.victim = kill(self._stack, target)
+                self.hit = bool(self.victim)
             case "stop" | "hang", _:
                 self._stack.faults.wait_passed(self.passage.point)
                 pid = _pid(self._stack, target)[1]
-                _signal(pid, signal.SIGSTOP)
+                self.hit = _signal(pid, signal.SIGSTOP)
                 self._stack.faults.release(self.passage.point)
-                time.sleep(SECONDS[kind])
+                time.sleep(SECONDS[kind] if self.hit else 0)
                 _signal(pid, signal.SIGCONT)
             case "cut", _:
                 self._stack.faults.wait_passed(self.passage.point)
-                self._link(target)(lambda proxy: proxy.cut())
+                link = self._link(target)
+                self.hit = link.proxy.connections > 0
+                link(lambda proxy: proxy.cut())
             case "hole" | "lapse", _:
                 self._stack.faults.wait_passed(self.passage.point)
-                self._link(target)(lambda proxy: proxy.black_hole())
+                link = self._link(target)
+                link(lambda proxy: proxy.black_hole())
                 self._stack.faults.release(self.passage.point)
                 time.sleep(SECONDS[kind])
-                self._link(target)(lambda proxy: proxy.heal())
+                # Those that were made meanwhile are held, too.
+                self.hit = link.proxy.connections > 0
+                link(lambda proxy: proxy.heal())
             case _:
                 raise ValueError(self.fault)
 
-    def _link(self, name: str):  # type: ignore[no-untyped-def]
+    def _link(self, name: str) -> ProxyThread:
         assert isinstance(self._stack, LinkedStack), f"{self.fault} needs a stack with links"
         return self._stack.links[name]
 
 
 def kill(stack: Stack, process: str) -> str:
-    """Kill one, and wait until it is gone. Returns what it was: a supervisor that has no attempt yet is a "spare"."""
+    """Kill one, and wait until it is gone. Returns what it was: a supervisor that has no attempt yet is a "spare"; ""
+    where there is none at the moment."""
     what, pid = _pid(stack, process)
-    if pid:
+    return what if _kill(pid) else ""
+
+
+def is_there(stack: Stack, process: str) -> bool:
+    """Whether there is such a process at the moment."""
+    return _runs(_pid(stack, process)[1])
+
+
+def wait_idle(stack: Stack) -> None:
+    """Wait until no supervisor of an attempt is left, and the zygote, which must be there, has a spare."""
+    deadline = time.monotonic() + IDLE_SECONDS
+    while not ((found := _pid(stack, "supervisor"))[0] == "spare" and found[1]):
+        assert time.monotonic() < deadline, f"the agent does not come to rest: {found}{stack.logs()}"
+        time.sleep(0.02)
+
+
+def end(tokens: Collection[str]) -> None:
+    """Kill whatever lives of these attempts, for as long as it takes, or 5 s."""
+    deadline = time.monotonic() + END_SECONDS
+    while tokens and (found := living(tokens)) and time.monotonic() < deadline:
+        for pid in found:
+            _kill(pid)
+
+
+def _kill(pid: int) -> bool:
+    """Kill it, and wait until it is gone; whether it was there."""
+    if not _runs(pid):
+        return False
+    with contextlib.ExitStack() as opened, contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            while _runs(pid):
-                time.sleep(0.005)
-        finally:
-            os.close(descriptor)
-    return what
+        opened.callback(os.close, descriptor)
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        while _runs(pid):
+            time.sleep(0.005)
+        return True
+    return False
 
 
 def _pid(stack: Stack, process: str) -> tuple[str, int]:
@@ -207,6 +249,11 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    if pid and _runs(pid):
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """Whether it was there."""
+    if not _runs(pid):
+        return False
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+        return True
+    return False

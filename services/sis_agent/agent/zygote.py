@@ -141,6 +141,8 @@ class Zygote:
         package_directory = Path(request["package_directory"])
         content = self._manifest(package_directory)
         order = _Order(request["id"], Path(request["directory"]), package_directory, content)
+        # Of a death and a request that come together the request may be seen first.
+        self._reap()
         spare, self._spare = self._spare, None
         if spare is not None and spare.take(order, self._connection):
             self._requests[spare.pid] = order.number

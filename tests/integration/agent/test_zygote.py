@@ -98,6 +98,35 @@ async def test_a_spare_whose_death_is_known_gets_no_order_though_its_socket_is_o
     assert (done.stdout, done.stderr) == ("None True\n", "")
 
 
+ASKED = """
+import json, os, socket
+from services.sis_agent.agent import zygote
+from services.sis_agent.agent.supervisor_process import Means
+
+agent, connection = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+theirs.setblocking(False)
+dead = os.fork()
+if dead == 0:
+    os._exit(0)
+os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)
+made = zygote.Zygote(connection, Means(cgroups=False, process_limit=0, identity_directory=None))
+made._spare = zygote._Spare(dead, ours)
+zygote._fork = lambda: 1
+agent.send(json.dumps({"id": 7, "directory": "/nowhere", "package_directory": "/nowhere"}).encode())
+print(made._receive(), theirs.recv(1), made._requests)
+"""
+
+
+async def test_a_spare_that_has_died_gets_no_order_though_its_death_was_not_heard_of_yet() -> None:
+    """The request was seen first, of two things that had happened. The crash matrix came by it when it killed the
+    guardian of a spare while the agent was about to ask (agent.spawning.journalled): the job was lost, though nothing
+    of it had begun."""
+    arguments = [sys.executable, "-P", "-c", ASKED]
+    done = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("True b'' {1: 7}\n", "")
+
+
 LIMITED = """
 import os, sys
 from pathlib import Path
