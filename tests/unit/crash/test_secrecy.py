@@ -26,7 +26,9 @@ def test_all_is_well_where_there_is_none(stack: Stack) -> None:
     Secrecy(stack).check_site(7, lambda: True)
 
 
-@pytest.mark.parametrize("form", [SECRET, SECRET.hex().encode(), base64.b64encode(b"x" + SECRET)])
+@pytest.mark.parametrize(
+    "form", [SECRET, SECRET.hex().encode(), base64.b64encode(b"x" + SECRET)], ids=["plain", "hex", "base64"]
+)
 @pytest.mark.parametrize("place", ["attempts/7.1/spool", "journal", "attempts/6.1/order"])
 def test_it_is_found_at_the_site_in_any_form(stack: Stack, form: bytes, place: str) -> None:
     path = stack.layout.agent("local-1") / place

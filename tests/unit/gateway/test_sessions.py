@@ -316,6 +316,7 @@ def test_without_a_file_there_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> No
         b"\xff" * 43,
         b"A" * 44,
     ],
+    ids=range(11),
 )
 def test_a_file_that_is_wrong_names_the_setting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
