@@ -36,16 +36,16 @@ demo: $(stamp) ## starts everything, runs four jobs in front of you, takes every
 	@$(bin)/sis demo
 
 test: $(stamp) ## what any user can run; skips nothing
-	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not root and not long and not system'
+	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not root and not long'
 
 test-root: $(stamp) ## what needs root: a second user, cgroups
 	$(bin)/python -m pytest -m root
 
 test-long: $(stamp) ## the tests that make test runs in a shorter form, at full length
-	$(bin)/python -m pytest -m 'long and not root and not system'
+	$(bin)/python -m pytest -m 'long and not root'
 
 test-system: $(browser_stamp) ## what needs Debian's servers and browser: PgBouncer, Chromium, npm
-	$(bin)/python -m pytest -m system
+	$(bin)/python -m pytest tests/system
 
 test-crash: $(stamp) ## kills and stops every process at every named moment, and prints the table
 	$(bin)/python -m tests.crash

@@ -20,7 +20,8 @@ T = TypeVar("T")
 CALLS: Final = 8
 """How many calls are under way at once, those included that nobody waits for any more."""
 _WAITING: Final = 1_000
-# A token that is younger and alive has the rights that its role has now: logging in again would not help.
+# A token that is younger and alive has the rights that its role has now: logging in again would not help. One that was
+# due for renewal may have expired, whatever its age, and tells nothing about the policy.
 _FRESH_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 60.0
 
@@ -142,7 +143,7 @@ class Session:
         if self._token is not None and self._token.value != token.value:
             return self._token
         now = time.monotonic()
-        if now - token.since < _FRESH_SECONDS:
+        if now < min(token.since + _FRESH_SECONDS, token.renew_at):
             refused, at = self._refused
             if refused != token.value and now - at < _FRESH_SECONDS:
                 return None  # one after the other is refused, so it is the policy: nobody revokes so fast

@@ -22,7 +22,7 @@ from tests.support.pgbouncer import PORT, PgBouncer
 from tests.support.postgres_servers import Server
 from tests.support.stack import Stack
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 NO_CONNECTION = "waits for PostgreSQL: it takes no more connections"
 

@@ -16,7 +16,7 @@ from tests.system.console.conftest import BUILD
 from tests.system.console.console import Console
 from tests.system.console.gallery import PAGES, Gallery
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 SCREENSHOTS = BUILD / "screenshots"
 SIZES = {"desk": {"width": 1360, "height": 850}, "phone": {"width": 390, "height": 844}}

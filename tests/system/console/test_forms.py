@@ -16,7 +16,7 @@ from tests.support.numbered_job import until
 from tests.system.console.console import Console
 from tests.system.console.test_job_list import ended, made
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 MANIFEST = """
 name: {name}

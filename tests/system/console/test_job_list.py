@@ -14,7 +14,7 @@ from sis.queue.v1 import job_pb2
 from tests.support.numbered_job import shell_job, until
 from tests.system.console.console import Console
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 COLUMNS = ["Job Id", "Name", "Type", "Status", "Target", "Child Jobs", "Created On", "Started On", "Completed On"]
 

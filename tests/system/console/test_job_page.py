@@ -18,7 +18,7 @@ from tests.support.tcp_proxy import proxied
 from tests.system.console.console import Console
 from tests.system.console.test_job_list import ended, made
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 VERBS = {
     "Activate": job_pb2.JOB_VERB_ACTIVATE,

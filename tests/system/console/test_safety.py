@@ -18,7 +18,7 @@ from tests.support.stack import Stack
 from tests.system.console.console import Console
 from tests.system.console.test_job_list import ended, made
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 PAYLOADS = [
     "<script>window.owned = 1</script>",
