@@ -157,7 +157,8 @@ class Session:
 
     async def _renewed(self, token: _Token) -> _Token:
         if token.renewable:
-            with contextlib.suppress(VaultForbidden):
+            # Vault refuses it in several ways; where it cannot be asked, the login tells.
+            with contextlib.suppress(VaultError):
                 renewed = await self._in_thread(
                     lambda client: _Token.of(client.auth.token.renew_self(), token), token.value
                 )
