@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return once everything is healthy.")] = False,
-    hubs: Annotated[int | None, typer.Option("--hubs", min=1, help="How many hubs (1).")] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, help="How many of each server, up to 4 (1).")
+    ] = None,
     agents: Annotated[
         int | None, typer.Option("--agents", min=0, help="How many local agents, in group local (1).")
     ] = None,
@@ -31,7 +33,7 @@ def up(
         int | None, typer.Option("--queue-port", min=0, max=65535, help="Where people call; 0 picks one.")
     ] = None,
     queue_internal_port: Annotated[
-        int | None, typer.Option("--queue-internal-port", min=0, max=65535, help="Where hubs call.")
+        int | None, typer.Option("--queue-internal-port", min=0, max=65535, help="Where servers call.")
     ] = None,
     hub_port: Annotated[
         int | None, typer.Option("--hub-port", min=0, max=65535, help="Where people call the first hub.")
@@ -61,10 +63,11 @@ def up(
     ] = None,
     data: Data = None,
 ) -> None:
-    """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hubs, gateway, agents;
+    """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hub, gateway, agents;
     restart what dies or hangs, until Ctrl-C.
 
-    What is not given stays as at the last start. Data survives down and up.
+    With --replicas there are several of each server, and work goes on while one is away; ports that are given are those
+    of the first. What is not given stays as at the last start. Data survives down and up.
     """
     from sis.client.endpoints import data_directory
 
@@ -74,7 +77,7 @@ def up(
         options = sis.stack.Options(
             data=data_directory(data),
             detach=detach,
-            hubs=hubs,
+            replicas=replicas,
             agents=agents,
             slots=slots,
             queue_port=queue_port,

@@ -16,7 +16,7 @@ from services.runtime.identity import Identity
 from services.runtime.process import start
 from services.runtime.schema import newest_revision
 from services.runtime.server import Listener, Server, run
-from services.runtime.settings import DatabaseUrl, Endpoint, ServiceSettings, Sha256Hex, Texts
+from services.runtime.settings import DatabaseUrl, Endpoint, ServiceSettings, Sha256Hex, Target, Texts
 from services.sis_agent.hub.chains import LATE_SECONDS, Chains
 from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.dispatcher import Dispatcher
@@ -65,8 +65,8 @@ class HubSettings(ServiceSettings):
     # Told to agents that enrol; the port of `agent_listen` unless given.
     agent_endpoints: Annotated[Texts, AfterValidator(_checked_agent_endpoints)] = ()
     # The queue's and the credential service's internal listeners.
-    queue_endpoint: Endpoint
-    credentials_endpoint: Endpoint
+    queue_endpoint: Target
+    credentials_endpoint: Target
     admin_token_sha256: Sha256Hex
     # How often agents show that they live, and the hub says so to the queue.
     beat_seconds: Annotated[float, Field(ge=0.1, le=10)] = 5.0
