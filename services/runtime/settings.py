@@ -32,9 +32,7 @@ def _checked_target(value: str) -> str:
     scheme, _, several = value.partition(":")
     addresses = several.split(",") if scheme in _LISTS else [value]
     for each in addresses:
-        host, _, port = _checked_endpoint(each).rpartition(":")
-        if int(port) == 0:
-            raise ValueError("give a port from 1 to 65535: nothing can be called at port 0")
+        host = _checked_endpoint(each).rpartition(":")[0]
         if scheme in _LISTS:
             try:
                 _LISTS[scheme](host.strip("[]"))

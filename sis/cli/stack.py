@@ -1,4 +1,4 @@
-"""`sis up`, `sis down`, `sis status`, `sis demo`: the stack on this machine."""
+"""`sis up`, `sis down`, `sis restart`, `sis status`, `sis demo`: the stack on this machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command(short_help="Start the stack on this machine.")(up)
     app.command()(down)
+    app.command(short_help="Restart servers on this machine, one by one.")(restart)
     app.command(short_help="Show the stack on this machine.")(status)
     app.command(short_help="Show on this machine what SIS does, in a minute.")(demo)
 
@@ -115,6 +116,26 @@ def down(data: Data = None) -> None:
         import sis.stack
 
         raise typer.Exit(sis.stack.down(data_directory(data), _say))
+
+
+def restart(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Processes, or kinds of them; all servers by default."),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Restart servers and agents on this machine one by one, each with the code that is installed now: it hands over
+    what it does, ends, and is healthy again before the next.
+
+    With `sis up --replicas 2` or more nobody notices. Stops at the first that does not end or come back in time.
+    """
+    from sis.client.endpoints import data_directory
+
+    with _stack_errors():
+        import sis.stack
+
+        sis.stack.restart(data_directory(data), names or (), _say)
 
 
 def status(json: Json = False, data: Data = None) -> None:

@@ -70,6 +70,9 @@ class HubSettings(ServiceSettings):
     admin_token_sha256: Sha256Hex
     # How often agents show that they live, and the hub says so to the queue.
     beat_seconds: Annotated[float, Field(ge=0.1, le=10)] = 5.0
+    # How long an agent's stream may last, in seconds. Then the agent goes to another hub: one that was away has some
+    # again.
+    stream_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 1_800.0
     # Of one agent, in memory.
     unacknowledged_limit_bytes: Annotated[int, Field(ge=1024 * 1024, le=16 * 1024 * 1024)] = 4 * 1024 * 1024
 
@@ -129,6 +132,7 @@ class Hub:
             hub=name,
             beat_interval=settings.beat_seconds,
             unacknowledged_limit_bytes=settings.unacknowledged_limit_bytes,
+            stream_seconds=settings.stream_seconds,
             on_free=self._dispatcher.wake,
         )
         self.server = Server(
