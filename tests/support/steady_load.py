@@ -66,7 +66,7 @@ class Outcome:
         return [self.starts[job_id][0] - asked for job_id, asked in self.asked.items()]
 
     def check(self, stack: Stack) -> None:
-        """Assert that every job was created, ran once to its success, and was shown to all who watched without a gap."""
+        """Assert that every job was created, ran once to its success, and was shown whole to all who watched."""
         assert not self.failures, self.failures
         assert set(self.starts) == set(self.asked)
         assert Counter(len(times) for times in self.starts.values()) == {1: len(self.asked)}
