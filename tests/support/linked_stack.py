@@ -60,29 +60,23 @@ LINKS = (
     *_CLIENT,
     *(link for links in _OF_PROCESSES.values() for link in links),
 )
-"""`agent-hub` carries the streams and the packages of all agents; with several replicas, `agent-hub-2` and so on are
-the ways to the other hubs, and every other link leads to the first of its kind. `queue-credentials`, `hub-joining` and
+"""`agent-hub` carries the streams and the packages of all agents. `queue-credentials`, `hub-joining` and
 `gateway-joining` are the ways to a certificate."""
 
 
 class LinkedStack(Stack):
-    """The linked stack in `data`; `links` are there from the beginning on."""
+    """The linked stack in `data`, with one of each server; `links` are there from the beginning on."""
 
-    def __init__(self, data: Path, *, replicas: int = 1) -> None:
+    def __init__(self, data: Path) -> None:
         super().__init__(data)
-        self._replicas = replicas
         self._targets = data.with_name("targets.json")
         self._listeners = data.with_name("links.json")
-        names = (*LINKS, *(f"{_AGENT_HUB}-{number}" for number in range(2, replicas + 1)))
-        self.links: Mapping[str, ProxyThread] = {name: ProxyThread(partial(self._target, name)) for name in names}
+        self.links: Mapping[str, ProxyThread] = {name: ProxyThread(partial(self._target, name)) for name in LINKS}
         found = {name: link.endpoint for name, link in self.links.items()}
         self._listeners.write_text(json.dumps({"targets": str(self._targets), "links": found}))
 
     def _target(self, link: str) -> str:
         return str(json.loads(self._targets.read_text())[link])
-
-    def up(self, *options: str) -> None:
-        super().up("--replicas", str(self._replicas), *options)
 
     def command(self, *arguments: str | Path) -> list[str]:
         """`sis up` is that of this module."""
@@ -121,21 +115,16 @@ class _LinkedServices(Services):
         command = self._linked(replica.kind, super().server(replica))
         match replica.kind:
             case "gateway":
-                hub = self._to(_GATEWAY_HUB, _first(command.environment["SIS_GATEWAY_HUB_ENDPOINT"]))
+                hub = self._to(_GATEWAY_HUB, command.environment["SIS_GATEWAY_HUB_ENDPOINT"])
                 return self._with(command, SIS_GATEWAY_HUB_ENDPOINT=hub)
             case "hub":
-                listeners = self.ports.endpoints("hub", AGENTS)
-                told = [self._to(_to_hub(n), listener) for n, listener in enumerate(listeners, start=1)]
-                return self._with(command, SIS_HUB_AGENT_ENDPOINTS=",".join(told))
+                return self._with(command, SIS_HUB_AGENT_ENDPOINTS=self._to(_AGENT_HUB, replica.endpoint(AGENTS)))
         return command
 
     def _agent(self, number: int) -> Command:
-        # In the order in which the agent has them, which need not be that of the hubs.
         command = super()._agent(number)
-        hubs = {each: n for n, each in enumerate(self.ports.endpoints("hub", AGENTS), start=1)}
-        known = command.environment["SIS_AGENT_HUB_ENDPOINTS"].split(",")
-        told = [self._to(_to_hub(hubs[each]), each) for each in known]
-        return self._with(command, SIS_AGENT_HUB_ENDPOINTS=",".join(told))
+        hub = self._to(_AGENT_HUB, command.environment["SIS_AGENT_HUB_ENDPOINTS"])
+        return self._with(command, SIS_AGENT_HUB_ENDPOINTS=hub)
 
     @property
     def enrolment_endpoint(self) -> str:
@@ -154,9 +143,9 @@ class _LinkedServices(Services):
                 case "VAULT_ADDRESS":
                     found[prefix + variable] = f"https://{self._to(link, plain.removeprefix('https://'))}"
                 case _:
-                    found[prefix + variable] = self._to(link, _first(plain))
+                    found[prefix + variable] = self._to(link, plain)
         for link in _CLIENT:
-            self._to(link, self.ports.endpoints(_KINDS[link])[0])
+            self._to(link, self.ports.target(_KINDS[link]))
         return self._with(command, **found)
 
     def _to(self, link: str, target: str) -> str:
@@ -174,15 +163,6 @@ class _LinkedServices(Services):
     @staticmethod
     def _with(command: Command, **environment: str) -> Command:
         return replace(command, environment={**command.environment, **environment})
-
-
-def _first(target: str) -> str:
-    """The endpoint of the first of the replicas at a target."""
-    return target.removeprefix("ipv4:").partition(",")[0]
-
-
-def _to_hub(number: int) -> str:
-    return _AGENT_HUB if number == 1 else f"{_AGENT_HUB}-{number}"
 
 
 def _main(links: Path, arguments: Sequence[str]) -> int:
