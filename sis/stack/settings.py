@@ -13,14 +13,19 @@ from sis.private_files import write_private
 from sis.stack.errors import StackError
 from sis.stack.layout import Layout
 
-START_SECONDS = 55.0
-"""Within this time everything is healthy, or `sis up` gives up; stopping what had started takes a little
-more."""
+_START_SECONDS = 55.0
+_REPLICA_SECONDS = 15.0
 STOP_SECONDS = 7.0
 """What each of the four stages of a stop may take; the whole stays below the 30 s that `sis down` waits."""
 
 MOST_REPLICAS = 4
 """More would serve nobody on one machine."""
+
+
+def start_seconds(replicas: int) -> float:
+    """Within this time everything is healthy, or `sis up` gives up; stopping what had started takes a little more."""
+    return _START_SECONDS + _REPLICA_SECONDS * (replicas - 1)
+
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 

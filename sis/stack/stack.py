@@ -29,7 +29,7 @@ from sis.stack.openbao import OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.postgres import Postgres
 from sis.stack.replicas import Ports
-from sis.stack.settings import START_SECONDS, STOP_SECONDS, Options
+from sis.stack.settings import STOP_SECONDS, Options
 from sis.stack.state import ProcessState, StackState
 from sis.stack.status import look
 from sis.stack.supervision import Stopped, Supervision
@@ -48,9 +48,10 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
     Raises:
         StackError: it could not be started; what had been is stopped again.
     """
-    deadline = time.monotonic() + START_SECONDS
+    began = time.monotonic()
     layout.create()
     settings = choices.load(layout, options)
+    deadline = began + choices.start_seconds(settings.replicas)
     digest = token_sha256(_token(layout.token))
     joins = {service: token_sha256(_token(layout.join_token(service))) for service in ("queue", "hub", "gateway")}
     _token(layout.session_key)
