@@ -85,7 +85,7 @@ def _job(script: str, interpreter: str = "/bin/sh") -> job_service_pb2.CreateJob
 def _url(data: Path) -> str:
     state = states.read(Layout(data))
     assert state is not None
-    return f"http://{state.gateway_endpoint}"
+    return f"http://{state.gateway_endpoints[0]}"
 
 
 def _signed_in(browser: Browser, data: Path) -> Page:

@@ -31,7 +31,7 @@ def measure(client: Client, data: Path) -> list[Figure]:
     token = layout.token.read_text(encoding="ascii").strip()
     job_id = held_job(client).job_id
     path = f"/v1/jobs/{job_id}"
-    port = int(state.gateway_endpoint.rpartition(":")[2])
+    port = int(state.gateway_endpoints[0].rpartition(":")[2])
     with _peer(state.queue_endpoint, state.ca) as peer:
         _load(port, path, token)
         _load(peer, path, token)

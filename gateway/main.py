@@ -18,7 +18,7 @@ from gateway.app import Gateway
 from gateway.server import Certificate, Server, is_loopback, run
 from gateway.upstreams import Upstreams
 from services.runtime import joining, shutdown
-from services.runtime.settings import Endpoint, ServiceSettings
+from services.runtime.settings import Endpoint, ServiceSettings, Target
 from services.runtime.telemetry import configure_logging
 
 _OPEN_FILES = 8_192
@@ -47,11 +47,10 @@ class GatewaySettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="SIS_GATEWAY_")
 
-    # The internal listeners of queue and credential service, and the hub's for agents. Any target of gRPC's will do,
-    # such as `ipv4:10.0.0.1:7402,10.0.0.2:7402`.
-    queue_endpoint: Endpoint
-    credentials_endpoint: Endpoint
-    hub_endpoint: Endpoint
+    # The internal listeners of queue and credential service, and the hub's for agents.
+    queue_endpoint: Target
+    credentials_endpoint: Target
+    hub_endpoint: Target
     # What browsers are shown; without it, plain HTTP.
     tls_certificate: Path | None = None
     tls_key: Annotated[Path | None, AfterValidator(_paired)] = Field(None, validate_default=True)

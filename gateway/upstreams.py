@@ -90,13 +90,13 @@ def _calls(service: str, channel: grpc.aio.Channel) -> _Calls:
 
 
 class Upstreams:
-    """The queue, the credential service and the hub at their listeners for the suite's own processes. An endpoint is
-    `host:port` or any target of gRPC's."""
+    """The queue, the credential service and the hub at their listeners for the suite's own processes: for each a
+    `Target`, so that there may be several of it."""
 
     def __init__(self, identity: Identity, *, queue: str, credentials: str, hub: str) -> None:
         self._peers = {
-            service: Peer(endpoint, identity, partial(_calls, service), server_name=service, retried=_retried(service))
-            for service, endpoint in (("queue", queue), ("credentials", credentials), ("hub", hub))
+            service: Peer(target, identity, partial(_calls, service), server_name=service, retried=_retried(service))
+            for service, target in (("queue", queue), ("credentials", credentials), ("hub", hub))
         }
         self._looking = asyncio.Lock()
         self._looked = float("-inf")

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Generic, TypeVar
 
 import grpc
@@ -42,10 +43,24 @@ KEEPALIVE: Sequence[tuple[str, int]] = (
 )
 
 
+class Balancing(Enum):
+    """How the calls of a channel are shared by the replicas at its target."""
+
+    ONE = "pick_first"
+    """One of them, drawn for each connection, has all calls; another one when it is gone."""
+    ALL = "round_robin"
+    """There is a connection to each, and every call goes to the next one that is there."""
+
+
 def secure_channel(
-    endpoint: str, tls: TlsFiles, *, server_name: str | None = None, retried: Sequence[str] = ()
+    target: str,
+    tls: TlsFiles,
+    *,
+    server_name: str | None = None,
+    retried: Sequence[str] = (),
+    balancing: Balancing = Balancing.ONE,
 ) -> grpc.aio.Channel:
-    """A channel to `host:port` on which both sides prove themselves.
+    """A channel to a `Target` on which both sides prove themselves.
 
     `server_name` is what the server's certificate must name, if not the endpoint's host. The methods
     `retried` (`package.Service/Method`, or `package.Service` for all of them) are tried up to four times
@@ -57,23 +72,23 @@ def secure_channel(
         private_key=tls.key.read_bytes(),
         certificate_chain=tls.certificate.read_bytes(),
     )
-    return grpc.aio.secure_channel(endpoint, credentials, options=_options(server_name, retried))
+    return grpc.aio.secure_channel(target, credentials, options=_options(server_name, retried, balancing))
 
 
-def server_channel(endpoint: str, ca: bytes, *, server_name: str | None = None) -> grpc.aio.Channel:
-    """A channel to `host:port` on which the server alone proves itself, under the CA (PEM)."""
+def server_channel(target: str, ca: bytes, *, server_name: str | None = None) -> grpc.aio.Channel:
+    """A channel to a `Target` on which the server alone proves itself, under the CA (PEM)."""
     credentials = grpc.ssl_channel_credentials(root_certificates=ca)
-    return grpc.aio.secure_channel(endpoint, credentials, options=_options(server_name, ()))
+    return grpc.aio.secure_channel(target, credentials, options=_options(server_name, (), Balancing.ONE))
 
 
-def _options(server_name: str | None, retried: Sequence[str]) -> list[tuple[str, str | int]]:
+def _options(server_name: str | None, retried: Sequence[str], balancing: Balancing) -> list[tuple[str, str | int]]:
     options: list[tuple[str, str | int]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", 2_000),
-        ("grpc.service_config", _service_config(retried)),
+        ("grpc.service_config", _service_config(retried, balancing)),
         *KEEPALIVE,
     ]
     if server_name is not None:
@@ -82,7 +97,8 @@ def _options(server_name: str | None, retried: Sequence[str]) -> list[tuple[str,
 
 
 class Peer(Generic[Stub]):
-    """Calls to another of the suite's processes, on a channel that is made anew with each renewed certificate.
+    """Calls to another of the suite's services, shared by all replicas at its target, on a channel that is made anew
+    with each renewed certificate.
 
     `make_stub` makes the stub from a channel; for the rest, see `secure_channel`. After a renewal, calls on the
     former channel have a minute to end; then they are cut off (see `refusals`).
@@ -90,14 +106,14 @@ class Peer(Generic[Stub]):
 
     def __init__(
         self,
-        endpoint: str,
+        target: str,
         identity: Identity,
         make_stub: Callable[[grpc.aio.Channel], Stub],
         *,
         server_name: str | None = None,
         retried: Sequence[str] = (),
     ) -> None:
-        self._endpoint = endpoint
+        self._target = target
         self._identity = identity
         self._make_stub = make_stub
         self._server_name = server_name
@@ -114,7 +130,11 @@ class Peer(Generic[Stub]):
             self._retire(PEER_GRACE_SECONDS)
             self._generation = self._identity.generation
             self._channel = secure_channel(
-                self._endpoint, self._identity.tls, server_name=self._server_name, retried=self._retried
+                self._target,
+                self._identity.tls,
+                server_name=self._server_name,
+                retried=self._retried,
+                balancing=Balancing.ALL,
             )
             self._stub = self._make_stub(self._channel)
         return self._stub
@@ -152,18 +172,19 @@ def refusals() -> Iterator[None]:
         raise _unanswered(errors.Unavailable("the connection was replaced; try again", retry_after=0.0)) from None
 
 
-def _service_config(retried: Sequence[str]) -> str:
-    names = [dict(zip(("service", "method"), each.split("/"), strict=False)) for each in retried]
-    if not names:
-        return "{}"
-    policy = {
-        "maxAttempts": 4,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "1s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
+def _service_config(retried: Sequence[str], balancing: Balancing) -> str:
+    policy: dict[str, object] = {"shuffleAddressList": True} if balancing is Balancing.ONE else {}
+    config: dict[str, object] = {"loadBalancingConfig": [{balancing.value: policy}]}
+    if names := [dict(zip(("service", "method"), each.split("/"), strict=False)) for each in retried]:
+        policy = {
+            "maxAttempts": 4,
+            "initialBackoff": "0.1s",
+            "maxBackoff": "1s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        }
+        config["methodConfig"] = [{"name": names, "retryPolicy": policy}]
+    return json.dumps(config)
 
 
 _BY_CODE: Mapping[int, type[SisError]] = {

@@ -25,6 +25,9 @@ from services.runtime.interceptors import Chain, Context, layers
 from services.runtime.tls import TlsFiles
 
 DRAIN_SECONDS = 5.0
+CONNECTION_SECONDS = 1_800.0
+"""How long a connection takes new calls, give or take a tenth; what goes on over it ends in its own time. So callers
+that know the replicas by a single address are spread over them again."""
 # A dependency at which a look takes longer does not answer.
 _HEALTH_TIMEOUT_SECONDS = 3.0
 _SILENT = Trouble("NO_ANSWER", "it does not answer")
@@ -150,6 +153,7 @@ class Server:
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_connection_age_ms", round(CONNECTION_SECONDS * 1000)),
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
                 *KEEPALIVE,
             ],

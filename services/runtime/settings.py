@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,27 @@ def _checked_endpoint(value: str) -> str:
 
 Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
 """`host:port`; an IPv6 host is in brackets. A listener may have port 0: the system picks one."""
+
+
+_LISTS = {"ipv4": ipaddress.IPv4Address, "ipv6": ipaddress.IPv6Address}
+
+
+def _checked_target(value: str) -> str:
+    scheme, _, several = value.partition(":")
+    addresses = several.split(",") if scheme in _LISTS else [value]
+    for each in addresses:
+        host = _checked_endpoint(each).rpartition(":")[0]
+        if scheme in _LISTS:
+            try:
+                _LISTS[scheme](host.strip("[]"))
+            except ValueError:
+                raise ValueError(f"{host!r} is no address of {scheme}; give a name alone, as host:port") from None
+    return value
+
+
+Target = Annotated[str, AfterValidator(_checked_target)]
+"""Where a service is called: `host:port`, of whose addresses all are used, or several replicas as
+`ipv4:10.0.0.1:7402,10.0.0.2:7402`, or with `ipv6:`."""
 
 
 DatabaseUrl = Annotated[str, AfterValidator(postgres_url.checked)]
@@ -88,7 +110,7 @@ class ServiceSettings(IdentitySettings):
     """Of a server process that gets its certificate from the credential service."""
 
     # The credential service's listener for people.
-    join_endpoint: Endpoint
+    join_endpoint: Target
     # Holds the token by which it proves itself there.
     join_token_file: Path
 

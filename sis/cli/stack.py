@@ -1,4 +1,4 @@
-"""`sis up`, `sis down`, `sis status`, `sis demo`: the stack on this machine."""
+"""`sis up`, `sis down`, `sis restart`, `sis status`, `sis demo`: the stack on this machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command(short_help="Start the stack on this machine.")(up)
     app.command()(down)
+    app.command(short_help="Restart servers on this machine, one by one.")(restart)
     app.command(short_help="Show the stack on this machine.")(status)
     app.command(short_help="Show on this machine what SIS does, in a minute.")(demo)
 
 
 def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return once everything is healthy.")] = False,
-    hubs: Annotated[int | None, typer.Option("--hubs", min=1, help="How many hubs (1).")] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, help="How many of each server, up to 4 (1).")
+    ] = None,
     agents: Annotated[
         int | None, typer.Option("--agents", min=0, help="How many local agents, in group local (1).")
     ] = None,
@@ -31,7 +34,7 @@ def up(
         int | None, typer.Option("--queue-port", min=0, max=65535, help="Where people call; 0 picks one.")
     ] = None,
     queue_internal_port: Annotated[
-        int | None, typer.Option("--queue-internal-port", min=0, max=65535, help="Where hubs call.")
+        int | None, typer.Option("--queue-internal-port", min=0, max=65535, help="Where servers call.")
     ] = None,
     hub_port: Annotated[
         int | None, typer.Option("--hub-port", min=0, max=65535, help="Where people call the first hub.")
@@ -61,10 +64,11 @@ def up(
     ] = None,
     data: Data = None,
 ) -> None:
-    """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hubs, gateway, agents;
+    """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hub, gateway, agents;
     restart what dies or hangs, until Ctrl-C.
 
-    What is not given stays as at the last start. Data survives down and up.
+    With --replicas there are several of each server, and work goes on while one is away; ports that are given are those
+    of the first. What is not given stays as at the last start. Data survives down and up.
     """
     from sis.client.endpoints import data_directory
 
@@ -74,7 +78,7 @@ def up(
         options = sis.stack.Options(
             data=data_directory(data),
             detach=detach,
-            hubs=hubs,
+            replicas=replicas,
             agents=agents,
             slots=slots,
             queue_port=queue_port,
@@ -112,6 +116,26 @@ def down(data: Data = None) -> None:
         import sis.stack
 
         raise typer.Exit(sis.stack.down(data_directory(data), _say))
+
+
+def restart(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Processes, or kinds of them; all servers by default."),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Restart servers and agents on this machine one by one, each with the code that is installed now: it hands over
+    what it does, ends, and is healthy again before the next.
+
+    With `sis up --replicas 2` or more nobody notices. Stops at the first that does not end or come back in time.
+    """
+    from sis.client.endpoints import data_directory
+
+    with _stack_errors():
+        import sis.stack
+
+        sis.stack.restart(data_directory(data), names or (), _say)
 
 
 def status(json: Json = False, data: Data = None) -> None:

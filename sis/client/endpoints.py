@@ -1,7 +1,8 @@
 """Where the servers are and how to prove who calls: the local stack's own file, or the environment.
 
 `sis up` leaves `stack.json` in its data directory. A remote suite is named by SIS_QUEUE_ENDPOINT,
-SIS_HUB_ENDPOINT, SIS_CREDENTIALS_ENDPOINT, SIS_TOKEN_FILE and SIS_CA.
+SIS_HUB_ENDPOINT, SIS_CREDENTIALS_ENDPOINT, SIS_TOKEN_FILE and SIS_CA. An endpoint is host:port, or several replicas as
+`ipv4:10.0.0.1:7401,10.0.0.2:7401`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ class Endpoints:
     """What a client must know. The token is kept out of the representation."""
 
     queue: str
-    """host:port of the queue's public listener."""
+    """The queue's public listener, or those of its replicas."""
     token: Token
     ca: bytes | None = None
     """The certificates to trust (PEM), None for the system's."""
     hub: str = ""
-    """host:port of a hub's public listener, "" where it is not known (then agents cannot be listed)."""
+    """The public listener of a hub, or of several, "" where it is not known (then agents cannot be listed)."""
     credentials: str = ""
-    """host:port of the credential service's public listener, "" where it is not known."""
+    """The credential service's public listener, or those of its replicas, "" where it is not known."""
     enrolment: str = ""
     """host:port at which agents enrol with a local stack, "" with a remote suite: its sites may reach it otherwise."""
 

@@ -42,6 +42,8 @@ RETRIED = {
     "sis.credentials.v1.AgentIdentityService": ["RevokeAgent", "ListAgentIdentities"],
 }
 _SERVICE_CONFIG = {
+    # Of several replicas one, drawn for each connection, has all calls; another one when it is gone.
+    "loadBalancingConfig": [{"pick_first": {"shuffleAddressList": True}}],
     "methodConfig": [
         {
             "name": [
@@ -55,9 +57,9 @@ _SERVICE_CONFIG = {
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
-    ]
+    ],
 }
-OPTIONS = [
+_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
@@ -72,4 +74,11 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
-"""Of every channel."""
+
+
+def options(target: str, service: str) -> list[tuple[str, str | int]]:
+    """Of a channel to a server, or to the replicas of a service. Those that are listed by their addresses have no host
+    in common: their certificates must name the service, which the suite certifies for nobody else."""
+    if service and target.startswith(("ipv4:", "ipv6:")):
+        return [*_OPTIONS, ("grpc.ssl_target_name_override", service)]
+    return _OPTIONS

@@ -11,77 +11,13 @@ from dataclasses import dataclass, replace
 
 from sis.stack.layout import Layout
 from sis.stack.openbao import OpenBao
-from sis.stack.ports import HOST, Reservations
+from sis.stack.ports import HOST
 from sis.stack.processes import Command, Kind
+from sis.stack.replicas import AGENTS, ENROLMENT, INTERNAL, Ports, Replica
 from sis.stack.settings import Settings
 
 GROUP = "local"
 """The group of the local agents."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """The listeners of a stack."""
-
-    vault: int
-    vault_cluster: int
-    credentials: int
-    credentials_internal: int
-    queue: int
-    queue_internal: int
-    hubs: tuple[int, ...]
-    hub_agents: tuple[int, ...]
-    hub_enrolments: tuple[int, ...]
-    gateway: int
-
-    @classmethod
-    def take(cls, settings: Settings, reservations: Reservations) -> tuple[Ports, Settings]:
-        """Take every port that is needed; returns them, and the settings that remember them.
-
-        Raises:
-            StackError: a port cannot be had.
-        """
-        taken: dict[str, int] = {}
-
-        def take(name: str, wanted: int) -> int:
-            taken[name] = reservations.take(wanted, settings.ports.get(name, 0))
-            return taken[name]
-
-        def of_hubs(suffix: str) -> tuple[int, ...]:
-            return tuple(taken[f"hub-{number}{suffix}"] for number in range(1, settings.hubs + 1))
-
-        # Wanted ones first, so that none of them is picked for somebody else.
-        wanted = {
-            "vault": settings.vault_port,
-            "vault-cluster": 0,
-            "credentials": settings.credentials_port,
-            "credentials-internal": 0,
-            "queue": settings.queue_port,
-            "queue-internal": settings.queue_internal_port,
-            "gateway": settings.gateway_port,
-            **{f"hub-{n}{suffix}": 0 for n in range(1, settings.hubs + 1) for suffix in _HUB_LISTENERS},
-            "hub-1": settings.hub_port,
-            "hub-1-agents": settings.hub_agent_port,
-            "hub-1-enrolment": settings.hub_enrolment_port,
-        }
-        for name in sorted(wanted, key=lambda name: wanted[name] == 0):
-            take(name, wanted[name])
-        ports = cls(
-            vault=taken["vault"],
-            vault_cluster=taken["vault-cluster"],
-            credentials=taken["credentials"],
-            credentials_internal=taken["credentials-internal"],
-            queue=taken["queue"],
-            queue_internal=taken["queue-internal"],
-            hubs=of_hubs(""),
-            hub_agents=of_hubs("-agents"),
-            hub_enrolments=of_hubs("-enrolment"),
-            gateway=taken["gateway"],
-        )
-        return ports, settings.model_copy(update={"ports": taken})
-
-
-_HUB_LISTENERS = ("", "-agents", "-enrolment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,51 +33,31 @@ class Services:
     join_sha256: Mapping[str, str]
     """Of the join token of each service."""
 
-    def credentials(self) -> Command:
-        environment = {
-            "DATABASE_URL": self.database_url,
-            "LISTEN": _endpoint(self.ports.credentials),
-            "INTERNAL_LISTEN": _endpoint(self.ports.credentials_internal),
-            "JOIN_TOKENS": ",".join(f"{name}={digest}" for name, digest in self.join_sha256.items()),
-            "VAULT_ADDRESS": self.vault.address,
-            "VAULT_CA": str(self.vault.ca),
-            "VAULT_ROLE_ID_FILE": str(self.layout.tls / "role-id"),
-            "VAULT_SECRET_ID_FILE": str(self.layout.tls / "secret-id"),
-        }
-        port = self.ports.credentials
-        return self._server("credentials", "credentials", "services.credentials.main", environment, port)
+    def servers(self) -> list[Command]:
+        """What starts every server, in the order in which they are started."""
+        return [self.server(replica) for replica in self.ports.all()]
 
-    def queue(self) -> Command:
-        environment = {
-            "DATABASE_URL": self.database_url,
-            "LISTEN": _endpoint(self.ports.queue),
-            "INTERNAL_LISTEN": _endpoint(self.ports.queue_internal),
-            **self._retention(),
-            **self._joining("queue"),
-        }
-        return self._server("queue", "queue", "services.queue.main", environment, self.ports.queue)
-
-    def gateway(self) -> Command:
-        environment = {
-            "LISTEN": _endpoint(self.ports.gateway),
-            "QUEUE_ENDPOINT": _endpoint(self.ports.queue_internal),
-            "CREDENTIALS_ENDPOINT": _endpoint(self.ports.credentials_internal),
-            # Any hub answers for all agents.
-            "HUB_ENDPOINT": f"ipv4:{','.join(map(_endpoint, self.ports.hub_agents))}",
-            "SESSION_KEY_FILE": str(self.layout.session_key),
-            **self._joining("gateway"),
-        }
-        return self._server("gateway", "gateway", "gateway.main", environment, self.ports.gateway)
-
-    def hubs(self) -> list[Command]:
-        return [self._hub(number) for number in range(1, self.settings.hubs + 1)]
+    def server(self, replica: Replica) -> Command:
+        """What starts one server."""
+        match replica.kind:
+            case "credentials":
+                return self._credentials(replica)
+            case "queue":
+                return self._queue(replica)
+            case "hub":
+                return self._hub(replica)
+            case "gateway":
+                return self._gateway(replica)
+            case kind:
+                raise ValueError(f"a {kind} is no server")
 
     def agents(self) -> list[Command]:
         return [self._agent(number) for number in range(1, self.settings.agents + 1)]
 
     def migrations(self) -> list[Command]:
         """What brings the database up to date; safe to repeat."""
-        return [_once(command, "migrate") for command in (self.credentials(), self.queue(), self._hub(1))]
+        kinds: tuple[Kind, ...] = ("credentials", "queue", "hub")
+        return [_once(self.server(self.ports.replicas[kind][0]), "migrate") for kind in kinds]
 
     def vault_bootstrap(self) -> Command:
         """What makes OpenBao the suite's Vault; safe to repeat."""
@@ -155,36 +71,69 @@ class Services:
 
     @property
     def enrolment_endpoint(self) -> str:
-        return _endpoint(self.ports.hub_enrolments[0])
+        return self.ports.replicas["hub"][0].endpoint(ENROLMENT)
 
-    def _hub(self, number: int) -> Command:
-        name = f"hub-{number}"
+    def _credentials(self, replica: Replica) -> Command:
         environment = {
-            "NAME": name,
             "DATABASE_URL": self.database_url,
-            "AGENT_LISTEN": _endpoint(self.ports.hub_agents[number - 1]),
-            "ENROLMENT_LISTEN": _endpoint(self.ports.hub_enrolments[number - 1]),
-            "LISTEN": _endpoint(self.ports.hubs[number - 1]),
-            "QUEUE_ENDPOINT": _endpoint(self.ports.queue_internal),
-            "CREDENTIALS_ENDPOINT": _endpoint(self.ports.credentials_internal),
-            "AGENT_ENDPOINTS": ",".join(map(_endpoint, self.ports.hub_agents)),
+            "INTERNAL_LISTEN": replica.endpoint(INTERNAL),
+            "JOIN_TOKENS": ",".join(f"{name}={digest}" for name, digest in self.join_sha256.items()),
+            "VAULT_ADDRESS": self.vault.address,
+            "VAULT_CA": str(self.vault.ca),
+            "VAULT_ROLE_ID_FILE": str(self.layout.tls / "role-id"),
+            "VAULT_SECRET_ID_FILE": str(self.layout.tls / "secret-id"),
+        }
+        return self._server(replica, "services.credentials.main", environment)
+
+    def _queue(self, replica: Replica) -> Command:
+        environment = {
+            "DATABASE_URL": self.database_url,
+            "INTERNAL_LISTEN": replica.endpoint(INTERNAL),
+            **self._retention(),
+            **self._joining("queue"),
+        }
+        return self._server(replica, "services.queue.main", environment)
+
+    def _hub(self, replica: Replica) -> Command:
+        environment = {
+            "NAME": replica.name,
+            "DATABASE_URL": self.database_url,
+            "AGENT_LISTEN": replica.endpoint(AGENTS),
+            "ENROLMENT_LISTEN": replica.endpoint(ENROLMENT),
+            "QUEUE_ENDPOINT": self.ports.target("queue", INTERNAL),
+            "CREDENTIALS_ENDPOINT": self.ports.target("credentials", INTERNAL),
+            "AGENT_ENDPOINTS": ",".join(self.ports.endpoints("hub", AGENTS)),
             **self._joining("hub"),
         }
-        return self._server(name, "hub", "services.sis_agent.hub.main", environment, self.ports.hubs[number - 1])
+        return self._server(replica, "services.sis_agent.hub.main", environment)
+
+    def _gateway(self, replica: Replica) -> Command:
+        environment = {
+            "QUEUE_ENDPOINT": self.ports.target("queue", INTERNAL),
+            "CREDENTIALS_ENDPOINT": self.ports.target("credentials", INTERNAL),
+            # Any hub answers for all agents.
+            "HUB_ENDPOINT": self.ports.target("hub", AGENTS),
+            "SESSION_KEY_FILE": str(self.layout.session_key),
+            **self._joining("gateway"),
+        }
+        return self._server(replica, "gateway.main", environment)
 
     def _agent(self, number: int) -> Command:
         name = f"local-{number}"
         directory = self.layout.agent(name)
         directory.mkdir(mode=0o700, exist_ok=True)
-        # Each agent begins with another hub, so that they are spread.
-        first = (number - 1) % len(self.ports.hub_agents)
-        hubs = self.ports.hub_agents[first:] + self.ports.hub_agents[:first]
         environment = {
             "SIS_AGENT_STATE": str(directory),
-            "SIS_AGENT_HUB_ENDPOINTS": ",".join(map(_endpoint, hubs)),
+            "SIS_AGENT_HUB_ENDPOINTS": ",".join(self._hubs_of(number)),
             "SIS_AGENT_SLOTS": str(self.settings.slots),
         }
         return self._command(name, "agent", "services.sis_agent.agent.main", environment)
+
+    def _hubs_of(self, agent: int) -> list[str]:
+        """Each agent begins with another hub, so that they are spread."""
+        hubs = self.ports.endpoints("hub", AGENTS)
+        first = (agent - 1) % len(hubs)
+        return hubs[first:] + hubs[:first]
 
     def _retention(self) -> dict[str, str]:
         """What the queue deletes of what has ended."""
@@ -197,21 +146,22 @@ class Services:
     def _joining(self, service: str) -> dict[str, str]:
         """By what a service gets its certificate."""
         return {
-            "JOIN_ENDPOINT": _endpoint(self.ports.credentials),
+            "JOIN_ENDPOINT": self.ports.target("credentials"),
             "JOIN_TOKEN_FILE": str(self.layout.join_token(service)),
         }
 
-    def _server(self, name: str, kind: Kind, module: str, environment: Mapping[str, str], port: int) -> Command:
+    def _server(self, replica: Replica, module: str, environment: Mapping[str, str]) -> Command:
         own = {
             **environment,
+            "LISTEN": replica.endpoint(),
             "ADMIN_TOKEN_SHA256": self.token_sha256,
             "TLS_CA": str(self.layout.ca),
-            "IDENTITY": str(self.layout.identity(name)),
-            "HOST_NAMES": f"localhost,{HOST},{name}",
+            "IDENTITY": str(self.layout.identity(replica.name)),
+            "HOST_NAMES": f"localhost,{HOST},{replica.name}",
         }
-        prefix = f"SIS_{kind.upper()}_"
-        command = self._command(name, kind, module, {prefix + key: value for key, value in own.items()})
-        return replace(command, endpoint=_endpoint(port))
+        prefix = f"SIS_{replica.kind.upper()}_"
+        command = self._command(replica.name, replica.kind, module, {prefix + key: own[key] for key in own})
+        return replace(command, endpoint=replica.endpoint())
 
     def _command(
         self, name: str, kind: Kind, module: str, environment: Mapping[str, str], arguments: Sequence[str] = ()
@@ -250,7 +200,3 @@ def _once(service: Command, *arguments: str) -> Command:
     """The same program, for something that it does and ends."""
     name = f"{service.name} {arguments[0]}"
     return replace(service, name=name, arguments=(*service.arguments, *arguments), endpoint="")
-
-
-def _endpoint(port: int) -> str:
-    return f"{HOST}:{port}"

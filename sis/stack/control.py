@@ -15,7 +15,7 @@ from sis.stack import settings as choices
 from sis.stack import state as states
 from sis.stack.errors import StackError, refusals
 from sis.stack.layout import Layout
-from sis.stack.settings import START_SECONDS, Options
+from sis.stack.settings import Options
 from sis.stack.state import AlreadyUpError
 from sis.stack.status import status
 
@@ -28,7 +28,8 @@ def up(options: Options, say: Callable[[str], None] = print) -> int:
 
     In the foreground it returns when SIGTERM, SIGINT or SIGHUP has stopped everything; it must be called in
     the main thread, and sets the process's umask. With `detach` it returns when everything is healthy, at
-    the latest after about a minute; if the stack was up already, that is success too.
+    the latest after about a minute, and with replicas a quarter more for each; if the stack was up already,
+    that is success too.
 
     Raises:
         StackError: it could not be started, and nothing is left running; or (foreground) it is up already.
@@ -67,8 +68,9 @@ def _foreground(layout: Layout, options: Options, say: Callable[[str], None]) ->
 
 def _join(layout: Layout, options: Options, say: Callable[[str], None]) -> None:
     """Be content with the stack that another `sis up` keeps, once it is healthy."""
-    deadline = time.monotonic() + START_SECONDS
-    if choices.load(layout, options) != choices.load(layout, Options(layout.data)):
+    kept = choices.load(layout, Options(layout.data))
+    deadline = time.monotonic() + choices.start_seconds(kept.replicas)
+    if choices.load(layout, options) != kept:
         raise StackError("the stack is up already, with other settings; run `sis down` first to change them")
     while not (found := status(layout.data)).healthy:
         if found.up is None:

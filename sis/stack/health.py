@@ -47,7 +47,12 @@ class Probe:
         sockets = Path(endpoint.removeprefix("unix:")).parent
         try:
             with psycopg.connect(
-                host=str(sockets), user=USER, dbname="postgres", connect_timeout=int(SECONDS), autocommit=True
+                host=str(sockets),
+                user=USER,
+                dbname="postgres",
+                connect_timeout=int(SECONDS),
+                autocommit=True,
+                application_name="sis-status",
             ) as connection:
                 connection.execute("SELECT 1")
         except psycopg.Error as error:

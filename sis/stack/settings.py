@@ -13,11 +13,19 @@ from sis.private_files import write_private
 from sis.stack.errors import StackError
 from sis.stack.layout import Layout
 
-START_SECONDS = 55.0
-"""Within this time everything is healthy, or `sis up` gives up; stopping what had started takes a little
-more."""
+_START_SECONDS = 55.0
+_REPLICA_SECONDS = 15.0
 STOP_SECONDS = 7.0
 """What each of the four stages of a stop may take; the whole stays below the 30 s that `sis down` waits."""
+
+MOST_REPLICAS = 4
+"""More would serve nobody on one machine."""
+
+
+def start_seconds(replicas: int) -> float:
+    """Within this time everything is healthy, or `sis up` gives up; stopping what had started takes a little more."""
+    return _START_SECONDS + _REPLICA_SECONDS * (replicas - 1)
+
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -28,13 +36,14 @@ class Options:
 
     data: Path
     detach: bool = False
-    hubs: int | None = None
+    replicas: int | None = None
+    """Of each server: credential service, queue, hub, gateway."""
     agents: int | None = None
     slots: int | None = None
     queue_port: int | None = None
-    """The queue's public listener."""
+    """The first queue's public listener."""
     queue_internal_port: int | None = None
-    """The queue's listener for hubs."""
+    """The first queue's listener for the suite's own processes."""
     hub_port: int | None = None
     """The first hub's public listener."""
     hub_agent_port: int | None = None
@@ -42,11 +51,11 @@ class Options:
     hub_enrolment_port: int | None = None
     """The first hub's listener for agents that are not certified yet, or not any more."""
     credentials_port: int | None = None
-    """The credential service's public listener."""
+    """The first credential service's public listener."""
     vault_port: int | None = None
     """OpenBao."""
     gateway_port: int | None = None
-    """HTTP."""
+    """The first gateway's HTTP."""
     retention_days: float | None = None
     """Jobs that ended so long ago are deleted; 0 keeps them."""
     retention_jobs: int | None = None
@@ -56,11 +65,11 @@ class Options:
 
 
 class Settings(BaseModel):
-    """The choices; `ports` is what was picked last, so that a stack is found where it was."""
+    """The choices; `ports` is what was picked last, by listener, so that a stack is found where it was."""
 
     model_config = ConfigDict(frozen=True)
 
-    hubs: Annotated[int, Field(ge=1, le=16)] = 1
+    replicas: Annotated[int, Field(ge=1, le=MOST_REPLICAS)] = 1
     agents: Annotated[int, Field(ge=0, le=64)] = 1
     slots: Annotated[int, Field(ge=1, le=256)] = 8
     queue_port: Port = 0

@@ -20,7 +20,7 @@ from sis.private_files import write_private
 from sis.stack import leftovers, postgres, processes
 from sis.stack import settings as choices
 from sis.stack import state as states
-from sis.stack.commands import GROUP, Ports, Services, token_sha256
+from sis.stack.commands import GROUP, Services, token_sha256
 from sis.stack.errors import StackError
 from sis.stack.hangs import KINDS, HangWatch, Watched, asks
 from sis.stack.health import HEALTHY, Probe
@@ -28,7 +28,8 @@ from sis.stack.layout import Layout
 from sis.stack.openbao import OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.postgres import Postgres
-from sis.stack.settings import START_SECONDS, STOP_SECONDS, Options
+from sis.stack.replicas import Ports
+from sis.stack.settings import STOP_SECONDS, Options
 from sis.stack.state import ProcessState, StackState
 from sis.stack.status import look
 from sis.stack.supervision import Stopped, Supervision
@@ -47,9 +48,10 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
     Raises:
         StackError: it could not be started; what had been is stopped again.
     """
-    deadline = time.monotonic() + START_SECONDS
+    began = time.monotonic()
     layout.create()
     settings = choices.load(layout, options)
+    deadline = began + choices.start_seconds(settings.replicas)
     digest = token_sha256(_token(layout.token))
     joins = {service: token_sha256(_token(layout.join_token(service))) for service in ("queue", "hub", "gateway")}
     _token(layout.session_key)
@@ -86,7 +88,7 @@ class _Run:
         self._services = services
         self._supervision = supervision
         self._say = say
-        self._servers = (services.credentials(), services.queue(), *services.hubs(), services.gateway())
+        self._servers = services.servers()
         self._agents = services.agents()
         self._watch = HangWatch(
             self._living_servers,
@@ -144,7 +146,8 @@ class _Run:
             f"credentials endpoint: {endpoints.credentials}  agents enrol at: {self._services.enrolment_endpoint}"
         )
         self._say(f"token: {self._layout.token}  CA: {self._layout.ca}")
-        self._say(f"web console: http://{self._servers[-1].endpoint}/  HTTP API: /reference there")
+        consoles = "  ".join(f"http://{each}/" for each in self._services.ports.endpoints("gateway"))
+        self._say(f"web console: {consoles}  HTTP API: /reference there")
 
     def _await(self, name: str, deadline: float) -> None:
         """Keep everything running until this part is healthy."""
@@ -156,7 +159,7 @@ class _Run:
             health = look(state, Probe.of(state), process)
             if health == HEALTHY:
                 where = f"  {part.command.endpoint}" if part.command.endpoint else ""
-                self._say(f"{name:<10} ready  PID {process.pid}{where}")
+                self._say(f"{name:<13} ready  PID {process.pid}{where}")
                 return
             if part.restarts >= _MOST_RESTARTS:
                 words = processes.last_words(part.command.log)
@@ -208,9 +211,10 @@ class _Run:
             return False
 
     def _endpoints(self) -> Endpoints:
-        credentials, queue, hub = (command.endpoint for command in self._servers[:3])
+        target = self._services.ports.target
         token = Token(self._layout.token.read_text(encoding="ascii").strip())
-        return Endpoints(queue, token, self._layout.ca.read_bytes(), hub=hub, credentials=credentials)
+        ca = self._layout.ca.read_bytes()
+        return Endpoints(target("queue"), token, ca, hub=target("hub"), credentials=target("credentials"))
 
     def _client(self) -> Client:
         return Client(self._endpoints())
@@ -222,6 +226,7 @@ class _Run:
 
     def _state(self) -> StackState:
         this = states.this_process()
+        ports = self._services.ports
         found = [
             ProcessState(
                 name=part.command.name,
@@ -241,11 +246,11 @@ class _Run:
             start_ticks=this.start_ticks,
             runtime=self._server.sockets,
             started=self._started,
-            queue_endpoint=self._servers[1].endpoint,
-            hub_endpoint=self._servers[2].endpoint,
-            credentials_endpoint=self._servers[0].endpoint,
+            queue_endpoint=ports.target("queue"),
+            hub_endpoint=ports.target("hub"),
+            credentials_endpoint=ports.target("credentials"),
             enrolment_endpoint=self._services.enrolment_endpoint,
-            gateway_endpoint=self._servers[-1].endpoint,
+            gateway_endpoints=tuple(ports.endpoints("gateway")),
             ca=self._layout.ca,
             vault_ca=self._services.vault.ca,
             token=self._layout.token,

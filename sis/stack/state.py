@@ -53,11 +53,13 @@ class StackState(BaseModel):
     """Whether everything has been started and was healthy once; until then some processes are missing
     here."""
     queue_endpoint: str
+    """host:port, or where there are several queues a target of gRPC's with all of them; likewise the next two."""
     hub_endpoint: str
     credentials_endpoint: str
     enrolment_endpoint: str
     """Where agents enrol."""
-    gateway_endpoint: str
+    gateway_endpoints: tuple[str, ...]
+    """host:port of each."""
     ca: Path
     vault_ca: Path
     token: Path

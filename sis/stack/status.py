@@ -44,8 +44,8 @@ class Status:
     starting: bool
     """Whether some processes are still to be started."""
     endpoints: Mapping[str, str]
-    """host:port of `queue`, `hub`, `credentials` and `enrolment`, where agents enrol, and the URL of `gateway`; empty
-    when the stack is down."""
+    """Where clients find `queue`, `hub` and `credentials`, where agents enrol (`enrolment`), and the URLs of the
+    gateways (`gateway`, `gateway-2`, …); empty when the stack is down."""
     processes: tuple[ProcessStatus, ...]
 
     @property
@@ -86,9 +86,10 @@ def status(data: Path) -> Status:
         "hub": state.hub_endpoint,
         "credentials": state.credentials_endpoint,
         "enrolment": state.enrolment_endpoint,
-        "gateway": f"http://{state.gateway_endpoint}",
     }
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    for number, endpoint in enumerate(state.gateway_endpoints, start=1):
+        endpoints["gateway" if number == 1 else f"gateway-{number}"] = f"http://{endpoint}"
+    with ThreadPoolExecutor(max_workers=16) as pool:
         found = pool.map(lambda process: _look(state, probe, process), state.processes)
         return Status(layout.data, up, up is not None and not state.started, endpoints, tuple(found))
 

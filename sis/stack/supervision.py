@@ -214,6 +214,8 @@ class Supervision:
         delay = self._later(part)
         if code < 0:
             ended = f"was ended by {signal.Signals(-code).name}"
+        elif code == 0:
+            ended = "has ended as it was asked to"
         else:
             ended = f"ended with exit code {code}{processes.last_words(part.command.log)}"
         self._note(f"{part.command.name} {ended}; starting it again in {delay:.1f} s")

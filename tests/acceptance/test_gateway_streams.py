@@ -36,7 +36,7 @@ def test_every_line_comes_once_through_a_proxy_that_cuts(stack: Stack, seconds: 
     lines = seconds * LINES_PER_SECOND
     dice = random.Random(20261122)
     over = threading.Event()
-    with proxied(stack.state.gateway_endpoint) as proxy, stack.client() as client:
+    with proxied(stack.state.gateway_endpoints[0]) as proxy, stack.client() as client:
 
         def cut() -> None:
             while not over.wait(dice.uniform(0.05, 1.5)):

@@ -36,7 +36,7 @@ def test_each_of_many_jobs_runs_exactly_once(tmp_path: Path, count: int) -> None
         return kills
 
     try:
-        stack.up("--hubs", "2", "--agents", "4", "--slots", "8")
+        stack.up("--replicas", "2", "--agents", "4", "--slots", "8")
         with stack.client() as client, ThreadPoolExecutor(CLIENTS + 1) as pool:
             killer = pool.submit(kill_hubs)
             script = f'echo "$SIS_JOB_ID" >> {ran}'

@@ -22,10 +22,7 @@ def test_nothing_is_wrong_after_half_a_minute_of_churn_and_faults(tmp_path: Path
     measured = {series.subject for series in outcome.samples.lives()}
     assert measured >= {
         "queue",
-        "hub-1",
-        "hub-2",
-        "credentials",
-        "gateway",
+        *(f"{kind}-{number}" for kind in ("queue", "hub", "credentials", "gateway") for number in (1, 2)),
         "local-1",
         "far-1",
         "postgres",
@@ -36,5 +33,5 @@ def test_nothing_is_wrong_after_half_a_minute_of_churn_and_faults(tmp_path: Path
     # Too short to tell what grows, but all of it is in the report.
     text = report(outcome, [])
     assert all(f"| {series.subject} | {series.measure} |" in text for series in outcome.verdicts)
-    assert Series("queue", "RSS") in outcome.verdicts
+    assert Series("queue-1", "RSS") in outcome.verdicts
     assert (tmp_path / "soak" / "samples.csv").read_text().count("\n") > 100

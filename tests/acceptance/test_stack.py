@@ -20,7 +20,7 @@ from sis.stack import processes
 from sis.stack.postgres import USER
 from tests.support.stack import Stack
 
-NAMES = ["vault", "postgres", "credentials", "queue", "hub-1", "gateway", "local-1"]
+NAMES = ["vault", "postgres", "credentials-1", "queue-1", "hub-1", "gateway-1", "local-1"]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_status_lists_every_process(stack: Stack) -> None:
     endpoints = {process["name"]: process["endpoint"] for process in found}
     assert endpoints["postgres"].startswith("unix:/")
     assert endpoints["vault"].startswith("https://127.0.0.1:")
-    assert all(endpoints[name].startswith("127.0.0.1:") for name in ("credentials", "queue", "hub-1"))
+    assert all(endpoints[name].startswith("127.0.0.1:") for name in ("credentials-1", "queue-1", "hub-1"))
 
 
 def test_the_shipped_packages_are_there(stack: Stack) -> None:
@@ -80,21 +80,21 @@ def test_what_is_killed_comes_back_at_the_same_endpoint(stack: Stack, name: str)
 
 @pytest.mark.long
 def test_a_server_that_hangs_is_started_again_and_one_that_waits_is_not(stack: Stack) -> None:
-    before = {name: stack.process(name) for name in ("queue", "vault", "postgres")}
+    before = {name: stack.process(name) for name in ("queue-1", "vault", "postgres")}
     stack.kill("vault", signal.SIGSTOP)
-    stack.kill("queue", signal.SIGSTOP)
+    stack.kill("queue-1", signal.SIGSTOP)
     try:
-        stack.wait_restarted("queue", before["queue"].pid, timeout=60)
-        after = stack.process("queue")
-        assert (after.restarts, after.hangs) == (before["queue"].restarts + 1, before["queue"].hangs + 1)
-        assert "queue has given no answer for 3" in stack.layout.log("up").read_text()
+        stack.wait_restarted("queue-1", before["queue-1"].pid, timeout=60)
+        after = stack.process("queue-1")
+        assert (after.restarts, after.hangs) == (before["queue-1"].restarts + 1, before["queue-1"].hangs + 1)
+        assert "queue-1 has given no answer for 3" in stack.layout.log("up").read_text()
         # The credential service waits for Vault, and says so; Vault itself is nobody's to kill.
         assert stack.process("vault").identity == before["vault"].identity
         assert not [each for each in stack.state.processes if each.kind == "credentials" and each.hangs]
     finally:
         before["vault"].identity.signal(signal.SIGCONT)
     found = {each.name: each for each in stack.wait_healthy().processes}
-    assert found["queue"].hangs == after.hangs
+    assert found["queue-1"].hangs == after.hangs
     assert found["postgres"].restarts == before["postgres"].restarts
     assert f"{after.restarts} ({after.hangs} hung)" in stack.cli("status").stdout
 
@@ -138,7 +138,7 @@ def test_kill_9_of_up_takes_everything_along_and_the_next_up_works(stack: Stack)
 
 def test_up_and_postgres_are_killed_while_the_queue_is_frozen(stack: Stack) -> None:
     before = stack.state
-    stack.kill("queue", signal.SIGSTOP)
+    stack.kill("queue-1", signal.SIGSTOP)
     stack.kill("up", signal.SIGKILL)
     stack.kill("postgres", signal.SIGKILL)
     stack.up()
@@ -179,7 +179,7 @@ def test_two_at_the_same_time_make_one_stack(fresh: Stack) -> None:
 
 
 def test_a_foreground_up_stops_everything_on_sigterm(fresh: Stack) -> None:
-    with fresh.started_cli("up", "--hubs", "2", "--agents", "2") as up:
+    with fresh.started_cli("up", "--replicas", "2", "--agents", "2") as up:
         assert up.stdout is not None
         lines = []
         for line in up.stdout:
@@ -187,8 +187,8 @@ def test_a_foreground_up_stops_everything_on_sigterm(fresh: Stack) -> None:
             if line.startswith("the stack is up"):
                 break
         names = [line.split()[0] for line in lines if " ready " in line]
-        services = ["postgres", "vault", "credentials", "queue", "hub-1", "hub-2"]
-        assert names == [*services, "gateway", "local-1", "local-2"], lines
+        servers = [f"{kind}-{number}" for kind in ("credentials", "queue", "hub", "gateway") for number in (1, 2)]
+        assert names == ["postgres", "vault", *servers, "local-1", "local-2"], lines
         running = fresh.state
         up.send_signal(signal.SIGTERM)
         assert up.wait(30) == 0

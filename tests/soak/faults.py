@@ -56,7 +56,7 @@ def schedule(seed: int, seconds: float, victims: Sequence[str]) -> list[Fault]:
         found.append(_draw(dice, at, [v for v in victims if kind(v) not in spared], victims))
         at += dice.uniform(0.3, 1.7) * SECONDS_BETWEEN
     # Each kind of server hangs once, in a third in which it may die; only a soak of some length has the time.
-    for number, name in enumerate(("hub-1", "gateway", "queue", "credentials")):
+    for number, name in enumerate(("hub-1", "gateway-1", "queue-1", "credentials-1")):
         begin = seconds * (0.1 + 0.2 * number)
         if name in victims and begin + 2 * HANG < end and kind(name) not in GROUPS[min(2, int(3 * begin / seconds))]:
             found.append(Fault(begin, "stop", name, HANG))

@@ -62,7 +62,7 @@ SHEETS = (
     Sheet(
         "queue",
         "The queue: throughput, latency (ms), and what it has in hand",
-        lambda s: s.subject == "queue" and s.measure not in ("RSS", "PSS", "open files", "threads", "children"),
+        lambda s: s.subject == "queue",
         "",
         by_measure=True,
     ),
@@ -147,10 +147,8 @@ def _panel(panel: Any, sheet: Sheet, series: Series, lives: Mapping[str, Sequenc
 def _concerns(fault: Fault, series: Series) -> bool:
     """Whether a fault is drawn in a panel: in that of the process which it struck. What is no process shows the deaths
     of those that everything goes through."""
-    if series.subject == "queue" and series.measure in ("RSS", "PSS", "open files", "threads", "children"):
-        return fault.victim == "queue"
     if "." in series.subject or series.subject == "queue":
-        return fault.victim == "connections" or (fault.action == "kill" and fault.victim in ("postgres", "queue"))
+        return fault.victim == "connections" or (fault.action == "kill" and kind(fault.victim) in ("postgres", "queue"))
     if series.subject == "agents":
         return kind(fault.victim) == "agent"
     return fault.victim == series.subject or (fault.victim == "connections" and series.subject == "postgres")

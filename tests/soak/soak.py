@@ -35,7 +35,7 @@ from tests.support.leaks import LeakSearch
 from tests.support.promises import Key, Sites
 from tests.support.stack import Stack
 
-HUBS, AGENTS, SLOTS = 2, 2, 6
+REPLICAS, AGENTS, SLOTS = 2, 2, 6
 RETAINED = 50
 """Jobs that have ended and are kept; the bulk deletion takes most before retention does."""
 FAR = "far-1"
@@ -113,7 +113,8 @@ def run(plan: Plan, data: Path) -> Outcome:
         running.enter_context(outcome.samples)
         running.callback(shutil.copytree, stack.layout.log("up").parent, plan.out / "logs", dirs_exist_ok=True)
         running.callback(stack.close)
-        stack.up("--hubs", str(HUBS), "--agents", str(AGENTS), "--slots", str(SLOTS), "--retention-jobs", str(RETAINED))
+        chosen = {"replicas": REPLICAS, "agents": AGENTS, "slots": SLOTS, "retention-jobs": RETAINED}
+        stack.up(*(word for name, value in chosen.items() for word in (f"--{name}", str(value))))
         far = running.enter_context(enrolled_agent(stack, data / FAR, name=FAR, group="far", slots=SLOTS))
         far.start()
         stack.wait_healthy()

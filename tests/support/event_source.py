@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,12 @@ class Event:
 
 
 class EventSource:
-    """Reads a stream to its `end` event, and begins again behind the last id whenever the connection breaks."""
+    """Reads a stream to its `end` event, and begins again behind the last id whenever the connection breaks: where the
+    stream is to be had from several servers, at the next one."""
 
-    def __init__(self, url: str, token: str, *, seconds: float = 20.0) -> None:
-        self._url = urlsplit(url)
+    def __init__(self, url: str, token: str, *others: str, seconds: float = 20.0) -> None:
+        self._urls = [urlsplit(each) for each in (url, *others)]
+        self._turn = 0
         self._token = token
         self._seconds = seconds
         self.last_id = ""
@@ -42,17 +45,22 @@ class EventSource:
             except (OSError, http.client.HTTPException):
                 pass
             tries += 1
-            assert tries < 100, f"{self._url.path} gave nothing on {tries} connections"
+            self._turn += 1
+            assert tries < 100, f"{self._urls[0].path} gave nothing on {tries} connections"
+            time.sleep(0.05 if tries > 1 else 0)
 
     def _one_connection(self) -> Iterator[Event]:
-        assert self._url.hostname is not None
-        connection = http.client.HTTPConnection(self._url.hostname, self._url.port, timeout=self._seconds)
+        url = self._urls[self._turn % len(self._urls)]
+        assert url.hostname is not None
+        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=self._seconds)
         try:
             headers = {"Authorization": f"Bearer {self._token}", "Accept": "text/event-stream"}
             if self.last_id:
                 headers["Last-Event-ID"] = self.last_id
-            connection.request("GET", f"{self._url.path}?{self._url.query}", headers=headers)
+            connection.request("GET", f"{url.path}?{url.query}", headers=headers)
             response = connection.getresponse()
+            if response.status == 503:  # it shuts down, or what it needs is away
+                return
             if response.status != 200:
                 raise AssertionError(f"{response.status}: {response.read(4096)!r}")
             assert response.headers["Content-Type"].startswith("text/event-stream")

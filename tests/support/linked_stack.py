@@ -22,7 +22,8 @@ from sis.cli import main as command_line
 from sis.client import Client, endpoints
 from sis.stack import stack
 from sis.stack.commands import Services
-from sis.stack.processes import Command
+from sis.stack.processes import Command, Kind
+from sis.stack.replicas import AGENTS, Replica
 from tests.support.stack import Stack
 from tests.support.tcp_proxy import ProxyThread
 
@@ -47,7 +48,10 @@ _OF_PROCESSES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 _AGENT_HUB = "agent-hub"
 _ENROLMENT = "agent-enrolment"
 _GATEWAY_HUB = "gateway-hub"
-_CLIENT = ("client-queue", "client-credentials", "client-hub")
+_KINDS: Mapping[str, Kind] = MappingProxyType(
+    {"client-queue": "queue", "client-credentials": "credentials", "client-hub": "hub"}
+)
+_CLIENT = tuple(_KINDS)
 
 LINKS = (
     _AGENT_HUB,
@@ -56,28 +60,23 @@ LINKS = (
     *_CLIENT,
     *(link for links in _OF_PROCESSES.values() for link in links),
 )
-"""`agent-hub` carries the streams and the packages of all agents; with several hubs, `agent-hub-2` and so on are the
-ways to the others. `queue-credentials`, `hub-joining` and `gateway-joining` are the ways to a certificate."""
+"""`agent-hub` carries the streams and the packages of all agents. `queue-credentials`, `hub-joining` and
+`gateway-joining` are the ways to a certificate."""
 
 
 class LinkedStack(Stack):
-    """The linked stack in `data`; `links` are there from the beginning on."""
+    """The linked stack in `data`, with one of each server; `links` are there from the beginning on."""
 
-    def __init__(self, data: Path, *, hubs: int = 1) -> None:
+    def __init__(self, data: Path) -> None:
         super().__init__(data)
-        self._hubs = hubs
         self._targets = data.with_name("targets.json")
         self._listeners = data.with_name("links.json")
-        names = (*LINKS, *(f"{_AGENT_HUB}-{number}" for number in range(2, hubs + 1)))
-        self.links: Mapping[str, ProxyThread] = {name: ProxyThread(partial(self._target, name)) for name in names}
+        self.links: Mapping[str, ProxyThread] = {name: ProxyThread(partial(self._target, name)) for name in LINKS}
         found = {name: link.endpoint for name, link in self.links.items()}
         self._listeners.write_text(json.dumps({"targets": str(self._targets), "links": found}))
 
     def _target(self, link: str) -> str:
         return str(json.loads(self._targets.read_text())[link])
-
-    def up(self, *options: str) -> None:
-        super().up("--hubs", str(self._hubs), *options)
 
     def command(self, *arguments: str | Path) -> list[str]:
         """`sis up` is that of this module."""
@@ -112,35 +111,24 @@ class _LinkedServices(Services):
     targets: Path
     """Where is written what each of them leads to."""
 
-    def credentials(self) -> Command:
-        return self._linked("credentials", super().credentials())
-
-    def queue(self) -> Command:
-        return self._linked("queue", super().queue())
-
-    def gateway(self) -> Command:
-        linked = self._linked("gateway", super().gateway())
-        # Any hub answers for all agents.
-        hub = linked.environment["SIS_GATEWAY_HUB_ENDPOINT"].removeprefix("ipv4:").split(",")[0]
-        return self._with(linked, SIS_GATEWAY_HUB_ENDPOINT=f"ipv4:{self._to(_GATEWAY_HUB, hub)}")
-
-    def _hub(self, number: int) -> Command:
-        linked = self._linked("hub", super()._hub(number))
-        listeners = linked.environment["SIS_HUB_AGENT_ENDPOINTS"].split(",")
-        told = [self._to(_to_hub(n), listener) for n, listener in enumerate(listeners, start=1)]
-        return self._with(linked, SIS_HUB_AGENT_ENDPOINTS=",".join(told))
+    def server(self, replica: Replica) -> Command:
+        command = self._linked(replica.kind, super().server(replica))
+        match replica.kind:
+            case "gateway":
+                hub = self._to(_GATEWAY_HUB, command.environment["SIS_GATEWAY_HUB_ENDPOINT"])
+                return self._with(command, SIS_GATEWAY_HUB_ENDPOINT=hub)
+            case "hub":
+                return self._with(command, SIS_HUB_AGENT_ENDPOINTS=self._to(_AGENT_HUB, replica.endpoint(AGENTS)))
+        return command
 
     def _agent(self, number: int) -> Command:
-        # In the order in which the agent has them, which need not be that of the hubs.
         command = super()._agent(number)
-        hubs = {f"127.0.0.1:{port}": n for n, port in enumerate(self.ports.hub_agents, start=1)}
-        known = command.environment["SIS_AGENT_HUB_ENDPOINTS"].split(",")
-        told = [self._to(_to_hub(hubs[each]), each) for each in known]
-        return self._with(command, SIS_AGENT_HUB_ENDPOINTS=",".join(told))
+        hub = self._to(_AGENT_HUB, command.environment["SIS_AGENT_HUB_ENDPOINTS"])
+        return self._with(command, SIS_AGENT_HUB_ENDPOINTS=hub)
 
     @property
     def enrolment_endpoint(self) -> str:
-        return self._to(_ENROLMENT, f"127.0.0.1:{self.ports.hub_enrolments[0]}")
+        return self._to(_ENROLMENT, super().enrolment_endpoint)
 
     def _linked(self, kind: str, command: Command) -> Command:
         prefix = f"SIS_{kind.upper()}_"
@@ -156,8 +144,8 @@ class _LinkedServices(Services):
                     found[prefix + variable] = f"https://{self._to(link, plain.removeprefix('https://'))}"
                 case _:
                     found[prefix + variable] = self._to(link, plain)
-        for link, port in zip(_CLIENT, (self.ports.queue, self.ports.credentials, self.ports.hubs[0]), strict=True):
-            self._to(link, f"127.0.0.1:{port}")
+        for link in _CLIENT:
+            self._to(link, self.ports.target(_KINDS[link]))
         return self._with(command, **found)
 
     def _to(self, link: str, target: str) -> str:
@@ -175,10 +163,6 @@ class _LinkedServices(Services):
     @staticmethod
     def _with(command: Command, **environment: str) -> Command:
         return replace(command, environment={**command.environment, **environment})
-
-
-def _to_hub(number: int) -> str:
-    return _AGENT_HUB if number == 1 else f"{_AGENT_HUB}-{number}"
 
 
 def _main(links: Path, arguments: Sequence[str]) -> int:

@@ -125,7 +125,7 @@ class Stack:
     @property
     def gateway(self) -> str:
         """The base URL of its HTTP API."""
-        return f"http://{self.state.gateway_endpoint}"
+        return f"http://{self.state.gateway_endpoints[0]}"
 
     @property
     def token(self) -> str:
@@ -140,7 +140,7 @@ class Stack:
         return state
 
     def process(self, name: str) -> ProcessState:
-        """The process of this name ("up" is `sis up` itself)."""
+        """The process of this name, or the first of this kind ("up" is `sis up` itself)."""
         state = self.state
         if name == "up":
             return ProcessState(
@@ -152,7 +152,7 @@ class Stack:
                 log=str(self.layout.log("up")),
                 restarts=0,
             )
-        return next(process for process in state.processes if process.name == name)
+        return next(process for process in state.processes if name in (process.name, process.kind))
 
     def process_environment(self, name: str) -> dict[str, str]:
         """The SIS_ variables with which the process of this name was started."""
@@ -161,8 +161,8 @@ class Stack:
         return {key: value for key, _, value in pairs}
 
     def tls(self, service: str) -> TlsFiles:
-        """The certificate with which a process of the stack proves itself."""
-        identity = self.layout.identity(service)
+        """The certificate with which the first process of this kind proves itself."""
+        identity = self.layout.identity(self.process(service).name)
         return TlsFiles(self.layout.ca, identity / "certificate.pem", identity / "key.pem")
 
     def pid(self, name: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -19,6 +18,7 @@ from services.sis_agent.agent.enrolment import SERVER_NAME
 from services.sis_agent.agent.errors import AgentError
 from services.sis_agent.agent.executor import Executor
 from services.sis_agent.agent.held_identity import HeldIdentity
+from services.sis_agent.agent.hubs import Turns
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
@@ -37,6 +37,8 @@ FETCH_SECONDS: Final = 60.0
 """For one call; a larger package is fetched by several."""
 STEADY_SECONDS: Final = 5.0
 """A stream that lasted so long was a success: the next try comes soon."""
+SENT_ON: Final = "RECONNECT"
+"""Why a hub ends the stream of an agent that is to go to another one, likewise soon."""
 BEAT_SECONDS: Final = 5.0
 """Between beats, where the welcome does not say."""
 LIMIT_BYTES: Final = 4 << 20
@@ -64,6 +66,8 @@ class Connection:
         self._endpoints = endpoints
         self._about = about
         self._welcomed = False
+        self._sent_on = False
+        """Whether the last stream ended because its hub asked this agent to go elsewhere."""
         self._told = ""
         self._channel: grpc.aio.Channel | None = None
 
@@ -74,13 +78,13 @@ class Connection:
             AgentError: the identity cannot be used any more.
         """
         backoff, slow = Backoff(), Backoff(*REFUSED_SECONDS)
-        turn = random.randrange(1 << 16)  # noqa: S311  (to spread the agents over the hubs)
+        # An operator's order says where to begin; of those that an agent was told of when it enrolled, any does.
+        turns = Turns(*self._endpoints[:1])
         clock = asyncio.get_running_loop().time
         while True:
             endpoints = self._endpoints or self._identity.current.hub_endpoints
-            turn += 1
             began = clock()
-            refused = await self._serve(endpoints[turn % len(endpoints)], executor)
+            refused = await self._serve(turns.next(endpoints), executor)
             if refused is not None:
                 log.error("this agent is refused: %s; %s", refused, REMEDIES[refused.reason])
                 if await self._identity.stand_aside(slow.next_delay()):
@@ -89,16 +93,18 @@ class Connection:
                 continue
             if self._welcomed:
                 slow.reset()
-            if clock() - began > STEADY_SECONDS:
+                turns.welcomed()
+            if self._sent_on or clock() - began > STEADY_SECONDS:
                 backoff.reset()
             await asyncio.sleep(backoff.next_delay())
 
     async def _serve(self, endpoint: str, executor: Executor) -> SisError | None:
         """Hold one stream, or see to it that the next one can be opened; the error if the identity is refused."""
-        self._welcomed = False
+        self._welcomed = self._sent_on = False
         try:
             await self._session(endpoint, executor)
         except (SisError, AgentError, OSError) as error:
+            self._sent_on = self._welcomed and isinstance(error, SisError) and error.reason == SENT_ON
             self._tell(endpoint, error)
             if isinstance(error, SisError) and error.reason in REMEDIES:
                 return error
@@ -114,7 +120,8 @@ class Connection:
     def _tell(self, endpoint: str, error: Exception) -> None:
         """Log the end of a stream, and why none can be opened: once, and when it becomes something else."""
         if self._welcomed:
-            log.warning("the stream to hub %s has ended: %s", endpoint, error)
+            level = logging.INFO if self._sent_on else logging.WARNING
+            log.log(level, "the stream to hub %s has ended: %s", endpoint, error)
         elif self._told != str(error):
             self._told = str(error)
             log.warning("this agent waits for a hub; %s: %s", endpoint, error)

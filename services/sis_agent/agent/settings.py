@@ -51,7 +51,7 @@ class AgentSettings(Settings):
     state: Annotated[Path, AfterValidator(Path.absolute)] = Field(default_factory=default_state)
     """The directory in which it keeps its identity, its journal, its packages and its attempts."""
     hub_endpoints: Endpoints = ()
-    """`host:port` of each hub, separated by commas; they are tried in turn. Without any, those of the identity."""
+    """`host:port` of each hub, separated by commas; it begins with the first. Without any, those of the identity."""
     slots: Annotated[int, Field(ge=1, le=1_000)] = 8
     """How many attempts it takes at once."""
     labels: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)] = Field({}, max_length=64)

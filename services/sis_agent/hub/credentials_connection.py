@@ -38,9 +38,9 @@ class CredentialsConnection:
     """The credential service. Every method raises what it refused with, Unavailable if it does not answer, HubRefused
     if it does not take this hub for one."""
 
-    def __init__(self, endpoint: str, identity: Identity) -> None:
+    def __init__(self, target: str, identity: Identity) -> None:
         self._peer = Peer(
-            endpoint, identity, _stubs, server_name="credentials", retried=["sis.credentials.v1.LeaseService"]
+            target, identity, _stubs, server_name="credentials", retried=["sis.credentials.v1.LeaseService"]
         )
 
     async def take_leases(self, request: leases.TakeLeasesRequest) -> leases.TakeLeasesResponse:

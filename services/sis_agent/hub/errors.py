@@ -35,8 +35,21 @@ class SlowAgent(Unavailable):
 
 
 class ShuttingDown(Unavailable):
+    reason = "RECONNECT"
+
     def __init__(self) -> None:
         super().__init__("this hub shuts down; connect to another one, or to this one later", retry_after=0.2)
+
+
+class StreamTooOld(Unavailable):
+    reason = "RECONNECT"
+
+    def __init__(self, agent: str, seconds: float) -> None:
+        super().__init__(
+            f"the stream of agent {agent} has lasted {seconds:.0f} s; connect again, to another hub where there is one"
+            ", so that the agents stay spread",
+            retry_after=0.2,
+        )
 
 
 class AgentNotFound(NotFound):

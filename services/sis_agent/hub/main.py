@@ -16,7 +16,7 @@ from services.runtime.identity import Identity
 from services.runtime.process import start
 from services.runtime.schema import newest_revision
 from services.runtime.server import Listener, Server, run
-from services.runtime.settings import DatabaseUrl, Endpoint, ServiceSettings, Sha256Hex, Texts
+from services.runtime.settings import DatabaseUrl, Endpoint, ServiceSettings, Sha256Hex, Target, Texts
 from services.sis_agent.hub.chains import LATE_SECONDS, Chains
 from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.dispatcher import Dispatcher
@@ -65,11 +65,14 @@ class HubSettings(ServiceSettings):
     # Told to agents that enrol; the port of `agent_listen` unless given.
     agent_endpoints: Annotated[Texts, AfterValidator(_checked_agent_endpoints)] = ()
     # The queue's and the credential service's internal listeners.
-    queue_endpoint: Endpoint
-    credentials_endpoint: Endpoint
+    queue_endpoint: Target
+    credentials_endpoint: Target
     admin_token_sha256: Sha256Hex
     # How often agents show that they live, and the hub says so to the queue.
     beat_seconds: Annotated[float, Field(ge=0.1, le=10)] = 5.0
+    # How long an agent's stream may last, in seconds. Then the agent goes to another hub: one that was away has some
+    # again.
+    stream_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 1_800.0
     # Of one agent, in memory.
     unacknowledged_limit_bytes: Annotated[int, Field(ge=1024 * 1024, le=16 * 1024 * 1024)] = 4 * 1024 * 1024
 
@@ -129,6 +132,7 @@ class Hub:
             hub=name,
             beat_interval=settings.beat_seconds,
             unacknowledged_limit_bytes=settings.unacknowledged_limit_bytes,
+            stream_seconds=settings.stream_seconds,
             on_free=self._dispatcher.wake,
         )
         self.server = Server(

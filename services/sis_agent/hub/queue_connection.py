@@ -33,9 +33,9 @@ Answer = TypeVar("Answer")
 class QueueConnection:
     """DispatchService. Every method raises what the queue refused with, Unavailable if it does not answer."""
 
-    def __init__(self, endpoint: str, identity: Identity) -> None:
+    def __init__(self, target: str, identity: Identity) -> None:
         self._peer: Peer[rpc.DispatchServiceAsyncStub] = Peer(
-            endpoint, identity, rpc.DispatchServiceStub, server_name="queue", retried=_RETRIED
+            target, identity, rpc.DispatchServiceStub, server_name="queue", retried=_RETRIED
         )
 
     async def open_session(self, request: pb.OpenSessionRequest) -> pb.OpenSessionResponse:

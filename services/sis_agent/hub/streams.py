@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable
 
 from google.protobuf import duration_pb2
@@ -13,7 +14,7 @@ from services.runtime.errors import InvalidArgument, SisError
 from services.sis_agent.hub import convert
 from services.sis_agent.hub.certificates import AgentCertificate
 from services.sis_agent.hub.chains import Chains
-from services.sis_agent.hub.errors import NoHello, ShuttingDown, SilentAgent
+from services.sis_agent.hub.errors import NoHello, ShuttingDown, SilentAgent, StreamTooOld
 from services.sis_agent.hub.leases import Leases
 from services.sis_agent.hub.queue_connection import QueueConnection
 from services.sis_agent.hub.renewals import Certifier, Renewals
@@ -30,6 +31,8 @@ SILENT_INTERVALS = 3
 _CLOSES_AT_ONCE = 8
 
 _log = logging.getLogger("streams")
+# Its own: an age must not change what others draw from the global generator, which tests seed and compare.
+_dice = random.Random()  # noqa: S311  (jitter, not a secret)
 
 
 class Streams:
@@ -48,8 +51,10 @@ class Streams:
         hub: str,
         beat_interval: float,
         unacknowledged_limit_bytes: int,
+        stream_seconds: float,
         on_free: Callable[[], None],
     ) -> None:
+        """`stream_seconds` is how long a stream may last: each lasts between half of and all of it."""
         self._connection = connection
         self._sessions = sessions
         self._reporter = reporter
@@ -62,6 +67,7 @@ class Streams:
         self._beat_interval = duration_pb2.Duration()
         self._beat_interval.FromMilliseconds(round(beat_interval * 1000))
         self._limit_bytes = unacknowledged_limit_bytes
+        self._stream_seconds = stream_seconds
         self._on_free = on_free
         self._draining = False
         # The newest ended session of each agent that the queue has not been told of.
@@ -123,7 +129,10 @@ class Streams:
             raise ShuttingDown
 
     async def read(self, session: Session, requests: AsyncIterator[stream.ConnectRequest]) -> None:
-        """Take in what the agent says until its end, which closes the session."""
+        """Take in what the agent says until its end, or until the stream is too old; either closes the session."""
+        age = _dice.uniform(0.5, 1.0) * self._stream_seconds
+        loop = asyncio.get_running_loop()
+        too_old = loop.call_later(age, session.close, StreamTooOld(session.agent, age))
         try:
             async with Renewals(self._certifier, session) as renewals:
                 while (request := await self._next(session, requests)) is not None:
@@ -133,6 +142,8 @@ class Streams:
             session.close(error)
         else:
             session.close()
+        finally:
+            too_old.cancel()
 
     async def _take(self, session: Session, request: stream.ConnectRequest, renewals: Renewals) -> None:
         match request.WhichOneof("content"):

@@ -54,8 +54,9 @@ class AgentServiceServicer:
     def Connect(self, request_iterator, context):
         """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
         happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a
-        later stream of the same agent was opened, UNAVAILABLE when the hub shuts down or cannot reach the queue: connect
-        again, with jitter.
+        later stream of the same agent was opened, UNAVAILABLE when the hub cannot reach the queue: connect again, with
+        jitter; UNAVAILABLE RECONNECT when the hub shuts down, or the stream has lasted long enough: connect to another hub,
+        at once but for a little jitter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

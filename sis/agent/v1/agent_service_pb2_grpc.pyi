@@ -36,8 +36,9 @@ class AgentServiceStub:
     Connect: _grpc.StreamStreamMultiCallable[_agent_service_pb2.ConnectRequest, _agent_service_pb2.ConnectResponse]
     """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
     happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a
-    later stream of the same agent was opened, UNAVAILABLE when the hub shuts down or cannot reach the queue: connect
-    again, with jitter.
+    later stream of the same agent was opened, UNAVAILABLE when the hub cannot reach the queue: connect again, with
+    jitter; UNAVAILABLE RECONNECT when the hub shuts down, or the stream has lasted long enough: connect to another hub,
+    at once but for a little jitter.
     """
     FetchPackage: _grpc.UnaryStreamMultiCallable[_agent_service_pb2.FetchPackageRequest, _agent_service_pb2.FetchPackageResponse]
     """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND,
@@ -52,8 +53,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     Connect: _aio.StreamStreamMultiCallable[_agent_service_pb2.ConnectRequest, _agent_service_pb2.ConnectResponse]  # type: ignore[assignment]
     """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
     happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a
-    later stream of the same agent was opened, UNAVAILABLE when the hub shuts down or cannot reach the queue: connect
-    again, with jitter.
+    later stream of the same agent was opened, UNAVAILABLE when the hub cannot reach the queue: connect again, with
+    jitter; UNAVAILABLE RECONNECT when the hub shuts down, or the stream has lasted long enough: connect to another hub,
+    at once but for a little jitter.
     """
     FetchPackage: _aio.UnaryStreamMultiCallable[_agent_service_pb2.FetchPackageRequest, _agent_service_pb2.FetchPackageResponse]  # type: ignore[assignment]
     """The archive of a package that the agent was assigned, from an offset. NOT_FOUND PACKAGE_NOT_FOUND,
@@ -71,8 +73,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.ConnectResponse], _abc.AsyncIterator[_agent_service_pb2.ConnectResponse]]:
         """The agent's stream. The agent says hello, the hub answers with a welcome; from then on each side says what
         happens. Ends with PERMISSION_DENIED AGENT_REVOKED or AGENT_QUARANTINED (enrol again), ABORTED STALE_EPOCH when a
-        later stream of the same agent was opened, UNAVAILABLE when the hub shuts down or cannot reach the queue: connect
-        again, with jitter.
+        later stream of the same agent was opened, UNAVAILABLE when the hub cannot reach the queue: connect again, with
+        jitter; UNAVAILABLE RECONNECT when the hub shuts down, or the stream has lasted long enough: connect to another hub,
+        at once but for a little jitter.
         """
 
     @_abc_1.abstractmethod

@@ -31,12 +31,12 @@ class Client:
     """
 
     def __init__(self, endpoints: Endpoints, *, seconds: float = CALL_SECONDS) -> None:
-        def connect(endpoint: str) -> Connection | None:
-            return Connection(endpoint, endpoints.token, endpoints.ca, seconds) if endpoint else None
+        def connect(service: str, endpoint: str) -> Connection:
+            return Connection(endpoint, endpoints.token, endpoints.ca, seconds, service=service)
 
-        self._queue = Connection(endpoints.queue, endpoints.token, endpoints.ca, seconds)
-        self._hub = connect(endpoints.hub)
-        self._credentials = connect(endpoints.credentials)
+        self._queue = connect("queue", endpoints.queue)
+        self._hub = connect("hub", endpoints.hub) if endpoints.hub else None
+        self._credentials = connect("credentials", endpoints.credentials) if endpoints.credentials else None
         self.jobs = Jobs(self._queue)
         self.packages = Packages(self._queue)
 

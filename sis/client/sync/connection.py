@@ -9,18 +9,22 @@ from typing import TypeVar
 import grpc
 
 from sis.client.errors import ClientClosed, from_grpc
-from sis.client.service_config import CALL_SECONDS, OPTIONS, STREAM_SECONDS
+from sis.client.service_config import CALL_SECONDS, STREAM_SECONDS, options
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
 class Connection:
-    """A channel to `endpoint`; it connects at the first call. Close it after use."""
+    """A channel to `endpoint`, at which the replicas of `service` may be several; it connects at the first call, and to
+    another replica when the one is gone. Close it after use."""
 
-    def __init__(self, endpoint: str, token: str, ca: bytes | None, seconds: float = CALL_SECONDS) -> None:
+    def __init__(
+        self, endpoint: str, token: str, ca: bytes | None, seconds: float = CALL_SECONDS, *, service: str = ""
+    ) -> None:
         self.endpoint = endpoint
-        self.channel = grpc.secure_channel(endpoint, grpc.ssl_channel_credentials(ca), options=OPTIONS)
+        trusted = grpc.ssl_channel_credentials(ca)
+        self.channel = grpc.secure_channel(endpoint, trusted, options=options(endpoint, service))
         self._closed = False
         self._seconds = seconds
         self._metadata = (("authorization", f"Bearer {token}"),)

@@ -103,6 +103,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The job changed while it was decided what to do with it: it is not what the filter selects any more."""
     REASON_FORCE_REFUSED: _Reason.ValueType  # 51
     """The agent of the job is not gone: it may still confirm the stop."""
+    REASON_RECONNECT: _Reason.ValueType  # 52
+    """The hub asks the agent to open its stream again, at another hub where there is one: it shuts down, or the stream has
+    lasted long enough.
+    """
     REASON_ROUTE_NOT_FOUND: _Reason.ValueType  # 60
     """Of the gateway, which speaks HTTP. There is nothing at this path."""
     REASON_METHOD_NOT_ALLOWED: _Reason.ValueType  # 61
@@ -204,6 +208,10 @@ REASON_JOB_CHANGED: Reason.ValueType  # 50
 """The job changed while it was decided what to do with it: it is not what the filter selects any more."""
 REASON_FORCE_REFUSED: Reason.ValueType  # 51
 """The agent of the job is not gone: it may still confirm the stop."""
+REASON_RECONNECT: Reason.ValueType  # 52
+"""The hub asks the agent to open its stream again, at another hub where there is one: it shuts down, or the stream has
+lasted long enough.
+"""
 REASON_ROUTE_NOT_FOUND: Reason.ValueType  # 60
 """Of the gateway, which speaks HTTP. There is nothing at this path."""
 REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 61

@@ -451,3 +451,30 @@ async def test_bad_settings_are_named(site: Site) -> None:
     for name in ("SLOTS", "HUB_ENDPOINTS", "LABELS"):
         assert f"error: SIS_AGENT_{name}" in site.agent.log
     assert "Traceback" not in site.agent.log
+
+
+async def test_a_hub_that_sends_its_agent_on_is_left_for_its_sibling_and_the_job_goes_on(tmp_path: Path) -> None:
+    authority = CertificateAuthority(tmp_path / "tls")
+    hubs = [FakeHub(authority), FakeHub(authority)]
+    for hub in hubs:
+        await hub.start()
+    agent = AgentProcess(tmp_path / "state", ",".join(hub.endpoint for hub in hubs), authority)
+    site = Site(hubs[0], agent, tmp_path)
+    try:
+        agent.start()
+        stream = await hubs[0].stream()  # the first of those that it was given
+        stream.welcome()
+        job = site.job(LINES)
+        hubs[1].packages, hubs[1].logs = hubs[0].packages, hubs[0].logs
+        await stream.accept(job)
+        await stream.commit_until(lambda: len(hubs[0].logs[key(job)].frames) >= 3)
+        for hub in (hubs[1], hubs[0], hubs[1]):
+            stream.end(Unavailable("go elsewhere", reason="RECONNECT"))
+            stream = await hub.stream()
+            stream.welcome()
+        await stream.commit_all(key(job))
+        assert hubs[0].logs[key(job)].output == NUMBERED
+    finally:
+        await agent.clear()
+        for hub in hubs:
+            await hub.stop()

@@ -253,9 +253,10 @@ class Bench:
         )
         return stub
 
-    async def process(self, name: str) -> HubProcess:
+    async def process(self, name: str, **environment: str) -> HubProcess:
         """One more hub on the same queue and database, as its own process."""
-        return await self.stack.enter_async_context(HubProcess.running(self.where.of_hub(name)))
+        settings = {**self.where.of_hub(name), **environment}
+        return await self.stack.enter_async_context(HubProcess.running(settings))
 
 
 @contextmanager

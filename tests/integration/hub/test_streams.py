@@ -201,12 +201,27 @@ async def test_sigterm_sends_agents_elsewhere_and_finishes_what_they_said(bench:
     await agent.report(output(2, 1))
     await bench.queue.until(lambda: bench.queue.reports_in_flight == 2)
     stopped = asyncio.create_task(hub.terminate())
-    assert isinstance(await agent.end(), Unavailable)
+    end = await agent.end()
+    assert isinstance(end, Unavailable) and end.reason == "RECONNECT"
     bench.queue.gate.set()
     assert await stopped == 0
     assert bench.queue.sequences[1, 1] == 1
     assert bench.queue.sequences[2, 1] == 1
     assert [s.agent for s in bench.queue.closed] == ["a1"]
+
+
+async def test_an_agent_whose_stream_is_old_is_sent_on_and_what_it_said_is_committed(bench: Bench) -> None:
+    hub = await bench.process("hub-2", SIS_HUB_STREAM_SECONDS="1")
+    agent = await bench.agent(hub=hub.endpoints)
+    await agent.hello()
+    await agent.report(accepted(1), output(1, 1))
+    end = await agent.end()
+    assert isinstance(end, Unavailable) and end.reason == "RECONNECT", end
+    await bench.queue.until(lambda: bench.queue.closed)
+    assert [s.agent for s in bench.queue.closed] == ["a1"]
+    assert bench.queue.sequences[1, 1] == 1
+    again = await bench.agent()  # of the other hub
+    assert await again.hello(attempts=[(1, 1)])
 
 
 async def test_a_hub_that_is_killed_loses_nothing(bench: Bench) -> None:

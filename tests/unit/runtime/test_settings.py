@@ -64,3 +64,32 @@ def test_a_wrong_endpoint_is_refused(
     with pytest.raises(SystemExit):
         load(monkeypatch, SIS_THING_LISTEN=value)
     assert "SIS_THING_LISTEN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["queue:7402", "[::1]:7402", "ipv4:10.0.0.1:7402", "ipv4:10.0.0.1:7402,10.0.0.2:7402", "ipv6:[::1]:1,[fe80::2]:2"],
+)
+def test_replicas_are_a_target(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    assert load(monkeypatch, SIS_THING_JOIN_ENDPOINT=value).join_endpoint == value
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("credentials", "give host:port"),
+        ("ipv4:", "give host:port"),
+        ("ipv4:10.0.0.1:7402,", "give host:port"),
+        ("ipv4:10.0.0.1:7402,10.0.0.2", "give host:port"),
+        ("ipv4:queue-1:7402,queue-2:7402", "'queue-1' is no address of ipv4; give a name alone"),
+        ("ipv6:10.0.0.1:7402", "'10.0.0.1' is no address of ipv6"),
+    ],
+)
+def test_what_is_no_target_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str, problem: str
+) -> None:
+    with pytest.raises(SystemExit):
+        load(monkeypatch, SIS_THING_JOIN_ENDPOINT=value)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: SIS_THING_JOIN_ENDPOINT: ")
+    assert problem in line

@@ -7,11 +7,14 @@ from tests.soak.faults import GROUPS, HANG, kind, schedule
 VICTIMS = [
     "vault",
     "postgres",
-    "credentials",
-    "queue",
+    "credentials-1",
+    "credentials-2",
+    "queue-1",
+    "queue-2",
     "hub-1",
     "hub-2",
-    "gateway",
+    "gateway-1",
+    "gateway-2",
     "local-1",
     "far-1",
     "zygote",
@@ -47,4 +50,4 @@ def test_a_short_soak_has_faults_too_and_time_to_come_to_rest() -> None:
 
 def test_servers_hang_in_a_soak_of_some_length() -> None:
     hung = [fault.victim for fault in schedule(1, 1800, VICTIMS) if fault.seconds >= HANG]
-    assert sorted(hung) == ["credentials", "gateway", "hub-1", "queue"]
+    assert sorted(hung) == ["credentials-1", "gateway-1", "hub-1", "queue-1"]

@@ -18,19 +18,19 @@ def told(directory: Path, lives: int, seconds: float) -> dict[Series, Outcome]:
     with Samples(directory / "samples.csv") as samples:
         for at in range(0, int(seconds), 5):
             life = str(int(lives * at / seconds))
-            samples.add(Sample(at, "queue", measure, life, 100.0) for measure in MEASURES)
+            samples.add(Sample(at, "queue-1", measure, life, 100.0) for measure in MEASURES)
             samples.add([Sample(at, "zygote of local-1", "RSS", str(at), 100.0)])
-        verdicts = judge_all(samples, seconds, ["queue", "hub-1"])
+        verdicts = judge_all(samples, seconds, ["queue-1", "hub-1"])
     return {series: verdict.outcome for series, verdict in verdicts.items()}
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_long_soak_must_tell_whether_a_server_grows(tmp_path: Path, measure: str) -> None:
     found = told(tmp_path, 3, LONG_SECONDS)
-    assert found[Series("queue", measure)] is Outcome.STEADY
+    assert found[Series("queue-1", measure)] is Outcome.STEADY
     assert found[Series("hub-1", measure)] is Outcome.UNJUDGED
     found = told(tmp_path, 10, LONG_SECONDS)
-    assert found[Series("queue", measure)] is Outcome.UNJUDGED
+    assert found[Series("queue-1", measure)] is Outcome.UNJUDGED
     assert Outcome.UNJUDGED.bad
 
 

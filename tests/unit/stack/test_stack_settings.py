@@ -21,20 +21,21 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_without_a_choice_it_is_one_of_each(layout: Layout) -> None:
-    assert settings.load(layout, Options(layout.data)) == Settings(hubs=1, agents=1, slots=8)
+    assert settings.load(layout, Options(layout.data)) == Settings(replicas=1, agents=1, slots=8)
 
 
 def test_a_choice_is_kept_and_a_later_one_changes_it(layout: Layout) -> None:
-    settings.save(layout, settings.load(layout, Options(layout.data, hubs=2, agents=4)))
+    settings.save(layout, settings.load(layout, Options(layout.data, replicas=2, agents=4)))
     kept = settings.load(layout, Options(layout.data, agents=0, queue_port=7001))
-    assert (kept.hubs, kept.agents, kept.queue_port) == (2, 0, 7001)
+    assert (kept.replicas, kept.agents, kept.queue_port) == (2, 0, 7001)
 
 
 def test_every_wrong_option_is_named(layout: Layout) -> None:
     with pytest.raises(StackError) as refused:
-        settings.load(layout, Options(layout.data, hubs=0, queue_port=70000))
+        settings.load(layout, Options(layout.data, replicas=0, queue_port=70000))
     assert str(refused.value) == (
-        "--hubs: input should be greater than or equal to 1; --queue-port: input should be less than or equal to 65535"
+        "--replicas: input should be greater than or equal to 1; "
+        "--queue-port: input should be less than or equal to 65535"
     )
 
 

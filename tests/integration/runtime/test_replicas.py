@@ -1,0 +1,105 @@
+"""Channels to several replicas, one of which may be away; and connections that become old."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from services.runtime import server as runtime_server
+from services.runtime.channels import Balancing, secure_channel
+from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
+from sis.queue.v1 import job_service_pb2 as job_pb
+from sis.queue.v1.dispatch_service_pb2_grpc import DispatchServiceStub
+from sis.queue.v1.job_service_pb2_grpc import JobServiceStub
+from tests.integration.runtime.conftest import BEARER, JobServicer, Site, build
+from tests.support.certificates import CertificateAuthority
+from tests.support.tcp_proxy import TcpProxy
+
+CALLS = 20
+
+
+class Replicas:
+    """Two ways to the server of a site, each as good as a replica."""
+
+    def __init__(self, site: Site, ways: tuple[TcpProxy, TcpProxy]) -> None:
+        self.ways = ways
+        self.target = f"ipv4:{','.join(way.endpoint for way in ways)}"
+        self.tls = site.authority.service("hub")
+
+    async def call(self, balancing: Balancing, calls: int = CALLS) -> None:
+        """Make a channel, and so many calls of which none may fail."""
+        async with secure_channel(self.target, self.tls, server_name="queue", balancing=balancing) as channel:
+            for _ in range(calls):
+                await _called(channel)
+
+    @property
+    def used(self) -> list[bool]:
+        """Whether each has had a connection."""
+        return [way.accepted > 0 for way in self.ways]
+
+
+async def _called(channel: object) -> None:
+    await DispatchServiceStub(channel).CloseSession(dispatch_pb.CloseSessionRequest(), timeout=20)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def replicas(site: Site) -> AsyncIterator[Replicas]:
+    target = f"127.0.0.1:{site.server.ports[1]}"
+    async with TcpProxy(target) as first, TcpProxy(target) as second:
+        yield Replicas(site, (first, second))
+
+
+async def test_calls_of_servers_go_to_all_replicas(replicas: Replicas) -> None:
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(
+            secure_channel(replicas.target, replicas.tls, server_name="queue", balancing=Balancing.ALL)
+        )
+        async with asyncio.timeout(20):
+            while replicas.used != [True, True]:
+                await _called(channel)
+        assert [way.accepted for way in replicas.ways] == [1, 1]
+
+
+async def test_a_client_has_one_replica_and_clients_are_spread(replicas: Replicas) -> None:
+    await replicas.call(Balancing.ONE)
+    assert sum(way.accepted for way in replicas.ways) == 1
+    for _ in range(100):  # that they all drew the same one has a chance of 1 in 2 to the power of 100
+        if replicas.used == [True, True]:
+            break
+        await replicas.call(Balancing.ONE, calls=1)
+    assert replicas.used == [True, True]
+
+
+@pytest.mark.parametrize("balancing", Balancing)
+@pytest.mark.parametrize("away", [0, 1])
+async def test_no_call_fails_for_a_replica_that_is_away(replicas: Replicas, balancing: Balancing, away: int) -> None:
+    await replicas.ways[away].refuse()
+    for _ in range(3):
+        await replicas.call(balancing)
+    assert replicas.ways[1 - away].accepted == 3
+
+
+async def test_connections_that_are_old_take_no_new_calls_and_lose_none(
+    authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_server, "CONNECTION_SECONDS", 0.3)
+    jobs = JobServicer()
+    server = build(authority, jobs)
+    await server.start()
+    try:
+        async with TcpProxy(f"127.0.0.1:{server.ports[1]}") as proxy:
+            tls = authority.service("gateway")
+            async with secure_channel(proxy.endpoint, tls, server_name="queue") as channel:
+                stub = JobServiceStub(channel)
+                long = asyncio.ensure_future(stub.GetJob(job_pb.GetJobRequest(job_id=1000), metadata=BEARER))
+                await jobs.waiting.get()
+                async with asyncio.timeout(20):
+                    while proxy.accepted < 4:
+                        await stub.GetJob(job_pb.GetJobRequest(job_id=1), metadata=BEARER)
+                jobs.release.set()
+                assert (await long).job.job_id == 1000
+    finally:
+        await server.stop(0)
