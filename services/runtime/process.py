@@ -1,4 +1,5 @@
-"""The life of a server process: `python -m services.<service>.main` serves, with `migrate` it migrates and ends."""
+"""The life of a server process: `python -m services.<service>.main` serves, with `migrate` it migrates and ends, with
+`recover` it puts a database right that was restored from a backup, and ends."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ import uvloop
 
 from services.runtime import shutdown
 from services.runtime.backoff import Backoff
+from services.runtime.database import Database
 from services.runtime.dependencies import Complaints
-from services.runtime.errors import SisError, Unavailable
+from services.runtime.errors import FailedPrecondition, SisError, Unavailable
 from services.runtime.telemetry import configure_logging
 
 MIGRATE_SECONDS = 60.0
@@ -38,23 +40,46 @@ class ServerSettings(Protocol):
 
 S = TypeVar("S", bound=ServerSettings)
 
+Recovery = Callable[[Database], Coroutine[None, None, str]]
+"""Puts a database right that was restored from a backup; in words, what was done. May be repeated."""
+
 
 def start(
-    name: str, settings_type: type[S], serve: Callable[[S], Coroutine[None, None, None]], migrations: Path, schema: str
+    name: str,
+    settings_type: type[S],
+    serve: Callable[[S], Coroutine[None, None, None]],
+    migrations: Path,
+    schema: str,
+    recover: Recovery,
 ) -> None:
     """Do what the command line asks for; exits with a status and, where something is wrong, with words."""
     configure_logging(name)
     settings = settings_type.load()
-    if sys.argv[1:] == ["migrate"]:
+    url = settings.database_direct_url or settings.database_url
+    if sys.argv[1:] in (["migrate"], ["recover"]):
         try:
-            _migrate(settings.database_direct_url or settings.database_url, migrations, schema)
+            _migrate(url, migrations, schema)
+            if sys.argv[1] == "recover":
+                print(uvloop.run(_recover(name, url, recover)))
         except SisError as error:
             sys.exit(f"error: {error}")
     elif sys.argv[1:]:
-        sys.exit(f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve, or migrate")
+        sys.exit(f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve, or migrate, or recover")
     else:
         shutdown.prepare()
         uvloop.run(serve(settings))
+
+
+async def _recover(name: str, url: str, recover: Recovery) -> str:
+    """Recover, unless a process of the suite is connected. Raises SisError."""
+    database = Database(url, application_name=f"sis-{name} recovery")
+    try:
+        if found := await database.connected():
+            message = f"{', '.join(found)}: connected to the database; stop all processes of the suite first"
+            raise FailedPrecondition(message, subject=found[0], condition="CONNECTED")
+        return await recover(database)
+    finally:
+        await database.dispose()
 
 
 def _migrate(url: str, migrations: Path, schema: str) -> None:
