@@ -20,4 +20,4 @@ async def recover(database: Database) -> str:
     """
     async with database.begin() as connection:
         count = await identity_store.expect_later_keys(connection)
-    return f"{count} agents may renew with whatever keys they have by now"
+    return f"agents that may renew with whatever keys they have by now: {count}"

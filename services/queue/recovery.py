@@ -52,8 +52,8 @@ async def recover(database: Database) -> str:
     while await _note_again(database):
         pass
     return (
-        f"{held} jobs are held: they may have run since the backup, so look at them and activate or cancel them; "
-        f"{away} jobs wait for their agents to come home; job ids go on at {next_id}"
+        f"jobs that are held, since they may have run after the backup, until somebody activates or cancels them: {held}; "
+        f"jobs that wait for their agents to come home: {away}; job ids go on at {next_id}"
     )
 
 

@@ -143,6 +143,10 @@ class Services:
         """What brings the database up to date; safe to repeat."""
         return [_once(command, "migrate") for command in (self.credentials(), self.queue(), self._hub(1))]
 
+    def recoveries(self) -> list[Command]:
+        """What puts a database right that was restored from a backup; migrates it first."""
+        return [_once(command, "recover") for command in (self.credentials(), self.queue(), self._hub(1))]
+
     def vault_bootstrap(self) -> Command:
         """What makes OpenBao the suite's Vault; safe to repeat."""
         arguments = self.vault.bootstrap_arguments(self.layout.tls)

@@ -18,4 +18,4 @@ async def recover(database: Database) -> str:
     """
     async with database.begin() as connection:
         count = await store.forget_chains(connection)
-    return f"{count} agents are taken by what they show when they connect next"
+    return f"agents that are taken by what they show when they connect next: {count}"
