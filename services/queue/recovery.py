@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Select, and_, exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import lifecycle, store
+from services.queue import adoption, lifecycle, store
 from services.queue.model import Actor
 from services.queue.states import TERMINAL, Status
 from services.queue.tables import attempts, jobs
@@ -24,6 +24,9 @@ ID_ROUND, ID_GAP = 10_000_000, 5_000_000
 given since the backup, and an agent may still hold one of them."""
 EPOCHS = 1_000_000
 """Epochs go on so much later, so that no hub's stream from before the restore passes for a new one."""
+ATTEMPTS = 8
+"""What is held goes on so many attempts later. An agent that has had one since the backup refuses to take it again; of
+more than so many, most of them refused, the job would fail for its start limit."""
 BY = Actor("restore")
 
 
@@ -46,13 +49,16 @@ async def recover(database: Database) -> str:
                 held += job.status is Status.DEFERRED
                 away += job.live
             await store.save(connection, found.values())
+            numbers = {job.job_id: (job.attempt_number, job.attempt_number + ATTEMPTS) for job in found.values()
+                       if job.status is Status.DEFERRED}  # fmt: skip
+            await adoption.leave_out(connection, numbers, now)
         if not found:
             break
         last = max(found)
     while await _note_again(database):
         pass
     return (
-        f"jobs that are held, since they may have run after the backup, until somebody activates or cancels them: {held}; "
+        f"jobs that are held for somebody to activate or cancel, since they may have run after the backup: {held}; "
         f"jobs that wait for their agents to come home: {away}; job ids go on at {next_id}"
     )
 

@@ -56,15 +56,17 @@ def start(
     configure_logging(name)
     settings = settings_type.load()
     url = settings.database_direct_url or settings.database_url
-    if sys.argv[1:] in (["migrate"], ["recover"]):
+    if sys.argv[1:] in (["migrate"], ["migrate", "post"], ["recover"]):
         try:
-            _migrate(url, migrations, schema)
+            _migrate(url, migrations, schema, post=sys.argv[2:] == ["post"])
             if sys.argv[1] == "recover":
                 print(uvloop.run(_recover(name, url, recover)))
         except SisError as error:
             sys.exit(f"error: {error}")
     elif sys.argv[1:]:
-        sys.exit(f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve, or migrate, or recover")
+        sys.exit(
+            f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve, or migrate, migrate post, recover"
+        )
     else:
         shutdown.prepare()
         uvloop.run(serve(settings))
@@ -82,7 +84,7 @@ async def _recover(name: str, url: str, recover: Recovery) -> str:
         await database.dispose()
 
 
-def _migrate(url: str, migrations: Path, schema: str) -> None:
+def _migrate(url: str, migrations: Path, schema: str, *, post: bool) -> None:
     """Migrate as soon as PostgreSQL is there; the log says what is waited for."""
     from services.runtime.migrations import migrate  # Alembic is slow to import, and this alone needs it
 
@@ -91,7 +93,7 @@ def _migrate(url: str, migrations: Path, schema: str) -> None:
     complaints = Complaints(_log, f"schema {schema} is not migrated yet")
     while True:
         try:
-            return migrate(url, migrations, schema)
+            return migrate(url, migrations, schema, post=post)
         except Unavailable as error:
             delay = backoff.next_delay()
             if time.monotonic() + delay > deadline:

@@ -67,7 +67,7 @@ async def test_what_has_run_since_is_not_started_again(own_rig: Rig, backup: Bac
     assert (await restored.history(job_id))[-1].event == "RESTORE"
     # A person has looked, and wants it run again.
     await restored.activate(job_id, "it had not run")
-    assert await restored.claim() == [AttemptKey(job_id, 1)]
+    assert await restored.claim() == [AttemptKey(job_id, 1 + recovery.ATTEMPTS)]
     await check(restored.database, [job_id])
 
 
