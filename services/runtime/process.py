@@ -77,7 +77,7 @@ async def _recover(name: str, url: str, recover: Recovery) -> str:
     database = Database(url, application_name=f"sis-{name} recovery")
     try:
         if found := await database.connected():
-            message = f"{', '.join(found)}: connected to the database; stop all processes of the suite first"
+            message = f"the database is in use by {', '.join(found)}: stop all processes of the suite first"
             raise FailedPrecondition(message, subject=found[0], condition="CONNECTED")
         return await recover(database)
     finally:
