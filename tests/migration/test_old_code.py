@@ -86,6 +86,10 @@ SUCCEEDED, CANCELED, RUNNING = (
 )
 
 
+def online(client: Client, name: str) -> bool:
+    return any(agent.name == name and agent.online for agent in client.agents.list().agents)
+
+
 def work(*everybody: People, sites: tuple[str, ...]) -> None:
     """At each site a job runs that leases a secret, and one is canceled; who created it and who follows it ask
     different queues where there are two."""
@@ -138,6 +142,8 @@ def test_an_upgrade_step_by_step_and_back(stack: ReleasedStack, old_code: Path, 
         beside.agent("an-old-agent-2", old_code, enrolment=enrolment, hub=at["all-new-hub"])
         crossed = ("a-new-agent", "an-old-agent", "a-new-agent-2", "an-old-agent-2")
         new = People(stack, beside.endpoints["new-queue", "LISTEN"], "c")
+        for name in crossed:
+            until(lambda name=name: online(client, name), f"{name} to come")
         work(old, new, sites=("agent:local-1", *(f"agent:{name}" for name in crossed)))
         beside.alive()
 
