@@ -245,7 +245,8 @@ def _check_renewal(renewal: Renewal, agent: Agent | None) -> Agent:
     if agent.revoked:
         raise AgentRevoked(renewal.agent)
     repeated = keys.generation == agent.generation and keys.sealing_key == agent.sealing_key
-    if keys.generation != agent.generation + 1 and not repeated:
+    follows = keys.generation > agent.generation if agent.ahead else keys.generation == agent.generation + 1
+    if not follows and not repeated:
         # One program counts up by one, and repeats what was not answered.
         _log.error(
             "two programs have the identity key of agent %s: generation %d was asked for with keys that do not follow"

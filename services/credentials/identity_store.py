@@ -48,6 +48,8 @@ class Agent:
     generation: int
     pairing_id: str
     revoked: bool
+    # The database was restored from a backup: it may be generations ahead of what is known of it.
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ async def agent(connection: AsyncConnection, name: str) -> Agent | None:
         row.generation,
         row.pairing_id,
         row.revoked_at is not None,
+        row.ahead,
     )
 
 
@@ -162,6 +165,7 @@ async def put_agent(connection: AsyncConnection, found: Agent, pairer: str, now:
         "sealing_key": found.sealing_key,
         "generation": found.generation,
         "pairing_id": found.pairing_id,
+        "ahead": False,
         "pairer": pairer,
         "enrolled_at": now,
         "revoked_at": None,
@@ -174,7 +178,13 @@ async def put_agent(connection: AsyncConnection, found: Agent, pairer: str, now:
 
 async def put_keys(connection: AsyncConnection, name: str, sealing_key: bytes, generation: int) -> None:
     statement = update(agents).where(agents.c.name == name)
-    await connection.execute(statement.values(sealing_key=sealing_key, generation=generation))
+    await connection.execute(statement.values(sealing_key=sealing_key, generation=generation, ahead=False))
+
+
+async def expect_later_keys(connection: AsyncConnection) -> int:
+    """Let the next renewal of every agent be of any later generation; of how many."""
+    statement = update(agents).where(agents.c.revoked_at.is_(None))
+    return (await connection.execute(statement.values(ahead=True))).rowcount
 
 
 async def revoke_agent(connection: AsyncConnection, name: str, revoker: str, reason: str, now: datetime) -> None:

@@ -1,4 +1,7 @@
-"""The credential service: the KeySafe, leases, agents' identities. `python -m services.credentials.main [migrate]`."""
+"""The credential service: the KeySafe, leases, agents' identities.
+
+`python -m services.credentials.main [migrate | recover]`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from services.credentials.convert.leases import leased_secret
 from services.credentials.identities import Identities
 from services.credentials.leases import Leasing
 from services.credentials.reconciler import Reconciler
+from services.credentials.recovery import recover
 from services.credentials.revocations import Revocations
 from services.credentials.servicers.agent_identity import AgentIdentityServicer
 from services.credentials.servicers.certificate import CertificateServicer
@@ -141,7 +145,7 @@ async def _serve(
 
 
 def main() -> None:
-    start(NAME, CredentialsSettings, serve, MIGRATIONS, SCHEMA)
+    start(NAME, CredentialsSettings, serve, MIGRATIONS, SCHEMA, recover)
 
 
 if __name__ == "__main__":

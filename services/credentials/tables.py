@@ -172,6 +172,8 @@ agents = Table(
     Column("revoked_at", Time),
     Column("revoker", Text, nullable=False, server_default=""),
     Column("revoke_reason", Text, nullable=False, server_default=""),
+    # Until its next renewal: the database was restored, and knows nothing of renewals since the backup.
+    Column("ahead", Boolean, nullable=False, server_default="false"),
 )
 
 certificates = Table(

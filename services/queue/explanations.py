@@ -204,7 +204,8 @@ def because(job: Subject, site: Site = Site()) -> Explanation:
             message = f"its earliest start is {_at(job.not_before)}"
             causes = [Cause(WaitReason.NOT_BEFORE, message, job.not_before)]
         case Status.DEFERRED:
-            causes = [Cause(WaitReason.HELD, "it is held until somebody activates it")]
+            why = f": {job.wait_message}" if job.wait_message else ""
+            causes = [Cause(WaitReason.HELD, f"it is held until somebody activates it{why}")]
         case Status.WAITING:
             causes = _causes(job, site)
         case _:

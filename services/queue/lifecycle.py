@@ -25,6 +25,8 @@ RETRY_GROWTH, RETRY_LIMIT = 1.1, timedelta(minutes=10)
 last one, so that what is away for long adds few attempts and little history to each job that waits for it."""
 RETRY_SPREAD = 0.1
 """Jobs that were refused together come back apart: by up to this share of their delay."""
+RESTORED_DEFERRAL = timedelta(days=30)
+"""What a restore holds expires when nobody has decided by then."""
 SWEEPER = Actor("sweeper", socket.gethostname())
 
 
@@ -369,6 +371,33 @@ def come_back(job: Job, now: datetime, by: Actor) -> None:
         event = Event.RETURN_STARTING
     apply(job, event, now, by, f"agent {job.agent} is back")
     attempt.active_at = attempt.last_heard_at = now
+
+
+# After the database was restored from a backup.
+
+
+def restored(job: Job, now: datetime, by: Actor) -> None:
+    """What was done to the job since the backup is not known here any more. What waited is held for people, since it
+    may have run. An attempt that was not accepted may have been since, so that nothing proves that it never started."""
+    moved = apply(job, Event.RESTORE, now, by, "the database was restored from a backup; what came after it is lost")
+    if job.status is Status.DEFERRED:
+        earliest = f"; its earliest start was {job.not_before:%Y-%m-%d %H:%M} UTC" if job.not_before else ""
+        if moved or job.not_before is not None:
+            job.queued_at, job.not_before, job.deferral_ends_at = None, None, now + RESTORED_DEFERRAL
+        job.wait_reason = WaitReason.HELD
+        job.wait_message = f"the database was restored from a backup, and it may have run since{earliest}"
+    if (attempt := job.attempt) is not None and attempt.sealed_at is None:
+        attempt.accepted_at = attempt.accepted_at or now
+        # The agent has the whole heartbeat timeout to come home.
+        attempt.last_heard_at = now
+
+
+def adopted(job: Job, attempt: Attempt, now: datetime, by: Actor) -> None:
+    """An agent has an attempt in hand that was claimed after the backup from which the database was restored: it is
+    the current one again. `attempt` is known by its agent's word alone, and accepted."""
+    job.agent, job.attempt, job.attempt_number = attempt.agent, attempt, attempt.number
+    apply(job, Event.ADOPT, now, by, f"agent {attempt.agent} has it in hand since before the restore")
+    job.deferral_ends_at = None
 
 
 def _current(job: Job) -> Attempt:

@@ -1,4 +1,4 @@
-"""The queue: jobs, their logs, the package library. `python -m services.queue.main [migrate]`."""
+"""The queue: jobs, their logs, the package library. `python -m services.queue.main [migrate | recover]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from services.queue.convert import exports as convert_exports
 from services.queue.convert.jobs import HEARTBEAT_TIMEOUTS, SHORTEST_DEFERRAL
 from services.queue.creation import Limits
+from services.queue.recovery import recover
 from services.queue.retention import Retention, Rules
 from services.queue.servicers.dispatch import DispatchServicer
 from services.queue.servicers.job import JobServicer
@@ -127,7 +128,7 @@ async def serve(settings: QueueSettings) -> None:
 
 
 def main() -> None:
-    start("queue", QueueSettings, serve, MIGRATIONS, SCHEMA)
+    start("queue", QueueSettings, serve, MIGRATIONS, SCHEMA, recover)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ class LogVerdict(StrEnum):
 
 
 class WaitReason(StrEnum):
-    """What keeps a job. Those before HELD are noted with the job, where something other than a free slot keeps it; the
-    others are found when somebody asks (`explanations`)."""
+    """What keeps a job. Those before HELD are noted with the job, where something other than a free slot keeps it, and
+    HELD where a restore of the database does; the others are found when somebody asks (`explanations`)."""
 
     VAULT_SEALED = "VAULT_SEALED"
     VAULT_UNREACHABLE = "VAULT_UNREACHABLE"

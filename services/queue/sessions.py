@@ -14,9 +14,9 @@ from enum import StrEnum
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import dispatch, lifecycle, store, wakes
+from services.queue import adoption, dispatch, lifecycle, store, wakes
 from services.queue.frames import StopKind
-from services.queue.model import Actor, Job
+from services.queue.model import Actor, Attempt, Job
 from services.queue.states import TERMINAL, Status, StopState
 
 REDELIVER_AFTER = timedelta(seconds=5)
@@ -101,7 +101,8 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
             "slots": hello.slots, "draining": hello.draining, "platform": hello.platform, "now": now,
         },
     )  # fmt: skip
-    known = await _live_attempts(connection, hello)
+    locked = await _lock(connection, hello)
+    known = _live_attempts(hello, locked)
     now = store.since_locked(now, known.values())
     by = Actor(f"agent {hello.agent}", hello.hub)
     free = 0 if hello.draining else hello.slots - len(hello.in_hand)
@@ -136,9 +137,15 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
         if held and attempt.sealed_at is None and attempt.stop_wish is not None and not attempt.lost:
             session = Session(hello.agent, welcome.epoch)
             welcome.stops.append(Stop(session, key, attempt.stop_wish, attempt.stop_reason))
+    changed = list(known.values())
     for key in sorted(hello.in_hand - known.keys(), key=lambda k: (k.job_id, k.number)):
-        welcome.verdicts.append((key, Verdict.FORGET, 0))
-    await store.save(connection, known.values(), [wakes.WORK])
+        unknown, attempt = locked.get(key.job_id), _as_held(key, hello, welcome.epoch, now)
+        if unknown and await adoption.adopt(connection, unknown, attempt, hostname=hello.hostname, now=now, by=by):
+            changed.append(unknown)
+            welcome.verdicts.append((key, Verdict.GO_ON, 0))
+        else:
+            welcome.verdicts.append((key, Verdict.FORGET, 0))
+    await store.save(connection, changed, [wakes.WORK])
     await connection.execute(
         _ADOPT,
         {"agent": hello.agent, "epoch": welcome.epoch, "job_ids": again, "journal_id": hello.journal_id},
@@ -154,10 +161,22 @@ def _verdict(job: Job) -> Verdict:
     return Verdict.KILL if job.status in TERMINAL else Verdict.GO_ON
 
 
-async def _live_attempts(connection: AsyncConnection, hello: OpenSession) -> dict[AttemptKey, Job]:
-    """Every attempt of this agent that is not sealed, and those in hand that are the agent's and current."""
+def _as_held(key: AttemptKey, hello: OpenSession, epoch: int, now: datetime) -> Attempt:
+    """What is known, by its agent's word alone, of an attempt in hand."""
+    return Attempt(
+        number=key.number, agent=hello.agent, epoch=epoch, journal_id=hello.journal_id, claimed_at=now,
+        last_heard_at=now, active_at=now, accepted_at=now,
+    )  # fmt: skip
+
+
+async def _lock(connection: AsyncConnection, hello: OpenSession) -> dict[int, Job]:
+    """The jobs of which this agent has, or should have, an attempt."""
     ids = {row.job_id for row in await connection.execute(_LIVE, {"agent": hello.agent})}
-    locked = await store.lock(connection, ids | {key.job_id for key in hello.in_hand})
+    return await store.lock(connection, ids | {key.job_id for key in hello.in_hand})
+
+
+def _live_attempts(hello: OpenSession, locked: Mapping[int, Job]) -> dict[AttemptKey, Job]:
+    """Every attempt of this agent that is not sealed, and those in hand that are the agent's and current."""
     return {
         AttemptKey(job.job_id, job.attempt.number): job
         for job in locked.values()

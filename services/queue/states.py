@@ -68,6 +68,9 @@ class Event(StrEnum):
     RETURN_RUNNING = "RETURN_RUNNING"
     RETURN_PROCESSING_OUTPUT = "RETURN_PROCESSING_OUTPUT"
     RETURN_CANCEL_REQUESTED = "RETURN_CANCEL_REQUESTED"
+    # After a restore of the database.
+    RESTORE = "RESTORE"
+    ADOPT = "ADOPT"
     # The agent.
     ACCEPT = "ACCEPT"
     FIRST_PROCESS = "FIRST_PROCESS"
@@ -189,6 +192,11 @@ TRANSITIONS: tuple[Rule, ...] = (
     Rule(_S.AWOL, _E.ABORT, _S.ABORTED),
     Rule(_S.AWOL, _E.FORCE, _S.ABORTED),
     Rule(_S.AWOL, _E.DELETE, _S.ABORTED),
+    # The database was restored from a backup: what waited may have run since, so people decide, unless its agent still
+    # has it.
+    Rule(_S.WAITING, _E.RESTORE, _S.DEFERRED),
+    *(Rule(s, _E.RESTORE, s) for s in (_S.DEFERRED, *sorted(HELD_BY_AGENT), _S.AWOL, *_ENDED_BY_AGENT)),
+    Rule(_S.DEFERRED, _E.ADOPT, _S.STARTING),
     # Ended: the same verb again, letting go by force, a deletion, a repetition by a new job, and what still comes from
     # the site.
     Rule(_S.CANCELED, _E.CANCEL, _S.CANCELED),

@@ -49,6 +49,11 @@ _COME_BETWEEN: Final = frozenset({Cause.CONNECTION_LOST, Cause.BUSY})
 _BOUNDS = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "30s"}
 _FOR_THE_SESSION = " ".join(f"-c {name}={value}" for name, value in _BOUNDS.items())
 _FOR_THE_TRANSACTION = text("SELECT " + ", ".join(f"set_config('{n}', '{v}', true)" for n, v in _BOUNDS.items()))
+_CONNECTED = text("""
+    SELECT DISTINCT application_name FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name LIKE 'sis-%' AND application_name NOT LIKE '% recovery'
+    ORDER BY application_name LIMIT 10
+""")
 _TAKES_NO_WRITES = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'"
 
 _log = logging.getLogger("database")
@@ -137,6 +142,11 @@ class Database:
                 raise
             self._note(converted, error)
             raise converted from error
+
+    async def connected(self) -> list[str]:
+        """Which servers of the suite are connected to the database, by their application names; ten at the most."""
+        async with self.begin() as connection:
+            return list((await connection.execute(_CONNECTED)).scalars())
 
     async def trouble(self) -> Trouble | None:
         """Why no transaction can be made now, or not every one; None if all is well.

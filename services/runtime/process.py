@@ -1,4 +1,5 @@
-"""The life of a server process: `python -m services.<service>.main` serves, with `migrate` it migrates and ends."""
+"""The life of a server process: `python -m services.<service>.main` serves, with `migrate` it migrates and ends, with
+`recover` it puts a database right that was restored from a backup, and ends."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ import uvloop
 
 from services.runtime import shutdown
 from services.runtime.backoff import Backoff
+from services.runtime.database import Database
 from services.runtime.dependencies import Complaints
-from services.runtime.errors import SisError, Unavailable
+from services.runtime.errors import FailedPrecondition, SisError, Unavailable
 from services.runtime.telemetry import configure_logging
 
 MIGRATE_SECONDS = 60.0
@@ -38,26 +40,51 @@ class ServerSettings(Protocol):
 
 S = TypeVar("S", bound=ServerSettings)
 
+Recovery = Callable[[Database], Coroutine[None, None, str]]
+"""Puts a database right that was restored from a backup; in words, what was done. May be repeated."""
+
 
 def start(
-    name: str, settings_type: type[S], serve: Callable[[S], Coroutine[None, None, None]], migrations: Path, schema: str
+    name: str,
+    settings_type: type[S],
+    serve: Callable[[S], Coroutine[None, None, None]],
+    migrations: Path,
+    schema: str,
+    recover: Recovery,
 ) -> None:
     """Do what the command line asks for; exits with a status and, where something is wrong, with words."""
     configure_logging(name)
     settings = settings_type.load()
-    if sys.argv[1:] == ["migrate"]:
+    url = settings.database_direct_url or settings.database_url
+    if sys.argv[1:] in (["migrate"], ["migrate", "post"], ["recover"]):
         try:
-            _migrate(settings.database_direct_url or settings.database_url, migrations, schema)
+            _migrate(url, migrations, schema, post=sys.argv[2:] == ["post"])
+            if sys.argv[1] == "recover":
+                print(uvloop.run(_recover(name, url, recover)))
         except SisError as error:
             sys.exit(f"error: {error}")
     elif sys.argv[1:]:
-        sys.exit(f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve, or migrate")
+        sys.exit(
+            f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve, or migrate, migrate post, recover"
+        )
     else:
         shutdown.prepare()
         uvloop.run(serve(settings))
 
 
-def _migrate(url: str, migrations: Path, schema: str) -> None:
+async def _recover(name: str, url: str, recover: Recovery) -> str:
+    """Recover, unless a process of the suite is connected. Raises SisError."""
+    database = Database(url, application_name=f"sis-{name} recovery")
+    try:
+        if found := await database.connected():
+            message = f"the database is in use by {', '.join(found)}: stop all processes of the suite first"
+            raise FailedPrecondition(message, subject=found[0], condition="CONNECTED")
+        return await recover(database)
+    finally:
+        await database.dispose()
+
+
+def _migrate(url: str, migrations: Path, schema: str, *, post: bool) -> None:
     """Migrate as soon as PostgreSQL is there; the log says what is waited for."""
     from services.runtime.migrations import migrate  # Alembic is slow to import, and this alone needs it
 
@@ -66,7 +93,7 @@ def _migrate(url: str, migrations: Path, schema: str) -> None:
     complaints = Complaints(_log, f"schema {schema} is not migrated yet")
     while True:
         try:
-            return migrate(url, migrations, schema)
+            return migrate(url, migrations, schema, post=post)
         except Unavailable as error:
             delay = backoff.next_delay()
             if time.monotonic() + delay > deadline:

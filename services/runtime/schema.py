@@ -21,8 +21,14 @@ class Revision:
 
 
 def newest_revision(schema: str, migrations: Path) -> Revision:
-    """The one that the scripts in `migrations/versions` (`v0004_….py`) lead to."""
-    return Revision(schema, max(path.name[1:5] for path in (migrations / "versions").glob("v[0-9]*_*.py")))
+    """The one that the code beside the scripts in `migrations/versions` (`v0004_….py`) needs."""
+    names = [path.name for path in (migrations / "versions").glob("v[0-9]*_*.py")]
+    return Revision(schema, max(name[1:5] for name in names if not is_post(name)))
+
+
+def is_post(name: str) -> bool:
+    """Whether a migration, by the name of its file, is of the phase after an upgrade (see `migrations`)."""
+    return name[5:11] == "_post_"
 
 
 def metadata_of(schema: str) -> MetaData:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sis.cli import agents, credentials, jobs, packages, stack, vault
+from sis.cli import agents, backup, credentials, jobs, packages, stack, vault
 
 app = typer.Typer(
     name="sis",
@@ -27,6 +27,7 @@ app.add_typer(credentials.app, name="credentials")
 app.add_typer(agents.app, name="agents")
 app.add_typer(vault.app, name="vault")
 stack.register(app)
+backup.register(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -72,7 +72,7 @@ def up(
     """
     from sis.client.endpoints import data_directory
 
-    with _stack_errors():
+    with stack_errors():
         import sis.stack
 
         options = sis.stack.Options(
@@ -93,7 +93,7 @@ def up(
             retention_jobs=retention_jobs,
             retention_export=_export_directory(retention_export),
         )
-        raise typer.Exit(sis.stack.up(options, _say))
+        raise typer.Exit(sis.stack.up(options, say))
 
 
 def _export_directory(given: str | None) -> str | None:
@@ -112,10 +112,10 @@ def down(data: Data = None) -> None:
     """Stop the stack on this machine. Payloads go on under their supervisors, and are named."""
     from sis.client.endpoints import data_directory
 
-    with _stack_errors():
+    with stack_errors():
         import sis.stack
 
-        raise typer.Exit(sis.stack.down(data_directory(data), _say))
+        raise typer.Exit(sis.stack.down(data_directory(data), say))
 
 
 def restart(
@@ -145,7 +145,7 @@ def status(json: Json = False, data: Data = None) -> None:
     from sis.cli import terminal
     from sis.client.endpoints import data_directory
 
-    with _stack_errors():
+    with stack_errors():
         import sis.stack
 
         found = sis.stack.status(data_directory(data))
@@ -175,14 +175,14 @@ def demo(data: Data = None) -> None:
 
     Uses the stack that is up; else starts one for the demonstration and takes it down again.
     """
-    with _stack_errors():
+    with stack_errors():
         from sis.cli.demo import run
 
         raise typer.Exit(run(data))
 
 
 @contextmanager
-def _stack_errors() -> Iterator[None]:
+def stack_errors() -> Iterator[None]:
     """Errors of the local stack, as lines and exit code 1."""
     from sis.cli import failures
 
@@ -204,5 +204,5 @@ def _stack_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, flush=True)

@@ -59,6 +59,10 @@ class Services:
         kinds: tuple[Kind, ...] = ("credentials", "queue", "hub")
         return [_once(self.server(self.ports.replicas[kind][0]), "migrate") for kind in kinds]
 
+    def recoveries(self) -> list[Command]:
+        """What puts a database right that was restored from a backup; migrates it first."""
+        return [_once(command, "recover") for command in (self.credentials(), self.queue(), self._hub(1))]
+
     def vault_bootstrap(self) -> Command:
         """What makes OpenBao the suite's Vault; safe to repeat."""
         arguments = self.vault.bootstrap_arguments(self.layout.tls)

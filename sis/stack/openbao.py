@@ -22,7 +22,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -110,6 +110,17 @@ class OpenBao:
             endpoint=self.address,
         )
 
+    def client(self, *arguments: str, token: str) -> Command:
+        """OpenBao's own client, with this server as what it talks to, for whoever has the token."""
+        own = {"BAO_ADDR": self.address, "BAO_CACERT": str(self.ca.resolve()), "BAO_TOKEN": token}
+        served = self.command()
+        return replace(
+            served,
+            name=f"bao {' '.join(arguments[:3])}",
+            arguments=(str(_binary()), *arguments),
+            environment={**served.environment, **own},
+        )
+
     def bootstrap_arguments(self, output: Path) -> Sequence[str]:
         """What `python -m services.credentials.bootstrap` needs to initialise a server that answers, and to prepare it
         for the credential service, whose login goes to `output`. It may be done at each start."""
@@ -149,6 +160,10 @@ class OpenBao:
             raise StackError(
                 f"OpenBao does not answer at {self.address}; see {self.log}{processes.last_words(self.log)}"
             )
+
+    def answers(self) -> bool:
+        """Whether it answers now, be it initialised and unsealed or not."""
+        return health(self.address, self.ca) != 0
 
     def ready(self) -> bool:
         """Whether it is unsealed and does its work now."""

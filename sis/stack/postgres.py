@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
@@ -83,9 +83,9 @@ class Postgres:
         """
         version = self.cluster / "PG_VERSION"
         if version.exists():
-            if (made_by := version.read_text(encoding="ascii").strip()) != str(_major()):
+            if (made_by := version.read_text(encoding="ascii").strip()) != str(major()):
                 raise StackError(
-                    f"{self.cluster} was made by PostgreSQL {made_by}, and {_binaries()} is {_major()}: "
+                    f"{self.cluster} was made by PostgreSQL {made_by}, and {_binaries()} is {major()}: "
                     "upgrade it with pg_upgrade, or use the version that made it"
                 )
             self._own(self.cluster)
@@ -96,7 +96,7 @@ class Postgres:
         fresh.mkdir(mode=0o700)
         self._own(fresh)
         arguments = [str(_binaries() / "initdb"), "-D", str(fresh), "-U", USER, "-E", "UTF8", "--locale=C"]
-        if _major() >= 17:
+        if major() >= 17:
             # Then lower() and regular expressions know all letters, whatever locales the machine has.
             arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         arguments += ["--auth-local=trust", "--auth-host=reject"]
@@ -120,6 +120,11 @@ class Postgres:
         for name, value in settings.items():
             arguments += ["-c", f"{name}={value}"]
         return self._command("postgres", arguments, death_signal=signal.SIGINT)
+
+    def client(self, program: str, *arguments: str) -> Command:
+        """One of PostgreSQL's own programs, with this server as what it connects to."""
+        own = (str(_binaries() / program), "--host", str(self.sockets), "--username", USER, "--no-password")
+        return replace(self._command(program, [*own, *arguments], signal.SIGTERM), account="same")
 
     def settle(self) -> None:
         """End what is left of a server on this cluster, before another is started.
@@ -269,7 +274,12 @@ def _binaries() -> Path:
 
 
 @functools.cache
-def _major() -> int:
+def major() -> int:
+    """The major version of PostgreSQL's programs here.
+
+    Raises:
+        StackError: there are none, or they do not run.
+    """
     answer = subprocess.run(
         [_binaries() / "postgres", "--version"], capture_output=True, text=True, timeout=30, check=False
     )

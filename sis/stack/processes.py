@@ -204,6 +204,30 @@ def run(command: Command, timeout: float) -> None:
         child.close()
 
 
+def answer(command: Command, timeout: float) -> str:
+    """Run a command that ends by itself, within `timeout` seconds; what it says.
+
+    Raises:
+        StackError: it failed, or took too long; has its last words.
+    """
+    try:
+        done = subprocess.run(
+            [*launcher(command.death_signal, command.account), *command.arguments],
+            input=command.input,
+            capture_output=True,
+            cwd=command.directory,
+            env=dict(command.environment),
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise StackError(f"{command.name} did not end within {timeout:.0f} s") from None
+    if done.returncode != 0:
+        words = (done.stderr or done.stdout).decode(errors="replace").strip()[-1000:]
+        raise StackError(f"{command.name} failed with exit code {done.returncode}: {words}")
+    return done.stdout.decode(errors="replace").strip()
+
+
 def succeeded(command: Command, code: int | None, timeout: float) -> None:
     """Refuse any end of a command but success; None means that it did not end in time.
 

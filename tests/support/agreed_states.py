@@ -68,11 +68,18 @@ ABORTED                                   | ABORT
 CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT,EXPIRED | DELETE,RERUN,FORCE
 CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FIRST_PROCESS,PAYLOAD_ENDED,RUN_TIMEOUT
 CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | FINISH_SUCCEEDED,FINISH_FAILED,FINISH_STOPPED
+DEFERRED,STARTING,RUNNING,PROCESSING_OUTPUT | RESTORE
+CANCEL_REQUESTED,AWOL                       | RESTORE
+CANCELED,SUCCEEDED,FAILED,ABORTED,TIMED_OUT | RESTORE
 """
 
 # Where DESIGN is silent: a stop at the site that nobody here asked for is an error outside the payload.
+# Nor does it speak of backups: what waited when one was made may have run since, so a restore holds it for people,
+# until an agent proves that it has it.
 SILENT = """
 STARTING,RUNNING,PROCESSING_OUTPUT | FINISH_STOPPED | FAILED
+WAITING                            | RESTORE        | DEFERRED
+DEFERRED                           | ADOPT          | STARTING
 """
 
 Facts = tuple[str, str, bool, bool]

@@ -33,6 +33,8 @@ Key = tuple[int, int]
 """Of an attempt: job id and number."""
 Row = dict[str, Any]
 
+LEFT_OUT = 8
+"""So many attempts of what it holds a restore gives to nobody."""
 HEARD_MARGIN = timedelta(seconds=15)
 """A sweep and its transaction may come this much after a heartbeat timeout."""
 
@@ -228,12 +230,17 @@ def _check_history(job: Row, history: Sequence[Row]) -> None:
             assert entry["at"] >= former["at"], f"{event} is at {entry['at']}, after {former['at']}: {told}"
         if event == "CLAIM":
             attempt, accepted = attempt + 1, False
+        if event == "ADOPT":
+            attempt, accepted = entry["attempt"], True
         assert entry["attempt"] == attempt, f"{event} is of attempt {entry['attempt']}, not {attempt}: {told}"
         if before is None:
             assert event == "CREATE" and to in ("DEFERRED", "WAITING"), f"it begins with {event} -> {to}: {told}"
         else:
             _check_move(before, entry, accepted=accepted, canceled=canceled, told=told)
-        accepted, canceled = accepted or event == "ACCEPT", canceled or event == "CANCEL"
+        if event == "RESTORE" and to == "DEFERRED":
+            attempt += LEFT_OUT
+        accepted |= event == "ACCEPT" or (event == "RESTORE" and to != "DEFERRED")
+        canceled |= event == "CANCEL"
         before = to
     assert before == job["status"], f"it is {job['status']}: {told}"
     assert attempt == job["attempt"], f"it is at attempt {job['attempt']}: {told}"
@@ -257,10 +264,13 @@ def _check_attempts(job: Row, record: Record) -> None:
     own = sorted(number for of, number in record.attempts if of == job_id)
     assert own == list(range(1, job["attempt"] + 1)), f"job {job_id} has the attempts {own}"
     accepts = Counter(e["attempt"] for e in record.histories.get(job_id, ()) if e["event"] == "ACCEPT")
+    taken_for = {e["attempt"] for e in record.histories.get(job_id, ()) if e["event"] in ("RESTORE", "ADOPT")}
     for number in own:
         attempt = record.attempts[job_id, number]
         accepted = attempt["accepted_at"] is not None
-        assert accepts[number] == accepted, f"attempt {(job_id, number)}: {accepts[number]} ACCEPT"
+        # After a restore, one that was not accepted counts as such, and so does one that its agent comes back with.
+        restored = not accepts[number] and number in taken_for
+        assert restored or accepts[number] == accepted, f"attempt {(job_id, number)}: {accepts[number]} ACCEPT"
         assert accepted or not attempt["sequence"], f"attempt {(job_id, number)} has a log, and no acceptance"
         if number < job["attempt"]:
             assert attempt["sealed_at"] is not None, f"attempt {(job_id, number)} is over, and not sealed"

@@ -130,6 +130,8 @@ const SENTENCES = {
   RETURN_RUNNING: "Heard of again",
   RETURN_PROCESSING_OUTPUT: "Heard of again",
   RETURN_CANCEL_REQUESTED: "Heard of again",
+  RESTORE: "Restored from a backup",
+  ADOPT: "Heard of again",
   ACCEPT: "Accepted by {}",
   FIRST_PROCESS: "Running",
   PAYLOAD_ENDED: "Processing output",

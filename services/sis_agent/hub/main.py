@@ -1,4 +1,4 @@
-"""The hub: the agents' streams and their registry. `python -m services.sis_agent.hub.main [migrate]`."""
+"""The hub: the agents' streams and their registry. `python -m services.sis_agent.hub.main [migrate | recover]`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from services.sis_agent.hub.lease_ends import LeaseEnds
 from services.sis_agent.hub.leases import Leases
 from services.sis_agent.hub.presence import Presence
 from services.sis_agent.hub.queue_connection import QueueConnection
+from services.sis_agent.hub.recovery import recover
 from services.sis_agent.hub.renewals import Certifier
 from services.sis_agent.hub.reporter import Reporter
 from services.sis_agent.hub.revocations import Revocations
@@ -206,7 +207,7 @@ async def serve(settings: HubSettings) -> None:
 
 
 def main() -> None:
-    start("hub", HubSettings, serve, MIGRATIONS, SCHEMA)
+    start("hub", HubSettings, serve, MIGRATIONS, SCHEMA, recover)
 
 
 if __name__ == "__main__":

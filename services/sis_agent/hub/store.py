@@ -199,6 +199,13 @@ async def quarantine_chain(
     )
 
 
+async def forget_chains(connection: AsyncConnection) -> int:
+    """Forget the chains in force, and let nobody be online; how many chains there were."""
+    await connection.execute(update(agents).where(agents.c.online).values(online=False))
+    in_force = chains.c.ended_at.is_(None) & chains.c.quarantined_at.is_(None)
+    return (await connection.execute(delete(chains).where(in_force))).rowcount
+
+
 async def quarantined(connection: AsyncConnection, names: Iterable[str]) -> set[tuple[str, bytes]]:
     """Agents, and their keys, that are in quarantine."""
     query = select(chains.c.agent, chains.c.key_sha256).where(

@@ -17,6 +17,7 @@ from services.runtime.database import Database
 from services.runtime.errors import DeadlineExceeded, Unavailable
 from services.runtime.migrations import migrate
 from services.runtime.postgres_failures import Cause, trouble
+from services.runtime.schema import newest_revision
 
 ENV = "from services.runtime.migrations import run_migrations\n\nrun_migrations()\n"
 REVISION = """
@@ -333,3 +334,39 @@ def test_migrations_that_race_run_once(database_url: str, tmp_path: Path) -> Non
 def test_a_migration_without_a_database_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         migrate(f"postgresql+psycopg://nobody@/nothing?host={tmp_path}", scripts(tmp_path, "SELECT 1"), "queue")
+
+
+async def test_what_older_code_cannot_bear_is_migrated_after_it(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    location = scripts(tmp_path, "CREATE TABLE queue.thing (old int, new int)", "ALTER TABLE queue.thing DROP old")
+    versions = location / "versions"
+    (versions / "1.py").rename(versions / "v0001_first.py")
+    (versions / "2.py").rename(versions / "v0002_post_no_old.py")
+    assert newest_revision("queue", location).number == "0001"
+    for _ in range(2):
+        migrate(database_url, location, "queue")
+        assert await scalar(database, "SELECT count(old) FROM queue.thing") == 0
+    for _ in range(2):
+        migrate(database_url, location, "queue", post=True)
+        assert await scalar(database, "SELECT version_num FROM queue.alembic_version") == "2"
+    migrate(database_url, location, "queue")  # there is no way back, and nothing to do
+    assert await scalar(database, "SELECT version_num FROM queue.alembic_version") == "2"
+    # The next release begins with what the last one has left for later.
+    scripts(tmp_path / "next", "CREATE TABLE agents.thing (old int)", "ALTER TABLE agents.thing DROP old", "SELECT 1")
+    versions = tmp_path / "next" / "versions"
+    (versions / "2.py").rename(versions / "v0002_post_no_old.py")
+    migrate(database_url, tmp_path / "next", "agents")
+    assert await scalar(database, "SELECT version_num FROM agents.alembic_version") == "3"
+
+
+async def test_a_release_that_is_rolled_back_leaves_a_newer_schema_alone(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    newer = scripts(tmp_path / "newer", "CREATE TABLE queue.thing (n int)", "ALTER TABLE queue.thing ADD m int")
+    migrate(database_url, newer, "queue")
+    older = scripts(tmp_path / "older", "CREATE TABLE queue.thing (n int)")
+    for post in (False, True):
+        migrate(database_url, older, "queue", post=post)
+    assert await scalar(database, "SELECT version_num FROM queue.alembic_version") == "2"
+    assert await scalar(database, "SELECT count(m) FROM queue.thing") == 0
