@@ -22,13 +22,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from services.runtime import dependencies, faults
+from services.runtime import dependencies, faults, metrics
 from services.runtime.backoff import Backoff
 from services.runtime.dependencies import POSTGRESQL, Dependency, Trouble
 from services.runtime.errors import DeadlineExceeded, SisError, Unavailable
 from services.runtime.postgres_connection import CONNECT_SECONDS, Connection, parameters
 from services.runtime.postgres_failures import PARTIAL, Cause, cause_of, trouble
 from services.runtime.schema import Revision
+from services.runtime.tracing import Attribute
 
 TITLE: Final = "PostgreSQL"
 _POOL_SECONDS = 5.0
@@ -50,6 +51,8 @@ _BOUNDS = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "3
 _FOR_THE_SESSION = " ".join(f"-c {name}={value}" for name, value in _BOUNDS.items())
 _FOR_THE_TRANSACTION = text("SELECT " + ", ".join(f"set_config('{n}', '{v}', true)" for n, v in _BOUNDS.items()))
 _TAKES_NO_WRITES = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'"
+
+_AFTER_COMMIT: Final = "sis.after_commit"
 
 _log = logging.getLogger("database")
 
@@ -118,8 +121,11 @@ class Database:
             DeadlineExceeded: a statement took too long.
         """
         began = time.monotonic()
+        acts: list[Callable[[], object]] = []
+        failed = metrics.NONE
         try:
             async with self._engine.begin() as connection:
+                connection.info[_AFTER_COMMIT] = acts
                 if self._pooled:
                     await connection.execute(_FOR_THE_TRANSACTION)
                 yield connection
@@ -136,7 +142,12 @@ class Database:
                     raise DBAPIError("COPY", None, error, hide_parameters=True) from error
                 raise
             self._note(converted, error)
+            failed = metrics.failure(converted.metadata.get("cause", converted.reason))
             raise converted from error
+        finally:
+            metrics.TRANSACTION.record(time.monotonic() - began, {Attribute.TRANSACTION: point or "other", **failed})
+        for act in acts:
+            act()
 
     async def trouble(self) -> Trouble | None:
         """Why no transaction can be made now, or not every one; None if all is well.
@@ -249,6 +260,11 @@ class Database:
     async def dispose(self) -> None:
         """Close the pool."""
         await self._engine.dispose()
+
+
+def after_commit(connection: AsyncConnection, act: Callable[[], object]) -> None:
+    """Have something done once the transaction of `Database.begin` is committed, and only then. It raises nothing."""
+    connection.info[_AFTER_COMMIT].append(act)
 
 
 async def _receive(connection: psycopg.AsyncConnection[tuple[object, ...]], on_payload: Callable[[str], None]) -> None:

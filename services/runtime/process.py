@@ -15,6 +15,7 @@ from services.runtime import shutdown
 from services.runtime.backoff import Backoff
 from services.runtime.dependencies import Complaints
 from services.runtime.errors import SisError, Unavailable
+from services.runtime.exporting import exported
 from services.runtime.telemetry import configure_logging
 
 MIGRATE_SECONDS = 60.0
@@ -31,6 +32,9 @@ class ServerSettings(Protocol):
 
     @property
     def database_direct_url(self) -> str | None: ...
+
+    @property
+    def metrics_listen(self) -> str | None: ...
 
     @classmethod
     def load(cls) -> Self: ...
@@ -54,7 +58,8 @@ def start(
         sys.exit(f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve, or migrate")
     else:
         shutdown.prepare()
-        uvloop.run(serve(settings))
+        with exported(name, settings.metrics_listen):
+            uvloop.run(serve(settings))
 
 
 def _migrate(url: str, migrations: Path, schema: str) -> None:

@@ -59,6 +59,10 @@ def up(
         str | None,
         typer.Option("--retention-export", metavar="DIR", help='Export them there before; "" does not.'),
     ] = None,
+    metrics: Annotated[
+        bool | None,
+        typer.Option("--metrics/--no-metrics", help="Let Prometheus read what the processes measure (no)."),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hubs, gateway, agents;
@@ -88,6 +92,7 @@ def up(
             retention_days=retention_days,
             retention_jobs=retention_jobs,
             retention_export=_export_directory(retention_export),
+            metrics=metrics,
         )
         raise typer.Exit(sis.stack.up(options, _say))
 

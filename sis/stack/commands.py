@@ -33,6 +33,8 @@ class Ports:
     hub_agents: tuple[int, ...]
     hub_enrolments: tuple[int, ...]
     gateway: int
+    metrics: Mapping[str, int]
+    """Where Prometheus reads, by the name of the process; empty where it does not."""
 
     @classmethod
     def take(cls, settings: Settings, reservations: Reservations) -> tuple[Ports, Settings]:
@@ -64,6 +66,8 @@ class Ports:
             "hub-1-agents": settings.hub_agent_port,
             "hub-1-enrolment": settings.hub_enrolment_port,
         }
+        measured = [*settings.servers, *settings.local_agents] if settings.metrics else []
+        wanted |= {f"{name}-metrics": 0 for name in measured}
         for name in sorted(wanted, key=lambda name: wanted[name] == 0):
             take(name, wanted[name])
         ports = cls(
@@ -77,6 +81,7 @@ class Ports:
             hub_agents=of_hubs("-agents"),
             hub_enrolments=of_hubs("-enrolment"),
             gateway=taken["gateway"],
+            metrics={name: taken[f"{name}-metrics"] for name in measured},
         )
         return ports, settings.model_copy(update={"ports": taken})
 
@@ -139,6 +144,13 @@ class Services:
     def agents(self) -> list[Command]:
         return [self._agent(number) for number in range(1, self.settings.agents + 1)]
 
+    def targets(self) -> list[dict[str, object]]:
+        """Where Prometheus finds them, as its `file_sd_configs` read it."""
+        return [
+            {"targets": [_endpoint(port)], "labels": {"job": "sis", "process": name}}
+            for name, port in self.ports.metrics.items()
+        ]
+
     def migrations(self) -> list[Command]:
         """What brings the database up to date; safe to repeat."""
         return [_once(command, "migrate") for command in (self.credentials(), self.queue(), self._hub(1))]
@@ -183,6 +195,7 @@ class Services:
             "SIS_AGENT_STATE": str(directory),
             "SIS_AGENT_HUB_ENDPOINTS": ",".join(map(_endpoint, hubs)),
             "SIS_AGENT_SLOTS": str(self.settings.slots),
+            **{f"SIS_AGENT_{key}": value for key, value in self._measured(name).items()},
         }
         return self._command(name, "agent", "services.sis_agent.agent.main", environment)
 
@@ -193,6 +206,11 @@ class Services:
         if chosen and self.settings.retention_export:
             chosen["RETENTION_EXPORT"] = self.settings.retention_export
         return chosen
+
+    def _measured(self, name: str) -> dict[str, str]:
+        """Where Prometheus reads what a process measures."""
+        port = self.ports.metrics.get(name)
+        return {} if port is None else {"METRICS_LISTEN": _endpoint(port)}
 
     def _joining(self, service: str) -> dict[str, str]:
         """By what a service gets its certificate."""
@@ -208,6 +226,7 @@ class Services:
             "TLS_CA": str(self.layout.ca),
             "IDENTITY": str(self.layout.identity(name)),
             "HOST_NAMES": f"localhost,{HOST},{name}",
+            **self._measured(name),
         }
         prefix = f"SIS_{kind.upper()}_"
         command = self._command(name, kind, module, {prefix + key: value for key, value in own.items()})
@@ -242,7 +261,8 @@ def _inherited() -> dict[str, str]:
     return {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("SIS_", "PG", "VAULT_", "BAO_")) or key == "SIS_FAULTS"
+        # By OTEL_SERVICE_NAME they could not be told apart.
+        if not key.startswith(("SIS_", "PG", "VAULT_", "BAO_", "OTEL_SERVICE_NAME")) or key == "SIS_FAULTS"
     }
 
 

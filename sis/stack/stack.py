@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import shutil
 import time
@@ -62,6 +63,7 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
             server = Postgres(layout.cluster, runtime, layout.log("postgres"))
             vault = OpenBao(layout.vault, ports.vault, ports.vault_cluster, layout.log("vault"))
             services = Services(layout, settings, ports, vault, server.url(), digest, joins)
+            write_private(layout.targets, json.dumps(services.targets(), indent=2).encode() + b"\n")
             _Run(layout, server, services, supervision, say).until_stopped(deadline, ready)
         except Stopped:
             pass
@@ -144,6 +146,8 @@ class _Run:
             f"credentials endpoint: {endpoints.credentials}  agents enrol at: {self._services.enrolment_endpoint}"
         )
         self._say(f"token: {self._layout.token}  CA: {self._layout.ca}")
+        if self._services.ports.metrics:
+            self._say(f"for Prometheus, as file_sd_configs: {self._layout.targets}")
         self._say(f"web console: http://{self._servers[-1].endpoint}/  HTTP API: /reference there")
 
     def _await(self, name: str, deadline: float) -> None:

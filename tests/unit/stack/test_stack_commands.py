@@ -13,7 +13,7 @@ from sis.stack.settings import Settings
 def test_a_pairing_code_is_in_no_command_line_environment_or_representation(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.create()
-    ports = Ports(1, 2, 3, 4, 5, 6, hubs=(7,), hub_agents=(8,), hub_enrolments=(9,), gateway=10)
+    ports = Ports(1, 2, 3, 4, 5, 6, hubs=(7,), hub_agents=(8,), hub_enrolments=(9,), gateway=10, metrics={})
     vault = OpenBao(layout.vault, 1, 2, layout.log("vault"))
     services = Services(layout, Settings(), ports, vault, "postgresql:///sis", "digest", {})
     (agent,) = services.agents()
