@@ -27,6 +27,7 @@ from services.runtime.settings import Settings
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Tracer
 
 FLUSH_SECONDS: Final = 1.5
@@ -139,9 +140,17 @@ def _resource(name: str) -> Resource:
 def _trace(resource: Resource, others: Sequence[str]) -> Callable[[], object]:
     """Have spans recorded and sent; returns what ends it."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    processor = BatchSpanProcessor(OTLPSpanExporter())
+    tracing.record_with(recording(processor, resource, others))
+    return processor.shutdown
+
+
+def recording(processor: SpanProcessor, resource: Resource, others: Sequence[str]) -> tracing.Recording:
+    """What makes spans for a processor: those of this process, and those of others."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
     class Ids(RandomIdGenerator):
@@ -152,7 +161,6 @@ def _trace(resource: Resource, others: Sequence[str]) -> Callable[[], object]:
             return chosen or super().generate_span_id()
 
     ids = Ids()
-    processor = BatchSpanProcessor(OTLPSpanExporter())
 
     def tracer(of: Resource) -> Tracer:
         provider = TracerProvider(resource=of, id_generator=ids, shutdown_on_exit=False)
@@ -160,8 +168,7 @@ def _trace(resource: Resource, others: Sequence[str]) -> Callable[[], object]:
         return provider.get_tracer("sis")
 
     named = {each: tracer(resource.merge(Resource({"service.name": f"sis-{each}"}))) for each in others}
-    tracing.record_with(tracing.Recording(tracer(resource), named, ids))
-    return processor.shutdown
+    return tracing.Recording(tracer(resource), named, ids)
 
 
 def _measure(resource: Resource, readers: Sequence[MetricReader]) -> Callable[[], object]:
