@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 FLUSH_SECONDS: Final = 1.5
 """At the end of a process, for what has not been sent yet; the rest is lost."""
 
+LAST_EXPORT: Final = "last export"
+"""What the threads are called that send it."""
+
 _log = logging.getLogger("telemetry")
 
 
@@ -201,7 +204,7 @@ def _prometheus(stack: ExitStack, listen: str) -> MetricReader:
 
 def _stop(stops: Sequence[Callable[[], object]]) -> None:
     """Send what there is, for as long as that may take."""
-    threads = [threading.Thread(target=stop, daemon=True) for stop in stops]
+    threads = [threading.Thread(target=stop, name=LAST_EXPORT, daemon=True) for stop in stops]
     for thread in threads:
         thread.start()
     for thread in threads:
