@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import credentials, jobs, lifecycle, packages, parameters, store, wakes
+from services.queue import credentials, jobs, lifecycle, measures, packages, parameters, store, wakes
 from services.queue.errors import AgentNotFound, InvalidParameters, OperationNotFound, RequestIdReused
 from services.queue.jobs import JobView
 from services.queue.model import Actor
@@ -22,6 +23,7 @@ from services.queue.states import Event, Status
 from services.queue.tables import JobType
 from services.queue.tables import jobs as job_table
 from services.runtime import tracing
+from services.runtime.database import after_commit
 from services.runtime.errors import FieldViolation, InvalidArgument
 from sis.packages import parameters as package_parameters
 from sis.packages import platforms
@@ -201,6 +203,7 @@ async def _insert(
     if request_id:
         await connection.execute(_REMEMBER_REQUEST, {"caller": by.name, "request_id": request_id, "job_id": row.job_id})
     await wakes.notify(connection, [wakes.job(row.job_id), *([wakes.WORK] if waits else [])])
+    after_commit(connection, partial(measures.created, row))
     return JobView(row, None)
 
 

@@ -110,11 +110,11 @@ async def serve(settings: QueueSettings) -> None:
         admin_token_sha256=settings.admin_token_sha256,
     )
     sweeper = Sweeper(database)
+    metrics.observe(
+        "sis.queue.sweep.age", "s", "How long ago the last sweep ended.", lambda: [(sweeper.idle_seconds, {})]
+    )
     background = [sweeper.run]
     if metrics.kept():
-        metrics.observe(
-            "sis.queue.sweep.age", "s", "How long ago the last sweep ended.", lambda: [(sweeper.idle_seconds, {})]
-        )
         background.append(Census(database, wakes).run)
     if settings.retention is not None:
         background.append(

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Row
 
 from services.queue.model import Job
-from services.queue.states import TERMINAL
+from services.queue.states import TERMINAL, Event, Status
 from services.runtime import metrics, tracing
 from services.runtime.tracing import Attribute, Attributes
 from sis.trace_context import TraceContext
@@ -29,14 +29,22 @@ RUN: Final = metrics.Duration(
 LOG: Final = metrics.Count("sis.log.written", "By", "Bytes of frames that were committed to logs.")
 
 
+def created(job: Row[Any]) -> None:
+    """A job was created."""
+    about = {Attribute.JOB_TYPE: job.type, Attribute.JOB_STATUS: job.status, Attribute.JOB_EVENT: "CREATE"}
+    TRANSITIONS.add(1, about)
+
+
 def claimed(rows: Iterable[Row[Any]], at: datetime) -> None:
     """Jobs were claimed, given as rows with id, attempt, type, time of queueing and trace context."""
     for row in rows:
+        about = {Attribute.JOB_TYPE: row.type, Attribute.JOB_STATUS: Status.STARTING, Attribute.JOB_EVENT: Event.CLAIM}
+        TRANSITIONS.add(1, about)
         queued_at: datetime = row.queued_at or at
         WAIT.record(max(0.0, (at - queued_at).total_seconds()), {Attribute.JOB_TYPE: row.type})
         if tracing.records() and (context := TraceContext.parse(row.trace_context)):
-            about = _about(row.job_id, row.attempt, row.type)
-            tracing.record("job wait", context, queued_at.timestamp(), at.timestamp(), about)
+            of = _about(row.job_id, row.attempt, row.type)
+            tracing.record("job wait", context, queued_at.timestamp(), at.timestamp(), of)
 
 
 @dataclass(frozen=True, slots=True)

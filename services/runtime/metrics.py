@@ -48,7 +48,9 @@ class Count:
 
 def observe(name: str, unit: str, what: str, look: Callable[[], Iterable[tuple[float, Attributes]]]) -> None:
     """Something that is looked at whenever somebody asks, in a thread of its own: `look` only reads what is there, each
-    value with its attributes."""
+    value with its attributes. Where nobody will ask, nothing."""
+    if not kept():
+        return
 
     def observed(_: CallbackOptions) -> Iterable[Observation]:
         return [Observation(value, plain(attributes)) for value, attributes in look()]
@@ -57,7 +59,8 @@ def observe(name: str, unit: str, what: str, look: Callable[[], Iterable[tuple[f
 
 
 def kept() -> bool:
-    """Whether somebody asks for measurements, so that what only they need can be left out."""
+    """Whether somebody asks for measurements, so that what only they need can be left out. Known before a process
+    serves."""
     return _Process.kept
 
 

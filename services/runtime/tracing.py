@@ -102,10 +102,7 @@ def served(name: str, parent: TraceContext | None, attributes: Attributes) -> It
     more: dict[Attribute, str | int] = {}
     recording = _Process.recording
     if recording is None:
-        if parent is None:
-            yield more
-            return
-        with trace.use_span(NonRecordingSpan(_to_otel(parent))):
+        with within(parent):
             yield more
         return
     span = recording.tracer.start_span(name, _below(parent), SpanKind.SERVER, plain(attributes))
@@ -224,9 +221,9 @@ def _below(parent: TraceContext | None) -> Context | None:
     return None if parent is None else trace.set_span_in_context(NonRecordingSpan(_to_otel(parent)))
 
 
-def _to_otel(context: TraceContext, *, remote: bool = True) -> SpanContext:
+def _to_otel(context: TraceContext) -> SpanContext:
     flags = TraceFlags(TraceFlags.SAMPLED if context.sampled else TraceFlags.DEFAULT)
-    return SpanContext(context.trace_id, context.span_id, remote, flags)
+    return SpanContext(context.trace_id, context.span_id, True, flags)
 
 
 def _from_otel(context: SpanContext) -> TraceContext | None:

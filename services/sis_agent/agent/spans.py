@@ -16,6 +16,7 @@ from sis.queue.v1 import frame_pb2 as frame
 SUPERVISOR: Final = "supervisor"
 """Whose spans this agent records beside its own."""
 
+_OUTCOMES: Final = {number: name.removeprefix("OUTCOME_") for name, number in frame.Outcome.items()}
 _GOOD: Final = (frame.OUTCOME_SUCCEEDED, frame.OUTCOME_STOPPED)
 
 
@@ -30,7 +31,7 @@ def record(
         Attribute.JOB_ID: assignment.attempt.job_id,
         Attribute.JOB_ATTEMPT: assignment.attempt.number,
     }
-    outcome = frame.Outcome.Name(finished.outcome).removeprefix("OUTCOME_")
+    outcome = _OUTCOMES.get(finished.outcome, "UNKNOWN")
     result = {**about, Attribute.JOB_OUTCOME: outcome}
     if finished.outcome not in _GOOD:
         result[Attribute.ERROR_TYPE] = finished.failure_reason or outcome

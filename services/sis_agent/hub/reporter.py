@@ -253,7 +253,7 @@ class Reporter:
         if isinstance(report, queue.AttemptReport):
             if error is not None:
                 _log.warning("the queue takes no refusal of leases for %s: %s", item.lane, error.message)
-            session.deliveries.end(item.lane[1], lease_pb2.LeaseRefusalReason.Name(report.lease_refused.reason))
+            session.deliveries.end(item.lane[1], "LEASE_REFUSED")
             session.slots.release(item.lane[1])
             self._on_free()
             return

@@ -78,6 +78,8 @@ async def test_a_job_is_measured_from_its_queueing_to_its_end(rig: Rig, clock: C
     assert run[1] == {"sis.job.type": "PACKAGE", "sis.job.status": "SUCCEEDED"}
     moves = [(about["sis.job.event"], about["sis.job.status"]) for _, about in told.of("TRANSITIONS")]
     assert moves == [
+        ("CREATE", "WAITING"),
+        ("CLAIM", "STARTING"),
         ("FIRST_PROCESS", "RUNNING"),
         ("PAYLOAD_ENDED", "PROCESSING_OUTPUT"),
         ("FINISH_SUCCEEDED", "SUCCEEDED"),
@@ -92,7 +94,7 @@ async def test_what_is_rolled_back_is_not_measured(rig: Rig, told: Told) -> None
         async with rig.database.begin() as connection:
             await dispatch.claim(connection, [Capacity(rig.agent("a"), rig.epochs["a"], 1)])
             raise RuntimeError("lost")
-    assert not told.all
+    assert not told.of("WAIT")
     await rig.claim()
     assert len(told.of("WAIT")) == 1
 

@@ -132,9 +132,10 @@ class Kept(scrapes.Scrapes):
         super().__init__(listen)
         addresses.append(self.address)
 scrapes.Scrapes = Kept
-metrics.observe("sis.hub.agents", "{agent}", "Agents.", lambda: [(3, {})])
+assert not metrics.kept()
 with exported("hub", "127.0.0.1:0"):
     assert metrics.kept()
+    metrics.observe("sis.hub.agents", "{agent}", "Agents.", lambda: [(3, {})])
     metrics.RPC.record(0.02, {Attribute.RPC_METHOD: "a/b", Attribute.RPC_STATUS: "OK"})
     print(urllib.request.urlopen(f"http://{addresses[0]}/metrics", timeout=10).read().decode())
 try:
