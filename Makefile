@@ -44,7 +44,7 @@ test-root: $(stamp) ## what needs root: a second user, cgroups
 test-long: $(stamp) ## the tests that make test runs in a shorter form, at full length
 	$(bin)/python -m pytest -m 'long and not root'
 
-test-system: $(browser_stamp) ## what needs Debian's servers and browser: PgBouncer, Chromium, npm
+test-system: $(browser_stamp) ## what needs Debian's servers and browser: PgBouncer, Prometheus, Chromium, npm
 	$(bin)/python -m pytest tests/system
 
 test-crash: $(stamp) ## kills and stops every process at every named moment, and prints the table

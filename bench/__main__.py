@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bench import gateway, masking, parts, peer_procrastinate, retention, suite
+from bench import gateway, masking, parts, peer_procrastinate, retention, suite, telemetry
 from bench.figures import show
 from sis import stack
 from sis.client import Client
@@ -35,6 +35,7 @@ def main() -> None:
                 show("SIS, dispatch", suite.dispatch(client))
         finally:
             stack.down(data)
+        show("SIS, watched", telemetry.measure(Path(name)))
 
 
 if __name__ == "__main__":

@@ -47,9 +47,18 @@ def latency(client: Client) -> list[Figure]:
 
 def dispatch(client: Client) -> list[Figure]:
     """Jobs that do nothing, created by concurrent clients, each run as a supervised process to its sealed log."""
+    created, drained = drain(client, JOBS)
+    return [
+        Figure(f"create, {CLIENTS} clients", rate(JOBS, created, "jobs"), "while they are dispatched"),
+        Figure(f"{JOBS:,} no-op jobs, create to sealed log", rate(JOBS, drained, "jobs"), "a process tree for each"),
+    ]
+
+
+def drain(client: Client, jobs: int) -> tuple[float, float]:
+    """The seconds until so many jobs that do nothing were created, and until they had ended."""
     begun = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(lambda _: _create(client, "nothing"), range(JOBS)))
+        list(pool.map(lambda _: _create(client, "nothing"), range(jobs)))
     created = time.perf_counter() - begun
     deadline = time.monotonic() + PATIENCE_SECONDS
     waiting = [job_pb2.RUN_STATE_READY, job_pb2.RUN_STATE_ACTIVE]
@@ -57,11 +66,7 @@ def dispatch(client: Client) -> list[Figure]:
         if time.monotonic() > deadline:
             raise SystemExit(f"{_count(client, waiting)} jobs have not ended after {PATIENCE_SECONDS} s")
         time.sleep(0.05)
-    drained = time.perf_counter() - begun
-    return [
-        Figure(f"create, {CLIENTS} clients", rate(JOBS, created, "jobs"), "while they are dispatched"),
-        Figure(f"{JOBS:,} no-op jobs, create to sealed log", rate(JOBS, drained, "jobs"), "a process tree for each"),
-    ]
+    return created, time.perf_counter() - begun
 
 
 def log_lines(client: Client) -> list[Figure]:

@@ -59,7 +59,7 @@ class Api:
         route = routes.get("GET" if exchange.verb == "HEAD" else exchange.verb)
         if route is None:
             raise MethodNotAllowed([*routes, "HEAD"] if "GET" in routes else list(routes))
-        exchange.method = route.binding.full_name
+        exchange.method, exchange.route = route.binding.full_name, route.binding.template
         exchange.input_type = route.binding.method.input_type
         exchange.take_proof(self._sessions.proof(exchange))
         await route.endpoint(exchange, segments)

@@ -74,6 +74,8 @@ class Exchange:
         self.gone = False
         self.method = ""
         """What is called, for the log …"""
+        self.route = ""
+        """… its path, with the names of its fields …"""
         self.input_type: Descriptor | None = None
         """… and its request, for errors."""
         self.metadata: tuple[tuple[str, str], ...] = ()

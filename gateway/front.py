@@ -13,7 +13,10 @@ from typing import Final
 from gateway.errors import Headers, Refused, failure, fault
 from gateway.exchange import Buffers, Exchange, Gone, Receive, Scope, Send
 from gateway.negotiation import JSON
+from services.runtime import metrics, tracing
 from services.runtime.errors import ResourceExhausted, SisError
+from services.runtime.tracing import Attribute, Attributes
+from sis.trace_context import TraceContext
 
 REQUEST_LIMIT = 1_500
 """How many requests may be in flight in a process; most of them streams that are idle."""
@@ -34,6 +37,10 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _QUIET: Final = frozenset({"/healthz", "/readyz"})
+
+_VERBS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_OTHER: Final = "other"
+"""The route of what is no method: pages, files, and what is not there."""
 
 _log = logging.getLogger("http")
 
@@ -61,11 +68,17 @@ class Front:
         )
         began = time.monotonic()
         self._in_flight += 1
-        try:
-            await self._answer(exchange, scope, receive, send)
-        finally:
-            self._in_flight -= 1
-            _report(exchange, began)
+        about: dict[Attribute, str | int] = {
+            Attribute.HTTP_METHOD: exchange.verb if exchange.verb in _VERBS else "_OTHER"
+        }
+        with tracing.served(str(about[Attribute.HTTP_METHOD]), _trace_context(exchange), about) as said:
+            try:
+                await self._answer(exchange, scope, receive, send)
+            finally:
+                self._in_flight -= 1
+                _report(exchange, began)
+                said |= _said(exchange)
+                metrics.HTTP.record(time.monotonic() - began, {**about, **said})
 
     async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -97,6 +110,23 @@ async def _refuse(exchange: Exchange, error: Exception) -> None:
     await exchange.answer(found.http, JSON, found.document, found.headers)
 
 
+def _said(exchange: Exchange) -> Attributes:
+    """How a request was answered: its route stands for its path, which may hold anything."""
+    status = _status(exchange)
+    failed = {Attribute.ERROR_TYPE: str(status)} if status >= 500 or status == 0 else {}
+    return {Attribute.HTTP_ROUTE: exchange.route or _OTHER, Attribute.HTTP_STATUS: status, **failed}
+
+
+def _status(exchange: Exchange) -> int:
+    """What was answered; 499 where the client went away before it had all of it."""
+    return 499 if exchange.gone and not exchange.finished else exchange.status
+
+
+def _trace_context(exchange: Exchange) -> TraceContext | None:
+    """The trace that the client is in; None where it says nothing of one, or nothing that can be true."""
+    return TraceContext.parse(exchange.text(tracing.HEADER.encode()))
+
+
 def _report(exchange: Exchange, began: float) -> None:
     _log.log(
         logging.DEBUG if exchange.path in _QUIET else logging.INFO,
@@ -104,7 +134,7 @@ def _report(exchange: Exchange, began: float) -> None:
         extra={
             "verb": exchange.verb[:20],
             "method": exchange.method or exchange.path[:200],
-            "status": 499 if exchange.gone and not exchange.finished else exchange.status,
+            "status": _status(exchange),
             "milliseconds": round((time.monotonic() - began) * 1000, 1),
             "origin": exchange.origin,
             "request_id": exchange.request_id,

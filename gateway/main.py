@@ -18,6 +18,7 @@ from gateway.app import Gateway
 from gateway.server import Certificate, Server, is_loopback, run
 from gateway.upstreams import Upstreams
 from services.runtime import joining, shutdown
+from services.runtime.exporting import exported
 from services.runtime.settings import Endpoint, ServiceSettings, Target
 from services.runtime.telemetry import configure_logging
 
@@ -118,7 +119,8 @@ def main() -> None:
     settings = GatewaySettings.load()
     _raise_open_files()
     shutdown.prepare()
-    uvloop.run(serve(settings))
+    with exported("gateway", settings.metrics_listen):
+        uvloop.run(serve(settings))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import ipaddress
 import logging
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import hvac
@@ -33,8 +34,13 @@ from services.credentials.vault_errors import (
     VaultUnreachable,
 )
 from services.credentials.vault_session import Session
+from services.runtime import metrics, tracing
 from services.runtime.dependencies import Trouble
+from services.runtime.tracing import Attribute
 
+T = TypeVar("T")
+
+_CALLS: Final = metrics.Duration("sis.vault.call.duration", "How long calls of Vault took, by operation.")
 _PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?")
 
 
@@ -195,7 +201,7 @@ class Vault:
             )
             return Stored(int(answer["data"]["metadata"]["version"]), dict(answer["data"]["data"]))
 
-        return await self._session.call(call)
+        return await self._call("read", call)
 
     async def write(self, path: str, values: Mapping[str, str], cas: int) -> int:
         """Make `values` the next version of the path, whose current one must be `cas`, 0 for none; returns the new one.
@@ -209,13 +215,14 @@ class Vault:
             answer = client.secrets.kv.v2.create_or_update_secret(path, dict(values), cas, self._settings.kv_mount)
             return int(answer["data"]["version"])
 
-        return await self._session.call(call)
+        return await self._call("write", call)
 
     async def destroy(self, path: str) -> None:
         """Remove every version of the path for good; of one that has none, nothing. The next version will be 1."""
         _check_path(path)
-        await self._session.call(
-            lambda client: client.secrets.kv.v2.delete_metadata_and_all_versions(path, self._settings.kv_mount)
+        await self._call(
+            "destroy",
+            lambda client: client.secrets.kv.v2.delete_metadata_and_all_versions(path, self._settings.kv_mount),
         )
 
     async def current_version(self, path: str) -> int | None:
@@ -227,7 +234,7 @@ class Vault:
             return int(answer["data"]["current_version"])
 
         try:
-            return await self._session.call(call) or None
+            return await self._call("read_metadata", call) or None
         except ValueMissing:
             return None
 
@@ -240,7 +247,7 @@ class Vault:
             return tuple(answer["data"]["keys"])
 
         try:
-            return await self._session.call(call)
+            return await self._call("list", call)
         except ValueMissing:
             return ()
 
@@ -274,29 +281,45 @@ class Vault:
             chain = b"".join(_pem(each) for each in data.get("ca_chain") or [data["issuing_ca"]])
             return Signed(leaf, chain, f"{certificate.serial_number:x}", certificate.not_valid_after_utc)
 
-        return await self._session.call(call)
+        return await self._call("sign", call)
 
     async def revoke(self, serial: str) -> None:
         """Put a certificate on the CA's list of revoked ones; again, nothing. Raises ValueMissing: it is not of this
         CA."""
         digits = serial.zfill(len(serial) + len(serial) % 2)
         colons = ":".join(digits[i : i + 2] for i in range(0, len(digits), 2))
-        await self._session.call(lambda client: client.secrets.pki.revoke_certificate(colons, self._pki))
+        await self._call("revoke", lambda client: client.secrets.pki.revoke_certificate(colons, self._pki))
 
     async def ca(self) -> bytes:
         """The certificate that the CA signs with, and those above it, in PEM."""
-        return await self._session.call(
-            lambda client: _pem(client.secrets.pki.read_certificate("ca_chain", self._pki)["data"]["certificate"])
+        return await self._call(
+            "read_ca",
+            lambda client: _pem(client.secrets.pki.read_certificate("ca_chain", self._pki)["data"]["certificate"]),
         )
 
     async def trouble(self) -> Trouble | None:
         """Why it is of no use now; None if it is."""
         try:
             # Whoever asks whether it is sealed need not be logged in: the answer tells nothing of what can be done.
-            await self._session.call(lambda client: client.auth.token.lookup_self()["data"])
+            await self._call("look_up", lambda client: client.auth.token.lookup_self()["data"])
         except VaultError as error:
             return Trouble(error.reason, error.words)
         return None
+
+    async def _call(self, operation: str, call: Callable[[Any], T]) -> T:
+        """What `call` returns for a client that is logged in; traced and measured. Raises as `call` does."""
+        began = time.monotonic()
+        about: dict[Attribute, str | int] = {Attribute.VAULT_OPERATION: operation}
+        with tracing.inside(f"vault {operation}", about) as said:
+            try:
+                return await self._session.call(call)
+            except ValueMissing:
+                raise  # an answer like any other
+            except VaultError as error:
+                said[Attribute.ERROR_TYPE] = error.reason
+                raise
+            finally:
+                _CALLS.record(time.monotonic() - began, {**about, **said})
 
     async def run(self) -> None:
         """Keep this service logged in until cancelled."""

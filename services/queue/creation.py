@@ -8,19 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import credentials, jobs, lifecycle, packages, parameters, store, wakes
+from services.queue import credentials, jobs, lifecycle, measures, packages, parameters, store, wakes
 from services.queue.errors import AgentNotFound, InvalidParameters, OperationNotFound, RequestIdReused
 from services.queue.jobs import JobView
 from services.queue.model import Actor
 from services.queue.states import Event, Status
 from services.queue.tables import JobType
 from services.queue.tables import jobs as job_table
+from services.runtime import tracing
+from services.runtime.database import after_commit
 from services.runtime.errors import FieldViolation, InvalidArgument
 from sis.packages import parameters as package_parameters
 from sis.packages import platforms
@@ -191,14 +194,16 @@ async def _insert(
     if job["site_kind"] == "agent":
         target = await _agent_hostname(connection, job)
     waits = job["status"] == Status.WAITING
+    trace = tracing.current()
     more = {
         "target": target, "queued_at": now if waits else None, "now": now, "creator": by.name, "origin": by.origin,
-        "message": message,
+        "message": message, "trace_context": "" if trace is None else str(trace),
     }  # fmt: skip
     row = (await connection.execute(_INSERT, {**job, **more})).one()
     if request_id:
         await connection.execute(_REMEMBER_REQUEST, {"caller": by.name, "request_id": request_id, "job_id": row.job_id})
     await wakes.notify(connection, [wakes.job(row.job_id), *([wakes.WORK] if waits else [])])
+    after_commit(connection, partial(measures.created, row))
     return JobView(row, None)
 
 
@@ -209,13 +214,14 @@ _INSERT = (
             display_name, type, status, operation, package_name, package_version, package_digest, parameters,
             site_kind, site_name, target, priority, claim_key, queued_at, not_before, latest_start, run_timeout,
             heartbeat_timeout, start_timeout, output_timeout, cancel_grace, deferral_ends_at, labels, created_at,
-            creator, history_sequence, credentials, platforms, rerun_of)
+            creator, history_sequence, credentials, platforms, rerun_of, trace_context)
         VALUES (
             :display_name, :type, :status, :operation, :package_name, :package_version, :package_digest, :parameters,
             :site_kind, :site_name, :target, :priority,
             queue.claim_key(CAST(:queued_at AS timestamptz), CAST(:priority AS smallint)), :queued_at, :not_before,
             :latest_start, :run_timeout, :heartbeat_timeout, :start_timeout, :output_timeout, :cancel_grace,
-            :deferral_ends_at, :labels, :now, :creator, 1, :credentials, :platforms, :rerun_of)
+            :deferral_ends_at, :labels, :now, :creator, 1, :credentials, :platforms, :rerun_of,
+            :trace_context)
         RETURNING *
     ), recorded AS (
         INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)

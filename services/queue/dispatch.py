@@ -6,15 +6,17 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Row, RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import credentials, wakes
+from services.queue import credentials, measures, wakes
 from services.queue.credentials import CredentialUse
 from services.queue.frames import DIGEST_START
 from services.queue.states import Event, Status, next_status
+from services.runtime.database import after_commit
 from sis.packages import platforms
 
 LOG_CAP_BYTES = 1 << 30
@@ -58,6 +60,7 @@ class Assignment:
     claimed_at: datetime
     credentials: list[CredentialUse]
     requester: str
+    trace_context: str
 
 
 async def claim(
@@ -139,6 +142,8 @@ async def claim(
             "digest": DIGEST_START,
         },
     )
+    claims = [row for row in candidates if row.job_id in chosen]
+    after_commit(connection, partial(measures.claimed, claims, max(row.now for row in candidates)))
     if any(row.parameters is None for row in candidates):
         return await assignments(connection, claimed), stale
     return delivered, stale
@@ -164,7 +169,7 @@ def _candidates(condition: str) -> TextClause:
         CROSS JOIN LATERAL (
             SELECT job_id, attempt + 1 AS attempt, claim_key, display_name, package_name, package_version,
                 package_digest, operation, run_timeout, start_timeout, output_timeout, cancel_grace,
-                queue.now() AS now, credentials, platforms, creator AS requester,
+                queue.now() AS now, credentials, platforms, creator AS requester, trace_context, type, queued_at,
                 -- What is large as it is stored need not be fetched to know it.
                 CASE WHEN pg_column_size(parameters) < :small THEN
                     CASE WHEN octet_length(CAST(parameters AS text)) + octet_length(CAST(credentials AS text)) < :small
@@ -240,7 +245,7 @@ _ASSIGNMENTS = text("""
     )
     SELECT j.job_id, j.attempt, j.display_name, j.package_name, j.package_version, j.package_digest, j.operation,
         j.parameters, j.run_timeout, j.start_timeout, j.output_timeout, j.cancel_grace, a.claimed_at, a.agent,
-        j.credentials, j.creator AS requester
+        j.credentials, j.creator AS requester, j.trace_context
     FROM taken
     JOIN queue.jobs j ON j.job_id = (CAST(:job_ids AS bigint[]))[taken.number]
     JOIN queue.attempts a ON a.job_id = j.job_id AND a.number = j.attempt

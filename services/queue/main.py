@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.queue.census import Census
 from services.queue.convert import exports as convert_exports
 from services.queue.convert.jobs import HEARTBEAT_TIMEOUTS, SHORTEST_DEFERRAL
 from services.queue.creation import Limits
@@ -20,7 +21,7 @@ from services.queue.servicers.package import PackageServicer
 from services.queue.sweeper import Sweeper
 from services.queue.tables import SCHEMA
 from services.queue.wakes import CHANNEL, Wakes
-from services.runtime import joining
+from services.runtime import joining, metrics
 from services.runtime.database import Database
 from services.runtime.process import start
 from services.runtime.schema import newest_revision
@@ -109,7 +110,13 @@ async def serve(settings: QueueSettings) -> None:
         ],
         admin_token_sha256=settings.admin_token_sha256,
     )
-    background = [Sweeper(database).run]
+    sweeper = Sweeper(database)
+    metrics.observe(
+        "sis.queue.sweep.age", "s", "How long ago the last sweep ended.", lambda: [(sweeper.idle_seconds, {})]
+    )
+    background = [sweeper.run]
+    if metrics.kept():
+        background.append(Census(database, wakes).run)
     if settings.retention is not None:
         background.append(
             Retention(database, settings.retention, settings.retention_export, convert_exports.to_line).run

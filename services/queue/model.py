@@ -178,6 +178,9 @@ class Job:
     attempt: Attempt | None
     # Whether it names credentials, so that its attempts take leases.
     with_credentials: bool = False
+    type: str = ""
+    # The trace that it is part of; "" for none.
+    trace_context: str = ""
     wait_reason: WaitReason | None = None
     # "" where nothing but a free slot keeps it.
     wait_message: str = ""
@@ -187,6 +190,7 @@ class Job:
     # The row, and the end of leases, as they were loaded, for `store` to tell what changed.
     stored: dict[str, object] = field(default_factory=dict)
     stored_lease_end: LeaseEnd | None = None
+    stored_live: bool = False
 
     @property
     def accepted(self) -> bool:

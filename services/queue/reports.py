@@ -11,17 +11,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import evidence, lifecycle, sessions, store, wakes
+from services.queue import evidence, lifecycle, measures, sessions, store, wakes
 from services.queue.errors import ConflictingFrame, MalformedFrame, StaleAttempt, StaleEpoch
 from services.queue.frames import Frame
 from services.queue.model import Actor, Job, LeaseRefusal
 from services.queue.sessions import AttemptKey, Machines, Session
 from services.queue.states import Status
-from services.runtime.database import Database
+from services.runtime.database import Database, after_commit
 from services.runtime.errors import SisError
 
 _log = logging.getLogger("reports")
@@ -187,4 +188,7 @@ class _Batch:
     async def flush(self) -> None:
         """Write what changed and wake whoever waits for it."""
         await store.insert_frames(self._connection, self._frames)
+        written = sum(len(frame.body) for *_, frame in self._frames)
+        after_commit(self._connection, partial(measures.LOG.add, written))
+        measures.link(self._changed.values())
         await store.save(self._connection, self._changed.values(), [wakes.WORK] if self._work else [])

@@ -17,11 +17,12 @@ from psycopg import AsyncConnection as DriverConnection
 from sqlalchemy import Row, Select, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import removals, wakes
+from services.queue import measures, removals, wakes
 from services.queue.frames import Frame, StopKind
 from services.queue.model import Attempt, HistoryEntry, Job, LogVerdict, WaitReason
 from services.queue.states import Status, StopState
 from services.queue.tables import attempts, jobs
+from services.runtime.database import after_commit
 
 _JOB_COLUMNS = tuple(
     jobs.c[name]
@@ -67,6 +68,8 @@ _LOCKED = (
     *_JOB_COLUMNS,
     jobs.c.attempt,
     (func.jsonb_array_length(jobs.c.credentials) > 0).label("with_credentials"),
+    jobs.c.type,
+    jobs.c.trace_context,
 )
 
 
@@ -102,8 +105,12 @@ def _job(row: Row[Any], attempt: Row[Any] | None) -> Job:
     values["attempt_number"] = values.pop("attempt")
     job = Job(**values, attempt=None if attempt is None else _attempt(attempt))
     job.locked_at = None if attempt is None else attempt.locked_at
-    job.stored, job.stored_lease_end = _job_row(job), job.lease_end
+    _remember(job)
     return job
+
+
+def _remember(job: Job) -> None:
+    job.stored, job.stored_lease_end, job.stored_live = _job_row(job), job.lease_end, job.live
 
 
 def _attempt(row: Row[Any]) -> Attempt:
@@ -198,9 +205,10 @@ async def save(connection: AsyncConnection, changed: Iterable[Job], topics: Iter
             "payloads": wakes.payloads(woken),
         },
     )
+    after_commit(connection, measures.Changes(touched).tell)
     for job in touched:
         job.new_history.clear()
-        job.stored, job.stored_lease_end = _job_row(job), job.lease_end
+        _remember(job)
         if job.attempt is not None:
             job.attempt.processes_changed = False
 

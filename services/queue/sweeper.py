@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -44,6 +45,12 @@ class Sweeper:
         self._last: datetime | None = None
         self._purge = purge.Purge(database)
         self._troubles = _Troubles()
+        self._swept = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long nothing was swept."""
+        return time.monotonic() - self._swept
 
     async def run(self) -> None:
         """Sweep for ever. What fails is tried again with the next sweep; it leaves nothing half done."""
@@ -66,6 +73,7 @@ class Sweeper:
         due = await self._look()
         busy = [await self._apply(name, act) for name, act in self._acts(due)]
         self._troubles.end()
+        self._swept = time.monotonic()
         return any(busy)
 
     async def _look(self) -> Row[Any] | None:

@@ -114,6 +114,8 @@ jobs = Table(
     Column("start_timeout", Interval, nullable=False, server_default="5 minutes"),
     Column("output_timeout", Interval, nullable=False, server_default="60 seconds"),
     Column("cancel_grace", Interval, nullable=False, server_default="10 seconds"),
+    # A traceparent: where in which trace it was created; "" where nobody traced that.
+    Column("trace_context", Text, nullable=False, server_default=""),
     one_of("type", JobType),
     one_of("status", Status),
     one_of("stop_state", StopState),

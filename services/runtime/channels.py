@@ -17,6 +17,7 @@ from services.runtime import errors
 from services.runtime.errors import FieldViolation, SisError
 from services.runtime.identity import Identity
 from services.runtime.tls import TlsFiles
+from services.runtime.traced_channel import traced
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
@@ -136,7 +137,7 @@ class Peer(Generic[Stub]):
                 retried=self._retried,
                 balancing=Balancing.ALL,
             )
-            self._stub = self._make_stub(self._channel)
+            self._stub = self._make_stub(traced(self._channel))
         return self._stub
 
     def _retire(self, grace: float | None) -> None:

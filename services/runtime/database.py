@@ -22,13 +22,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from services.runtime import dependencies, faults
+from services.runtime import dependencies, faults, metrics
 from services.runtime.backoff import Backoff
 from services.runtime.dependencies import POSTGRESQL, Dependency, Trouble
 from services.runtime.errors import DeadlineExceeded, SisError, Unavailable
 from services.runtime.postgres_connection import CONNECT_SECONDS, Connection, parameters
 from services.runtime.postgres_failures import PARTIAL, Cause, cause_of, trouble
 from services.runtime.schema import Revision
+from services.runtime.tracing import Attribute
 
 TITLE: Final = "PostgreSQL"
 _POOL_SECONDS = 5.0
@@ -55,6 +56,8 @@ _CONNECTED = text("""
     ORDER BY application_name LIMIT 10
 """)
 _TAKES_NO_WRITES = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'"
+
+_AFTER_COMMIT: Final = "sis.after_commit"
 
 _log = logging.getLogger("database")
 
@@ -123,8 +126,11 @@ class Database:
             DeadlineExceeded: a statement took too long.
         """
         began = time.monotonic()
+        acts: list[Callable[[], object]] = []
+        failed = metrics.NONE
         try:
             async with self._engine.begin() as connection:
+                connection.info[_AFTER_COMMIT] = acts
                 if self._pooled:
                     await connection.execute(_FOR_THE_TRANSACTION)
                 yield connection
@@ -141,7 +147,12 @@ class Database:
                     raise DBAPIError("COPY", None, error, hide_parameters=True) from error
                 raise
             self._note(converted, error)
+            failed = metrics.failure(converted.metadata.get("cause", converted.reason))
             raise converted from error
+        finally:
+            metrics.TRANSACTION.record(time.monotonic() - began, {Attribute.TRANSACTION: point or "other", **failed})
+        for act in acts:
+            act()
 
     async def connected(self) -> list[str]:
         """Which servers of the suite are connected to the database, by their application names; ten at the most."""
@@ -259,6 +270,11 @@ class Database:
     async def dispose(self) -> None:
         """Close the pool."""
         await self._engine.dispose()
+
+
+def after_commit(connection: AsyncConnection, act: Callable[[], object]) -> None:
+    """Have something done once the transaction of `Database.begin` is committed, and only then. It raises nothing."""
+    connection.info[_AFTER_COMMIT].append(act)
 
 
 async def _receive(connection: psycopg.AsyncConnection[tuple[object, ...]], on_payload: Callable[[str], None]) -> None:

@@ -24,7 +24,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from services.runtime import access
+from services.runtime import access, metrics, tracing
 from services.runtime.access import ACCESS, Audience, Caller
 from services.runtime.errors import (
     DeadlineExceeded,
@@ -34,6 +34,8 @@ from services.runtime.errors import (
     SisError,
     to_status,
 )
+from services.runtime.tracing import Attribute
+from sis.trace_context import TraceContext
 
 UNARY_LIMIT_SECONDS = 30.0
 UPLOAD_LIMIT_SECONDS = 600.0
@@ -58,6 +60,12 @@ _CODES: dict[object, grpc.StatusCode] = {form: code for code in grpc.StatusCode 
 
 # How calls end when nothing is wrong with them; what is waited for is logged by who waits.
 _PASSING = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+# Those that are faults of the server, as OpenTelemetry has it.
+_FAULTS = (
+    *(grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED),
+    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS),
+)
 
 _log = logging.getLogger("rpc")
 
@@ -126,7 +134,35 @@ def layers(*, admin_token_sha256: str | None, join_tokens: Mapping[str, str]) ->
 
 @asynccontextmanager
 async def telemetry(call: Call) -> AsyncIterator[None]:
-    """Logs each call; what goes well between the suite's own processes, for debugging only."""
+    """Traces, measures and logs each call; what goes well between the suite's own processes is logged for debugging
+    only, and gRPC's own services are not traced."""
+    if call.method.startswith("/grpc."):
+        async with _logged(call):
+            yield
+        return
+    name = call.method.removeprefix("/")
+    about: dict[Attribute, str | int] = {Attribute.RPC_SYSTEM: "grpc", Attribute.RPC_METHOD: name}
+    began = time.monotonic()
+    with tracing.served(name, _trace_context(call.context), about) as said:
+        status = grpc.StatusCode.CANCELLED
+        try:
+            async with _logged(call):
+                yield
+            status = _status(call)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            status = _status(call)
+            raise
+        finally:
+            said[Attribute.RPC_STATUS] = status.name
+            if status in _FAULTS:
+                said[Attribute.ERROR_TYPE] = status.name
+            metrics.RPC.record(time.monotonic() - began, {**about, **said})
+
+
+@asynccontextmanager
+async def _logged(call: Call) -> AsyncIterator[None]:
     began = time.monotonic()
     cancelled = False
     try:
@@ -135,7 +171,7 @@ async def telemetry(call: Call) -> AsyncIterator[None]:
         cancelled = True
         raise
     finally:
-        status = grpc.StatusCode.CANCELLED if cancelled else _CODES.get(call.context.code(), grpc.StatusCode.OK)
+        status = grpc.StatusCode.CANCELLED if cancelled else _status(call)
         quiet = call.audience in (Audience.ANYONE, Audience.HUB)
         level = logging.DEBUG if quiet and status in _PASSING else logging.INFO
         if status in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
@@ -152,6 +188,17 @@ async def telemetry(call: Call) -> AsyncIterator[None]:
                 "request_id": call.request_id,
             },
         )
+
+
+def _status(call: Call) -> grpc.StatusCode:
+    """How a call has ended that was not cancelled."""
+    return _CODES.get(call.context.code(), grpc.StatusCode.OK)
+
+
+def _trace_context(context: Context) -> TraceContext | None:
+    """The trace that the caller is in; None where it says nothing of one, or nothing that can be true."""
+    found = [value for key, value in context.invocation_metadata() or () if key == tracing.HEADER]
+    return TraceContext.parse(found[0]) if len(found) == 1 and isinstance(found[0], str) else None
 
 
 @asynccontextmanager

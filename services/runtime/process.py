@@ -17,6 +17,7 @@ from services.runtime.backoff import Backoff
 from services.runtime.database import Database
 from services.runtime.dependencies import Complaints
 from services.runtime.errors import FailedPrecondition, SisError, Unavailable
+from services.runtime.exporting import exported
 from services.runtime.telemetry import configure_logging
 
 MIGRATE_SECONDS = 60.0
@@ -33,6 +34,9 @@ class ServerSettings(Protocol):
 
     @property
     def database_direct_url(self) -> str | None: ...
+
+    @property
+    def metrics_listen(self) -> str | None: ...
 
     @classmethod
     def load(cls) -> Self: ...
@@ -69,7 +73,8 @@ def start(
         )
     else:
         shutdown.prepare()
-        uvloop.run(serve(settings))
+        with exported(name, settings.metrics_listen):
+            uvloop.run(serve(settings))
 
 
 async def _recover(name: str, url: str, recover: Recovery) -> str:

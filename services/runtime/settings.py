@@ -104,6 +104,8 @@ class IdentitySettings(Settings):
     identity: Path
     # DNS names and IP addresses under which it is reached; its own name is always in.
     host_names: Texts = ()
+    # Where Prometheus reads its measurements, over plain HTTP and without a proof of who reads; unset, nowhere.
+    metrics_listen: Endpoint | None = None
 
 
 class ServiceSettings(IdentitySettings):

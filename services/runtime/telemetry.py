@@ -8,13 +8,15 @@ import sys
 import traceback
 from datetime import UTC, datetime
 
+from services.runtime import tracing
+
 # What every record has; anything else was given by `extra=` and becomes a field of the line.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON: time, level, process, logger, message, the record's `extra`
-    fields and, for an exception, its traceback."""
+    fields, inside a span its ids, and, for an exception, its traceback."""
 
     def __init__(self, process_name: str) -> None:
         super().__init__()
@@ -29,6 +31,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
+        if (span := tracing.current()) is not None:
+            line["trace_id"], line["span_id"] = f"{span.trace_id:032x}", f"{span.span_id:016x}"
         if record.exc_info is not None and record.exc_info[0] is not None:
             line["exception"] = "".join(traceback.format_exception(*record.exc_info))
         return json.dumps(line, default=str)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sis.cli import agents, backup, credentials, jobs, packages, stack, vault
+from sis.cli import agents, backup, credentials, jobs, packages, stack, tracing, vault
 
 app = typer.Typer(
     name="sis",
@@ -58,6 +58,23 @@ def run(arguments: Sequence[str]) -> int:
         # Whatever the locale, output must not fail on a character.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if (words := _command(arguments)) and tracing.wanted():
+        with tracing.traced(words) as codes:
+            codes.append(_run(arguments))
+            return codes[0]
+    return _run(arguments)
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    """The words of the command that is called, where it is one that calls the suite."""
+    group = arguments[0] if arguments else ""
+    if group not in tracing.TRACED or len(arguments) < 2:
+        return []
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    return [group, arguments[1]] if arguments[1] in getattr(commands.get(group), "commands", {}) else [group]
+
+
+def _run(arguments: Sequence[str]) -> int:
     for argument in arguments:
         if any("\udc80" <= character <= "\udcff" for character in argument):
             return _fail(f"the argument {argument!a} is not valid UTF-8", 2)

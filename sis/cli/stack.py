@@ -62,6 +62,10 @@ def up(
         str | None,
         typer.Option("--retention-export", metavar="DIR", help='Export them there before; "" does not.'),
     ] = None,
+    metrics: Annotated[
+        bool | None,
+        typer.Option("--metrics/--no-metrics", help="Let Prometheus read what the processes measure (no)."),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Start the stack on this machine: PostgreSQL, OpenBao, credential service, queue, hub, gateway, agents;
@@ -92,6 +96,7 @@ def up(
             retention_days=retention_days,
             retention_jobs=retention_jobs,
             retention_export=_export_directory(retention_export),
+            metrics=metrics,
         )
         raise typer.Exit(sis.stack.up(options, say))
 
@@ -132,10 +137,10 @@ def restart(
     """
     from sis.client.endpoints import data_directory
 
-    with _stack_errors():
+    with stack_errors():
         import sis.stack
 
-        sis.stack.restart(data_directory(data), names or (), _say)
+        sis.stack.restart(data_directory(data), names or (), say)
 
 
 def status(json: Json = False, data: Data = None) -> None:

@@ -13,7 +13,7 @@ from sis.stack.layout import Layout
 from sis.stack.openbao import OpenBao
 from sis.stack.ports import HOST
 from sis.stack.processes import Command, Kind
-from sis.stack.replicas import AGENTS, ENROLMENT, INTERNAL, Ports, Replica
+from sis.stack.replicas import AGENTS, ENROLMENT, INTERNAL, Ports, Replica, endpoint
 from sis.stack.settings import Settings
 
 GROUP = "local"
@@ -54,14 +54,25 @@ class Services:
     def agents(self) -> list[Command]:
         return [self._agent(number) for number in range(1, self.settings.agents + 1)]
 
+    def targets(self) -> list[dict[str, object]]:
+        """Where Prometheus finds them, as its `file_sd_configs` read it."""
+        return [
+            {"targets": [endpoint(port)], "labels": {"job": "sis", "process": name}}
+            for name, port in self.ports.metrics.items()
+        ]
+
     def migrations(self) -> list[Command]:
         """What brings the database up to date; safe to repeat."""
-        kinds: tuple[Kind, ...] = ("credentials", "queue", "hub")
-        return [_once(self.server(self.ports.replicas[kind][0]), "migrate") for kind in kinds]
+        return [_once(command, "migrate") for command in self._with_database()]
 
     def recoveries(self) -> list[Command]:
         """What puts a database right that was restored from a backup; migrates it first."""
-        return [_once(command, "recover") for command in (self.credentials(), self.queue(), self._hub(1))]
+        return [_once(command, "recover") for command in self._with_database()]
+
+    def _with_database(self) -> list[Command]:
+        """One server of each kind that has a schema."""
+        kinds: tuple[Kind, ...] = ("credentials", "queue", "hub")
+        return [self.server(self.ports.replicas[kind][0]) for kind in kinds]
 
     def vault_bootstrap(self) -> Command:
         """What makes OpenBao the suite's Vault; safe to repeat."""
@@ -130,6 +141,7 @@ class Services:
             "SIS_AGENT_STATE": str(directory),
             "SIS_AGENT_HUB_ENDPOINTS": ",".join(self._hubs_of(number)),
             "SIS_AGENT_SLOTS": str(self.settings.slots),
+            **{f"SIS_AGENT_{key}": value for key, value in self._measured(name).items()},
         }
         return self._command(name, "agent", "services.sis_agent.agent.main", environment)
 
@@ -147,6 +159,11 @@ class Services:
             chosen["RETENTION_EXPORT"] = self.settings.retention_export
         return chosen
 
+    def _measured(self, name: str) -> dict[str, str]:
+        """Where Prometheus reads what a process measures."""
+        port = self.ports.metrics.get(name)
+        return {} if port is None else {"METRICS_LISTEN": endpoint(port)}
+
     def _joining(self, service: str) -> dict[str, str]:
         """By what a service gets its certificate."""
         return {
@@ -162,6 +179,7 @@ class Services:
             "TLS_CA": str(self.layout.ca),
             "IDENTITY": str(self.layout.identity(replica.name)),
             "HOST_NAMES": f"localhost,{HOST},{replica.name}",
+            **self._measured(replica.name),
         }
         prefix = f"SIS_{replica.kind.upper()}_"
         command = self._command(replica.name, replica.kind, module, {prefix + key: own[key] for key in own})
@@ -196,7 +214,8 @@ def _inherited() -> dict[str, str]:
     return {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("SIS_", "PG", "VAULT_", "BAO_")) or key == "SIS_FAULTS"
+        # By OTEL_SERVICE_NAME they could not be told apart.
+        if not key.startswith(("SIS_", "PG", "VAULT_", "BAO_", "OTEL_SERVICE_NAME")) or key == "SIS_FAULTS"
     }
 
 

@@ -8,6 +8,7 @@ tls/            the CA of the stack's PKI, and how the credential service logs i
 vault/          OpenBao: its storage, its seal key, and the keys of its administrator
 identities/     the last certificate of each service
 join/           the tokens by which services get their certificates
+prometheus.json where Prometheus reads what the processes measure, for its `file_sd_configs`
 session.key     by which the gateway seals the sessions of browsers
 postgres/       the database cluster
 agents/NAME/    the state of each local agent
@@ -63,6 +64,10 @@ class Layout:
     @property
     def session_key(self) -> Path:
         return self.data / "session.key"
+
+    @property
+    def targets(self) -> Path:
+        return self.data / "prometheus.json"
 
     @property
     def cluster(self) -> Path:

@@ -17,6 +17,8 @@ INTERNAL: Final = "internal"
 """The listener for the suite's own processes."""
 AGENTS: Final = "agents"
 ENROLMENT: Final = "enrolment"
+METRICS: Final = "metrics"
+"""For Prometheus, where it was asked for."""
 
 LISTENERS: Final[Mapping[Kind, tuple[str, ...]]] = MappingProxyType(
     {
@@ -54,6 +56,8 @@ class Ports:
     vault: int
     vault_cluster: int
     replicas: Mapping[Kind, tuple[Replica, ...]]
+    metrics: Mapping[str, int]
+    """Where Prometheus reads, by the name of the process; empty where it does not."""
 
     @classmethod
     def take(cls, settings: Settings, reservations: Reservations) -> tuple[Ports, Settings]:
@@ -63,6 +67,9 @@ class Ports:
             StackError: a port cannot be had.
         """
         wanted = {"vault": settings.vault_port, "vault-cluster": 0, **_wanted(settings)}
+        servers = [f"{kind}-{number}" for kind in LISTENERS for number in range(1, settings.replicas + 1)]
+        measured = [*servers, *settings.local_agents] if settings.metrics else []
+        wanted |= {f"{name}-{METRICS}": 0 for name in measured}
         taken: dict[str, int] = {}
         # Wanted ones first, so that none of them is picked for somebody else.
         for name in sorted(wanted, key=lambda name: wanted[name] == 0):
@@ -76,7 +83,8 @@ class Ports:
         }
         # Those of replicas that are not there now are kept for when they are there again.
         remembered = settings.model_copy(update={"ports": {**settings.ports, **taken}})
-        return cls(taken["vault"], taken["vault-cluster"], replicas), remembered
+        metrics = {name: taken[f"{name}-{METRICS}"] for name in measured}
+        return cls(taken["vault"], taken["vault-cluster"], replicas, metrics), remembered
 
     def all(self) -> Iterator[Replica]:
         """Every server, in the order in which they are started."""

@@ -20,13 +20,14 @@ from sis.stack import settings as choices
 from sis.stack import state as states
 from sis.stack.backup import DUMP_SECONDS, SNAPSHOT_SECONDS
 from sis.stack.backup_directory import FILES, BackupDirectory, copy_private
-from sis.stack.commands import Ports, Services, token_sha256
+from sis.stack.commands import Services, token_sha256
 from sis.stack.errors import StackError, refusals
 from sis.stack.layout import Layout
 from sis.stack.openbao import STOP_SECONDS, OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.postgres import DATABASE, Postgres
 from sis.stack.processes import Child
+from sis.stack.replicas import Ports
 from sis.stack.settings import Options, Settings
 
 _START_SECONDS = 60.0

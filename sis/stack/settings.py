@@ -62,6 +62,8 @@ class Options:
     """So many jobs that have ended are kept; 0 is no bound."""
     retention_export: str | None = None
     """The directory to which jobs are exported before retention deletes them; "" exports none."""
+    metrics: bool | None = None
+    """Whether Prometheus can read what the processes measure."""
 
 
 class Settings(BaseModel):
@@ -83,7 +85,13 @@ class Settings(BaseModel):
     retention_days: Annotated[float, Field(ge=0, le=36_500)] = 0
     retention_jobs: Annotated[int, Field(ge=0)] = 0
     retention_export: str = ""
+    metrics: bool = False
     ports: dict[str, Port] = Field(default_factory=dict)
+
+    @property
+    def local_agents(self) -> list[str]:
+        """The names of the agents."""
+        return [f"local-{number}" for number in range(1, self.agents + 1)]
 
 
 def load(layout: Layout, options: Options) -> Settings:

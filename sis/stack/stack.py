@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import shutil
 import time
@@ -64,6 +65,7 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
             server = Postgres(layout.cluster, runtime, layout.log("postgres"))
             vault = OpenBao(layout.vault, ports.vault, ports.vault_cluster, layout.log("vault"))
             services = Services(layout, settings, ports, vault, server.url(), digest, joins)
+            write_private(layout.targets, json.dumps(services.targets(), indent=2).encode() + b"\n")
             _Run(layout, server, services, supervision, say).until_stopped(deadline, ready)
         except Stopped:
             pass
@@ -146,6 +148,8 @@ class _Run:
             f"credentials endpoint: {endpoints.credentials}  agents enrol at: {self._services.enrolment_endpoint}"
         )
         self._say(f"token: {self._layout.token}  CA: {self._layout.ca}")
+        if self._services.ports.metrics:
+            self._say(f"for Prometheus, as file_sd_configs: {self._layout.targets}")
         consoles = "  ".join(f"http://{each}/" for each in self._services.ports.endpoints("gateway"))
         self._say(f"web console: {consoles}  HTTP API: /reference there")
 

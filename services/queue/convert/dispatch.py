@@ -176,6 +176,7 @@ def to_assignment(assignment: Assignment) -> dispatch_service_pb2.Assignment:
             for use in assignment.credentials
         ],
         requester=assignment.requester,
+        traceparent=assignment.trace_context,
         parameters=parameters.whole(assignment.parameters, assignment.credentials),
     )
 

@@ -12,6 +12,7 @@ from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS
 from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.stage import Stage
 from services.sis_agent.agent.start_failed import LEASE_UNREADABLE, PLATFORM_UNSUPPORTED, StartFailed
+from services.sis_agent.agent.trace_contexts import contexts_of
 from sis.packages import arguments, parameters, platforms
 from sis.packages.manifest import Manifest
 from sis.packages.operation import Operation
@@ -71,6 +72,8 @@ def build(
         "SIS_OUTPUT": str(stage.private.path / OUTPUT),
         "SIS_PROGRESS": str(stage.private.path / PROGRESS),
     }
+    if (contexts := contexts_of(assignment)) is not None:
+        environment["TRACEPARENT"] = str(contexts.payload)
     line = arguments.command_line(operation, values, stage.package, stage.work)
     return Command(line, environment, stage.work, account, delivered.standard_input)
 

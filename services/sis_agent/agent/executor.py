@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from typing import Final
 
 from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.errors import SisError
-from services.sis_agent.agent import stage
+from services.sis_agent.agent import spans, stage
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import JournalUnwritable
 from services.sis_agent.agent.handle import StopKind, SupervisorHandle, SupervisorUnreachable
@@ -104,6 +105,11 @@ class Executor:
         return self._beat_wanted
 
     @property
+    def load(self) -> tuple[int, int]:
+        """How many attempts are in hand, and how many may be. From any thread."""
+        return sum(not life.done for life in list(self._lives.values())), self._slots
+
+    @property
     def sealing_keys(self) -> set[str]:
         """The ids of the sealing keys that attempts in hand may still need."""
         return {lease.sealing_key_id for life in self._lives.values() for lease in life.assignment.leases}
@@ -176,6 +182,7 @@ class Executor:
             else:
                 self._site.shipping.settle(key, answer.acknowledged_sequence)
             if answer.sealed:
+                self._trace(life)
                 life.settle()
                 self._site.shipping.close(key)
                 self._want_beat()
@@ -321,9 +328,15 @@ class Executor:
 
     def _dismiss(self, life: Life, reason: str) -> None:
         log.warning("attempt %s is ended and forgotten: %s", life.key, reason)
+        self._trace(life)
         life.dismiss(reason)
         self._site.shipping.close(life.key)
         self._want_beat()
+
+    def _trace(self, life: Life) -> None:
+        """Have the traces show an attempt of which the server wants nothing more."""
+        if not life.done and (told := self._site.shipping.told(life.key)):
+            spans.record(life.assignment, life.received_at, *told, time.time())
 
     def _want_beat(self) -> None:
         self._beat_wanted = True

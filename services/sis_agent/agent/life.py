@@ -92,7 +92,7 @@ class Life:
         self.assignment: Final = assignment
         self._site = site
         self._directory = site.directories.path(key)
-        self._received_at = received_at
+        self.received_at: Final = received_at
         self._confirmed = asyncio.Event()
         self._stop = dispatch.StopCommand()
         self._stopping = asyncio.Event()
@@ -241,7 +241,7 @@ class Life:
         given = self.assignment.start_timeout
         limit = given.ToNanoseconds() / 1e9 if self.assignment.HasField("start_timeout") else START_SECONDS
         # The site's clock may have been set since: never more than the whole, never less than nothing.
-        return min(max(self._received_at + limit - time.time(), 0.0), limit)
+        return min(max(self.received_at + limit - time.time(), 0.0), limit)
 
     def _note(self, text: str, severity: frame.Severity.ValueType = frame.SEVERITY_INFO) -> None:
         try:

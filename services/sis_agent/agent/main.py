@@ -24,11 +24,12 @@ from pathlib import Path
 import uvloop
 from pydantic import TypeAdapter, ValidationError
 
-from services.runtime import shutdown
+from services.runtime import metrics, shutdown
+from services.runtime.exporting import exported
 from services.runtime.pairing import InvalidCode, PairingCode
 from services.runtime.settings import Endpoint
 from services.runtime.telemetry import configure_logging
-from services.sis_agent.agent import enrolment, processes
+from services.sis_agent.agent import enrolment, processes, spans
 from services.sis_agent.agent.attempts import AttemptDirectories
 from services.sis_agent.agent.connection import Connection
 from services.sis_agent.agent.errors import AgentError, EnrolmentFailed, IdentityDamaged, NotEnrolled
@@ -107,7 +108,8 @@ def serve_until_told() -> None:
     with held(settings) as identity:
         try:
             shutdown.prepare()
-            uvloop.run(serve(settings, identity))
+            with exported("agent", settings.metrics_listen, [spans.SUPERVISOR]):
+                uvloop.run(serve(settings, identity))
         except OSError as error:  # before anything was begun; tasks raise groups
             sys.exit(_unusable(settings.state, error, "SIS_AGENT_STATE"))
         except Exception:
@@ -138,6 +140,7 @@ async def _serve(settings: AgentSettings, identity: HeldIdentity, ended: asyncio
             site = Site(journal, directories, Shipping(), packages, zygote, settings.identity, state)
             executor = Executor(site, settings.slots, group)
             executor.resume()
+            measure(executor, site.shipping)
             stream = group.create_task(connection.run(executor), name="stream")
             await ended.wait()
             log.info("the agent ends; what runs goes on under its supervisors")
@@ -148,6 +151,15 @@ async def _serve(settings: AgentSettings, identity: HeldIdentity, ended: asyncio
         await packages.close()
         await zygote.stop()
         journal.close()
+
+
+def measure(executor: Executor, shipping: Shipping) -> None:
+    """Have Prometheus, and whoever else asks, see how busy this agent is."""
+    metrics.observe("sis.agent.attempts", "{attempt}", "Attempts in hand.", lambda: [(executor.load[0], {})])
+    metrics.observe("sis.agent.slots", "{slot}", "Attempts that it takes at once.", lambda: [(executor.load[1], {})])
+    metrics.observe(
+        "sis.agent.unacknowledged", "By", "Frames under way to the hub.", lambda: [(shipping.bytes_under_way, {})]
+    )
 
 
 async def warm_up(zygote: Zygote) -> None:

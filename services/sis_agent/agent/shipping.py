@@ -17,9 +17,11 @@ from typing import Final
 
 from services.runtime import faults
 from services.sis_agent.agent.attempts import AttemptKey
+from services.sis_agent.agent.milestones import Milestones
 from services.sis_agent.agent.spool import SpoolReader
 from sis.agent.v1.agent_service_pb2 import AgentReport
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
+from sis.queue.v1.frame_pb2 import Finished
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +155,13 @@ class Shipping:
         lane = self._lanes.get(key)
         return lane.acknowledged if lane else 0
 
+    def told(self, key: AttemptKey) -> tuple[Milestones, Finished] | None:
+        """When what happened that was sent, and how it ended; None before the last frame was sent."""
+        lane = self._lanes.get(key)
+        if lane is None or lane.reader.finished is None:
+            return None
+        return lane.reader.milestones, lane.reader.finished
+
     def settle(self, key: AttemptKey, sequence: int) -> None:
         """All frames up to the sequence are committed."""
         lane = self._lanes.get(key)
@@ -179,6 +188,11 @@ class Shipping:
         lane.refused = True
         lane.delay = max(lane.delay, delay)
         self._go_on(key, lane)
+
+    @property
+    def bytes_under_way(self) -> int:
+        """Of frames that were sent and not acknowledged."""
+        return self._bytes_under_way
 
     def silence(self) -> float:
         """For how many seconds the oldest report under way has had no answer; 0 without one."""

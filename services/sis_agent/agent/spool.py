@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from services.sis_agent.agent.frame_file import HEADER, MAX_FRAME_BYTES, FrameFile, torn
+from services.sis_agent.agent.milestones import Milestones
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 
@@ -212,6 +213,8 @@ class SpoolReader:
         """How often it was noticed that frames which had been read are gone."""
         self.finished: pb.Finished | None = None
         """The last frame's fact, once that frame was read."""
+        self.milestones = Milestones()
+        """Of the frames that were read."""
 
     @property
     def last_sequence(self) -> int:
@@ -292,8 +295,10 @@ class SpoolReader:
         self._sequence += 1
         if self._sequence > self._furthest[0]:
             self._furthest = (self._sequence, offset, self._frames.header)
-        if frame.notice.WhichOneof("fact") == "finished":
-            self.finished = frame.notice.finished
+        if (fact := frame.notice.WhichOneof("fact")) is not None:
+            self.milestones.note(frame)
+            if fact == "finished":
+                self.finished = frame.notice.finished
         return raw
 
     def _cut(self) -> bool:

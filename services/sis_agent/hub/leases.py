@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2
 
-from services.runtime import faults
+from services.runtime import faults, tracing
 from services.runtime.errors import Internal, SisError
 from services.sis_agent.hub.convert import attempt_key
 from services.sis_agent.hub.credentials_connection import TAKE_SECONDS, CredentialsConnection
@@ -25,6 +25,7 @@ from services.sis_agent.hub.reporter import Reporter
 from services.sis_agent.hub.sessions import Session
 from sis.credentials.v1 import lease_pb2, lease_service_pb2
 from sis.queue.v1 import dispatch_service_pb2 as queue
+from sis.trace_context import TraceContext
 
 CALLS = 4
 CALL_ATTEMPTS = 100
@@ -62,6 +63,7 @@ class Leases:
         A session that ends meanwhile gets nothing: the queue delivers to the next one. Without leases the queue is told
         why, and the slot is free again once it knows.
         """
+        session.deliveries.begin(assignment)
         if not assignment.credentials:
             session.assign(assignment)
         elif not session.closed and session.slots.reserve(attempt_key(assignment.attempt)):
@@ -102,9 +104,12 @@ class Leases:
 
     async def _lease(self, batch: list[_Wanting]) -> None:
         try:
-            response = await self._connection.take_leases(
-                lease_service_pb2.TakeLeasesRequest(requests=map(_request, batch))
-            )
+            # In the trace of the job, where it is for one.
+            alone = TraceContext.parse(batch[0].assignment.traceparent) if len(batch) == 1 else None
+            with tracing.within(alone):
+                response = await self._connection.take_leases(
+                    lease_service_pb2.TakeLeasesRequest(requests=map(_request, batch))
+                )
             if len(response.results) != len(batch):
                 raise Internal(f"the credential service gave {len(response.results)} results for {len(batch)} requests")
         except SisError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
-from services.runtime import joining
+from services.runtime import joining, metrics
 from services.runtime.database import Database
 from services.runtime.dependencies import CREDENTIALS, QUEUE, Dependency, Trouble
 from services.runtime.identity import Identity
@@ -17,6 +18,7 @@ from services.runtime.process import start
 from services.runtime.schema import newest_revision
 from services.runtime.server import Listener, Server, run
 from services.runtime.settings import DatabaseUrl, Endpoint, ServiceSettings, Sha256Hex, Target, Texts
+from services.runtime.tracing import Attribute, Attributes
 from services.sis_agent.hub.chains import LATE_SECONDS, Chains
 from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.dispatcher import Dispatcher
@@ -168,12 +170,31 @@ class Hub:
             self._streams.run,
             self._presence.run,
         )
+        self._measure()
         # Without queue and registry, and what the registry says of revocations, no agent can be welcomed here.
         self.dependencies = (
             Dependency(QUEUE, "the queue", self._watch.trouble, grace=GRACE_SECONDS),
             replace(self._database.dependency, look=self._registry_trouble, grace=GRACE_SECONDS),
             Dependency(CREDENTIALS, "the credential service", self._revocations.trouble, needed=False),
         )
+
+    def _measure(self) -> None:
+        """Have Prometheus, and whoever else asks, see how busy this hub is."""
+        metrics.observe(
+            "sis.hub.agents", "{agent}", "Agents whose stream is here.", lambda: [(len(self._sessions), {})]
+        )
+        metrics.observe("sis.hub.slots", "{slot}", "Slots of the agents whose stream is here.", self._slots)
+        metrics.observe(
+            "sis.hub.unacknowledged",
+            "By",
+            "Reports that the queue has not committed yet.",
+            lambda: [(self._reporter.unacknowledged_bytes, {})],
+        )
+
+    def _slots(self) -> Sequence[tuple[int, Attributes]]:
+        slots = [session.slots for session in self._sessions]
+        free, total = sum(each.free for each in slots), sum(each.total for each in slots)
+        return [(free, {Attribute.SLOT_STATE: "free"}), (total - free, {Attribute.SLOT_STATE: "taken"})]
 
     async def _registry_trouble(self) -> Trouble | None:
         return await self._database.trouble() or await self._revocations.unread()

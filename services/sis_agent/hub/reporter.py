@@ -118,6 +118,11 @@ class Reporter:
             self._total_bytes > 0 and self._total_bytes + size > TOTAL_BYTES
         )
 
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Of what waits or is under way."""
+        return self._total_bytes
+
     def wake(self) -> None:
         """The queue is there again: retry now."""
         self._retry.set()
@@ -248,9 +253,14 @@ class Reporter:
         if isinstance(report, queue.AttemptReport):
             if error is not None:
                 _log.warning("the queue takes no refusal of leases for %s: %s", item.lane, error.message)
+            session.deliveries.end(item.lane[1], "LEASE_REFUSED")
             session.slots.release(item.lane[1])
             self._on_free()
             return
+        if report.HasField("accepted") and error is None:
+            session.deliveries.end(item.lane[1])
+        elif report.HasField("declined"):
+            session.deliveries.end(item.lane[1], "DECLINED")
         if result.sealed or (error is None and report.HasField("declined")):
             session.slots.settle(item.lane[1])
             self._on_free()

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from services.runtime import faults
 from services.sis_agent.hub.certificates import AgentCertificate
+from services.sis_agent.hub.deliveries import Deliveries
 from services.sis_agent.hub.errors import SlowAgent, StaleEpoch
 from services.sis_agent.hub.slots import AttemptKey, Slots
 from sis.agent.v1 import agent_service_pb2 as stream
@@ -44,6 +45,7 @@ class Session:
         self.reference = queue.Session(agent=agent, epoch=epoch)
         held = (AttemptKey(a.attempt.job_id, a.attempt.number) for a in hello.attempts)
         self.slots = Slots(hello.slots, held, draining=hello.draining)
+        self.deliveries = Deliveries()
         self.heard = True
         """Whether the agent has sent anything since the last batch of heartbeats."""
         self.unacknowledged_bytes = 0
@@ -181,6 +183,9 @@ class Sessions:
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._by_agent.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_agent)
 
     def get(self, reference: queue.Session) -> Session | None:
         """The session, if this hub holds it."""

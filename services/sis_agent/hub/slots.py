@@ -44,6 +44,10 @@ class Slots:
         return max(0, self._total - taken - self._withheld)
 
     @property
+    def total(self) -> int:
+        return self._total
+
+    @property
     def draining(self) -> bool:
         return self._draining
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import grpc
 
+from sis.client import tracing
 from sis.client.errors import ClientClosed, from_grpc
 from sis.client.service_config import CALL_SECONDS, STREAM_SECONDS, options
 
@@ -38,7 +39,8 @@ class Connection:
         """
         self._check_open()
         try:
-            return method(request, timeout=seconds or self._seconds, metadata=self._metadata)
+            metadata = (*self._metadata, *tracing.metadata())
+            return method(request, timeout=seconds or self._seconds, metadata=metadata)
         except grpc.RpcError as error:
             self._check_open()
             raise from_grpc(error, self.endpoint) from None
@@ -53,7 +55,7 @@ class Connection:
             ClientClosed: by then.
         """
         self._check_open()
-        answers = method(request, timeout=STREAM_SECONDS, metadata=self._metadata)
+        answers = method(request, timeout=STREAM_SECONDS, metadata=(*self._metadata, *tracing.metadata()))
         try:
             yield from answers
         except grpc.RpcError as error:

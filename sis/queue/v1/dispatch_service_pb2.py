@@ -31,7 +31,7 @@ from sis.queue.v1 import frame_pb2 as sis_dot_queue_dot_v1_dot_frame__pb2
 from sis.queue.v1 import job_pb2 as sis_dot_queue_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sis/queue/v1/dispatch_service.proto\x12\x0csis.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1esis/credentials/v1/lease.proto\x1a&sis/credentials/v1/lease_service.proto\x1a\x18sis/queue/v1/frame.proto\x1a\x16sis/queue/v1/job.proto\",\n\rAgentIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"\'\n\x07Session\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\")\n\x07\x41ttempt\x12\x0e\n\x06job_id\x18\x01 \x01(\x03\x12\x0e\n\x06number\x18\x02 \x01(\x05\"V\n\rAttemptInHand\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x02 \x01(\x03\"\xb2\x02\n\nAgentHello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x12\n\njournal_id\x18\x03 \x01(\t\x12\x15\n\rrecord_number\x18\x04 \x01(\x03\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x34\n\x06labels\x18\x07 \x03(\x0b\x32$.sis.queue.v1.AgentHello.LabelsEntry\x12-\n\x08\x61ttempts\x18\x08 \x03(\x0b\x32\x1b.sis.queue.v1.AttemptInHand\x12\x10\n\x08platform\x18\t \x01(\t\x12\x10\n\x08hostname\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x12OpenSessionRequest\x12*\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1b.sis.queue.v1.AgentIdentity\x12\x0b\n\x03hub\x18\x02 \x01(\t\x12\'\n\x05hello\x18\x03 \x01(\x0b\x32\x18.sis.queue.v1.AgentHello\"\xad\x01\n\x13OpenSessionResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12.\n\x08verdicts\x18\x02 \x03(\x0b\x32\x1c.sis.queue.v1.AttemptVerdict\x12-\n\x0b\x61ssignments\x18\x03 \x03(\x0b\x32\x18.sis.queue.v1.Assignment\x12(\n\x05stops\x18\x04 \x03(\x0b\x32\x19.sis.queue.v1.StopCommand\"\x7f\n\x0e\x41ttemptVerdict\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12&\n\x07verdict\x18\x02 \x01(\x0e\x32\x15.sis.queue.v1.Verdict\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x03 \x01(\x03\"=\n\x13\x43loseSessionRequest\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\"\x16\n\x14\x43loseSessionResponse\":\n\x0c\x43laimRequest\x12*\n\ncapacities\x18\x01 \x03(\x0b\x32\x16.sis.queue.v1.Capacity\"F\n\x08\x43\x61pacity\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\x12\x12\n\nfree_slots\x18\x02 \x01(\x05\"r\n\rClaimResponse\x12\x32\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1d.sis.queue.v1.AgentAssignment\x12-\n\x0estale_sessions\x18\x02 \x03(\x0b\x32\x15.sis.queue.v1.Session\"N\n\x0f\x41gentAssignment\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12,\n\nassignment\x18\x02 \x01(\x0b\x32\x18.sis.queue.v1.Assignment\"\xa6\x05\n\nAssignment\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x07package\x18\x03 \x01(\x0b\x32\x1e.sis.queue.v1.PackageReference\x12\x11\n\toperation\x18\x04 \x01(\t\x12<\n\nparameters\x18\x05 \x03(\x0b\x32(.sis.queue.v1.Assignment.ParametersEntry\x12.\n\x0brun_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x63\x61ncel_grace\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstart_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eoutput_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rlog_cap_bytes\x18\n \x01(\x03\x12.\n\nclaim_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x0b\x63redentials\x18\x0c \x03(\x0b\x32!.sis.credentials.v1.CredentialUse\x12/\n\x06leases\x18\r \x03(\x0b\x32\x1f.sis.credentials.v1.SealedLease\x12\x11\n\trequester\x18\x0e \x01(\t\x1aO\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.sis.queue.v1.ParameterValue:\x02\x38\x01\"=\n\rReportRequest\x12,\n\x07reports\x18\x01 \x03(\x0b\x32\x1b.sis.queue.v1.AttemptReport\"\xa9\x02\n\rAttemptReport\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\x12&\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12*\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x16.sis.queue.v1.AcceptedH\x00\x12*\n\x08\x64\x65\x63lined\x18\x04 \x01(\x0b\x32\x16.sis.queue.v1.DeclinedH\x00\x12*\n\x06\x66rames\x18\x05 \x01(\x0b\x32\x18.sis.queue.v1.FrameBatchH\x00\x12\x39\n\rlease_refused\x18\x06 \x01(\x0b\x32 .sis.credentials.v1.LeaseRefusalH\x00\x42\t\n\x07\x63ontent\"\n\n\x08\x41\x63\x63\x65pted\"\x1a\n\x08\x44\x65\x63lined\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\nFrameBatch\x12\x0e\n\x06\x66rames\x18\x01 \x03(\x0c\"=\n\x0eReportResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.sis.queue.v1.ReportResult\"`\n\x0cReportResult\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"S\n\x10HeartbeatRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\x12\x32\n\nheartbeats\x18\x02 \x03(\x0b\x32\x1e.sis.queue.v1.SessionHeartbeat\"u\n\x10SessionHeartbeat\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\x12\'\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"\x9e\x01\n\x11HeartbeatResponse\x12-\n\x0estale_sessions\x18\x01 \x03(\x0b\x32\x15.sis.queue.v1.Session\x12\x32\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x1d.sis.queue.v1.AgentAssignment\x12&\n\x05stops\x18\x03 \x03(\x0b\x32\x17.sis.queue.v1.AgentStop\"\x1b\n\x0cWatchRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\"{\n\rWatchResponse\x12\x0c\n\x04wake\x18\x01 \x01(\x08\x12&\n\x05stops\x18\x02 \x03(\x0b\x32\x17.sis.queue.v1.AgentStop\x12\x34\n\nlease_ends\x18\x03 \x03(\x0b\x32 .sis.credentials.v1.EndedAttempt\"S\n\x1b\x41\x63knowledgeLeaseEndsRequest\x12\x34\n\nlease_ends\x18\x01 \x03(\x0b\x32 .sis.credentials.v1.EndedAttempt\"\x1e\n\x1c\x41\x63knowledgeLeaseEndsResponse\"\\\n\tAgentStop\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\x12\'\n\x04stop\x18\x02 \x01(\x0b\x32\x19.sis.queue.v1.StopCommand\"k\n\x0bStopCommand\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.sis.queue.v1.StopKind\x12\x0e\n\x06reason\x18\x03 \x01(\t\":\n\x18GetPackageArchiveRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\">\n\x19GetPackageArchiveResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03*[\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_GO_ON\x10\x01\x12\x10\n\x0cVERDICT_KILL\x10\x02\x12\x12\n\x0eVERDICT_FORGET\x10\x03\x32\xac\x05\n\x0f\x44ispatchService\x12R\n\x0bOpenSession\x12 .sis.queue.v1.OpenSessionRequest\x1a!.sis.queue.v1.OpenSessionResponse\x12U\n\x0c\x43loseSession\x12!.sis.queue.v1.CloseSessionRequest\x1a\".sis.queue.v1.CloseSessionResponse\x12@\n\x05\x43laim\x12\x1a.sis.queue.v1.ClaimRequest\x1a\x1b.sis.queue.v1.ClaimResponse\x12\x43\n\x06Report\x12\x1b.sis.queue.v1.ReportRequest\x1a\x1c.sis.queue.v1.ReportResponse\x12m\n\x14\x41\x63knowledgeLeaseEnds\x12).sis.queue.v1.AcknowledgeLeaseEndsRequest\x1a*.sis.queue.v1.AcknowledgeLeaseEndsResponse\x12L\n\tHeartbeat\x12\x1e.sis.queue.v1.HeartbeatRequest\x1a\x1f.sis.queue.v1.HeartbeatResponse\x12\x42\n\x05Watch\x12\x1a.sis.queue.v1.WatchRequest\x1a\x1b.sis.queue.v1.WatchResponse0\x01\x12\x66\n\x11GetPackageArchive\x12&.sis.queue.v1.GetPackageArchiveRequest\x1a\'.sis.queue.v1.GetPackageArchiveResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sis/queue/v1/dispatch_service.proto\x12\x0csis.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1esis/credentials/v1/lease.proto\x1a&sis/credentials/v1/lease_service.proto\x1a\x18sis/queue/v1/frame.proto\x1a\x16sis/queue/v1/job.proto\",\n\rAgentIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"\'\n\x07Session\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\")\n\x07\x41ttempt\x12\x0e\n\x06job_id\x18\x01 \x01(\x03\x12\x0e\n\x06number\x18\x02 \x01(\x05\"V\n\rAttemptInHand\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x02 \x01(\x03\"\xb2\x02\n\nAgentHello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x12\n\njournal_id\x18\x03 \x01(\t\x12\x15\n\rrecord_number\x18\x04 \x01(\x03\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x34\n\x06labels\x18\x07 \x03(\x0b\x32$.sis.queue.v1.AgentHello.LabelsEntry\x12-\n\x08\x61ttempts\x18\x08 \x03(\x0b\x32\x1b.sis.queue.v1.AttemptInHand\x12\x10\n\x08platform\x18\t \x01(\t\x12\x10\n\x08hostname\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x12OpenSessionRequest\x12*\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1b.sis.queue.v1.AgentIdentity\x12\x0b\n\x03hub\x18\x02 \x01(\t\x12\'\n\x05hello\x18\x03 \x01(\x0b\x32\x18.sis.queue.v1.AgentHello\"\xad\x01\n\x13OpenSessionResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12.\n\x08verdicts\x18\x02 \x03(\x0b\x32\x1c.sis.queue.v1.AttemptVerdict\x12-\n\x0b\x61ssignments\x18\x03 \x03(\x0b\x32\x18.sis.queue.v1.Assignment\x12(\n\x05stops\x18\x04 \x03(\x0b\x32\x19.sis.queue.v1.StopCommand\"\x7f\n\x0e\x41ttemptVerdict\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12&\n\x07verdict\x18\x02 \x01(\x0e\x32\x15.sis.queue.v1.Verdict\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x03 \x01(\x03\"=\n\x13\x43loseSessionRequest\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\"\x16\n\x14\x43loseSessionResponse\":\n\x0c\x43laimRequest\x12*\n\ncapacities\x18\x01 \x03(\x0b\x32\x16.sis.queue.v1.Capacity\"F\n\x08\x43\x61pacity\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\x12\x12\n\nfree_slots\x18\x02 \x01(\x05\"r\n\rClaimResponse\x12\x32\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1d.sis.queue.v1.AgentAssignment\x12-\n\x0estale_sessions\x18\x02 \x03(\x0b\x32\x15.sis.queue.v1.Session\"N\n\x0f\x41gentAssignment\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12,\n\nassignment\x18\x02 \x01(\x0b\x32\x18.sis.queue.v1.Assignment\"\xbb\x05\n\nAssignment\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x07package\x18\x03 \x01(\x0b\x32\x1e.sis.queue.v1.PackageReference\x12\x11\n\toperation\x18\x04 \x01(\t\x12<\n\nparameters\x18\x05 \x03(\x0b\x32(.sis.queue.v1.Assignment.ParametersEntry\x12.\n\x0brun_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x63\x61ncel_grace\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstart_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eoutput_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rlog_cap_bytes\x18\n \x01(\x03\x12.\n\nclaim_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x0b\x63redentials\x18\x0c \x03(\x0b\x32!.sis.credentials.v1.CredentialUse\x12/\n\x06leases\x18\r \x03(\x0b\x32\x1f.sis.credentials.v1.SealedLease\x12\x11\n\trequester\x18\x0e \x01(\t\x12\x13\n\x0btraceparent\x18\x0f \x01(\t\x1aO\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.sis.queue.v1.ParameterValue:\x02\x38\x01\"=\n\rReportRequest\x12,\n\x07reports\x18\x01 \x03(\x0b\x32\x1b.sis.queue.v1.AttemptReport\"\xa9\x02\n\rAttemptReport\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\x12&\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12*\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x16.sis.queue.v1.AcceptedH\x00\x12*\n\x08\x64\x65\x63lined\x18\x04 \x01(\x0b\x32\x16.sis.queue.v1.DeclinedH\x00\x12*\n\x06\x66rames\x18\x05 \x01(\x0b\x32\x18.sis.queue.v1.FrameBatchH\x00\x12\x39\n\rlease_refused\x18\x06 \x01(\x0b\x32 .sis.credentials.v1.LeaseRefusalH\x00\x42\t\n\x07\x63ontent\"\n\n\x08\x41\x63\x63\x65pted\"\x1a\n\x08\x44\x65\x63lined\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\nFrameBatch\x12\x0e\n\x06\x66rames\x18\x01 \x03(\x0c\"=\n\x0eReportResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.sis.queue.v1.ReportResult\"`\n\x0cReportResult\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"S\n\x10HeartbeatRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\x12\x32\n\nheartbeats\x18\x02 \x03(\x0b\x32\x1e.sis.queue.v1.SessionHeartbeat\"u\n\x10SessionHeartbeat\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\x12\'\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x15.sis.queue.v1.Attempt\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"\x9e\x01\n\x11HeartbeatResponse\x12-\n\x0estale_sessions\x18\x01 \x03(\x0b\x32\x15.sis.queue.v1.Session\x12\x32\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x1d.sis.queue.v1.AgentAssignment\x12&\n\x05stops\x18\x03 \x03(\x0b\x32\x17.sis.queue.v1.AgentStop\"\x1b\n\x0cWatchRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\"{\n\rWatchResponse\x12\x0c\n\x04wake\x18\x01 \x01(\x08\x12&\n\x05stops\x18\x02 \x03(\x0b\x32\x17.sis.queue.v1.AgentStop\x12\x34\n\nlease_ends\x18\x03 \x03(\x0b\x32 .sis.credentials.v1.EndedAttempt\"S\n\x1b\x41\x63knowledgeLeaseEndsRequest\x12\x34\n\nlease_ends\x18\x01 \x03(\x0b\x32 .sis.credentials.v1.EndedAttempt\"\x1e\n\x1c\x41\x63knowledgeLeaseEndsResponse\"\\\n\tAgentStop\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Session\x12\'\n\x04stop\x18\x02 \x01(\x0b\x32\x19.sis.queue.v1.StopCommand\"k\n\x0bStopCommand\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.sis.queue.v1.Attempt\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.sis.queue.v1.StopKind\x12\x0e\n\x06reason\x18\x03 \x01(\t\":\n\x18GetPackageArchiveRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\">\n\x19GetPackageArchiveResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03*[\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_GO_ON\x10\x01\x12\x10\n\x0cVERDICT_KILL\x10\x02\x12\x12\n\x0eVERDICT_FORGET\x10\x03\x32\xac\x05\n\x0f\x44ispatchService\x12R\n\x0bOpenSession\x12 .sis.queue.v1.OpenSessionRequest\x1a!.sis.queue.v1.OpenSessionResponse\x12U\n\x0c\x43loseSession\x12!.sis.queue.v1.CloseSessionRequest\x1a\".sis.queue.v1.CloseSessionResponse\x12@\n\x05\x43laim\x12\x1a.sis.queue.v1.ClaimRequest\x1a\x1b.sis.queue.v1.ClaimResponse\x12\x43\n\x06Report\x12\x1b.sis.queue.v1.ReportRequest\x1a\x1c.sis.queue.v1.ReportResponse\x12m\n\x14\x41\x63knowledgeLeaseEnds\x12).sis.queue.v1.AcknowledgeLeaseEndsRequest\x1a*.sis.queue.v1.AcknowledgeLeaseEndsResponse\x12L\n\tHeartbeat\x12\x1e.sis.queue.v1.HeartbeatRequest\x1a\x1f.sis.queue.v1.HeartbeatResponse\x12\x42\n\x05Watch\x12\x1a.sis.queue.v1.WatchRequest\x1a\x1b.sis.queue.v1.WatchResponse0\x01\x12\x66\n\x11GetPackageArchive\x12&.sis.queue.v1.GetPackageArchiveRequest\x1a\'.sis.queue.v1.GetPackageArchiveResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,8 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTHELLO_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_ASSIGNMENT_PARAMETERSENTRY']._loaded_options = None
   _globals['_ASSIGNMENT_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_VERDICT']._serialized_start=3870
-  _globals['_VERDICT']._serialized_end=3961
+  _globals['_VERDICT']._serialized_start=3891
+  _globals['_VERDICT']._serialized_end=3982
   _globals['_AGENTIDENTITY']._serialized_start=265
   _globals['_AGENTIDENTITY']._serialized_end=309
   _globals['_SESSION']._serialized_start=311
@@ -75,45 +75,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTASSIGNMENT']._serialized_start=1552
   _globals['_AGENTASSIGNMENT']._serialized_end=1630
   _globals['_ASSIGNMENT']._serialized_start=1633
-  _globals['_ASSIGNMENT']._serialized_end=2311
-  _globals['_ASSIGNMENT_PARAMETERSENTRY']._serialized_start=2232
-  _globals['_ASSIGNMENT_PARAMETERSENTRY']._serialized_end=2311
-  _globals['_REPORTREQUEST']._serialized_start=2313
-  _globals['_REPORTREQUEST']._serialized_end=2374
-  _globals['_ATTEMPTREPORT']._serialized_start=2377
-  _globals['_ATTEMPTREPORT']._serialized_end=2674
-  _globals['_ACCEPTED']._serialized_start=2676
-  _globals['_ACCEPTED']._serialized_end=2686
-  _globals['_DECLINED']._serialized_start=2688
-  _globals['_DECLINED']._serialized_end=2714
-  _globals['_FRAMEBATCH']._serialized_start=2716
-  _globals['_FRAMEBATCH']._serialized_end=2744
-  _globals['_REPORTRESPONSE']._serialized_start=2746
-  _globals['_REPORTRESPONSE']._serialized_end=2807
-  _globals['_REPORTRESULT']._serialized_start=2809
-  _globals['_REPORTRESULT']._serialized_end=2905
-  _globals['_HEARTBEATREQUEST']._serialized_start=2907
-  _globals['_HEARTBEATREQUEST']._serialized_end=2990
-  _globals['_SESSIONHEARTBEAT']._serialized_start=2992
-  _globals['_SESSIONHEARTBEAT']._serialized_end=3109
-  _globals['_HEARTBEATRESPONSE']._serialized_start=3112
-  _globals['_HEARTBEATRESPONSE']._serialized_end=3270
-  _globals['_WATCHREQUEST']._serialized_start=3272
-  _globals['_WATCHREQUEST']._serialized_end=3299
-  _globals['_WATCHRESPONSE']._serialized_start=3301
-  _globals['_WATCHRESPONSE']._serialized_end=3424
-  _globals['_ACKNOWLEDGELEASEENDSREQUEST']._serialized_start=3426
-  _globals['_ACKNOWLEDGELEASEENDSREQUEST']._serialized_end=3509
-  _globals['_ACKNOWLEDGELEASEENDSRESPONSE']._serialized_start=3511
-  _globals['_ACKNOWLEDGELEASEENDSRESPONSE']._serialized_end=3541
-  _globals['_AGENTSTOP']._serialized_start=3543
-  _globals['_AGENTSTOP']._serialized_end=3635
-  _globals['_STOPCOMMAND']._serialized_start=3637
-  _globals['_STOPCOMMAND']._serialized_end=3744
-  _globals['_GETPACKAGEARCHIVEREQUEST']._serialized_start=3746
-  _globals['_GETPACKAGEARCHIVEREQUEST']._serialized_end=3804
-  _globals['_GETPACKAGEARCHIVERESPONSE']._serialized_start=3806
-  _globals['_GETPACKAGEARCHIVERESPONSE']._serialized_end=3868
-  _globals['_DISPATCHSERVICE']._serialized_start=3964
-  _globals['_DISPATCHSERVICE']._serialized_end=4648
+  _globals['_ASSIGNMENT']._serialized_end=2332
+  _globals['_ASSIGNMENT_PARAMETERSENTRY']._serialized_start=2253
+  _globals['_ASSIGNMENT_PARAMETERSENTRY']._serialized_end=2332
+  _globals['_REPORTREQUEST']._serialized_start=2334
+  _globals['_REPORTREQUEST']._serialized_end=2395
+  _globals['_ATTEMPTREPORT']._serialized_start=2398
+  _globals['_ATTEMPTREPORT']._serialized_end=2695
+  _globals['_ACCEPTED']._serialized_start=2697
+  _globals['_ACCEPTED']._serialized_end=2707
+  _globals['_DECLINED']._serialized_start=2709
+  _globals['_DECLINED']._serialized_end=2735
+  _globals['_FRAMEBATCH']._serialized_start=2737
+  _globals['_FRAMEBATCH']._serialized_end=2765
+  _globals['_REPORTRESPONSE']._serialized_start=2767
+  _globals['_REPORTRESPONSE']._serialized_end=2828
+  _globals['_REPORTRESULT']._serialized_start=2830
+  _globals['_REPORTRESULT']._serialized_end=2926
+  _globals['_HEARTBEATREQUEST']._serialized_start=2928
+  _globals['_HEARTBEATREQUEST']._serialized_end=3011
+  _globals['_SESSIONHEARTBEAT']._serialized_start=3013
+  _globals['_SESSIONHEARTBEAT']._serialized_end=3130
+  _globals['_HEARTBEATRESPONSE']._serialized_start=3133
+  _globals['_HEARTBEATRESPONSE']._serialized_end=3291
+  _globals['_WATCHREQUEST']._serialized_start=3293
+  _globals['_WATCHREQUEST']._serialized_end=3320
+  _globals['_WATCHRESPONSE']._serialized_start=3322
+  _globals['_WATCHRESPONSE']._serialized_end=3445
+  _globals['_ACKNOWLEDGELEASEENDSREQUEST']._serialized_start=3447
+  _globals['_ACKNOWLEDGELEASEENDSREQUEST']._serialized_end=3530
+  _globals['_ACKNOWLEDGELEASEENDSRESPONSE']._serialized_start=3532
+  _globals['_ACKNOWLEDGELEASEENDSRESPONSE']._serialized_end=3562
+  _globals['_AGENTSTOP']._serialized_start=3564
+  _globals['_AGENTSTOP']._serialized_end=3656
+  _globals['_STOPCOMMAND']._serialized_start=3658
+  _globals['_STOPCOMMAND']._serialized_end=3765
+  _globals['_GETPACKAGEARCHIVEREQUEST']._serialized_start=3767
+  _globals['_GETPACKAGEARCHIVEREQUEST']._serialized_end=3825
+  _globals['_GETPACKAGEARCHIVERESPONSE']._serialized_start=3827
+  _globals['_GETPACKAGEARCHIVERESPONSE']._serialized_end=3889
+  _globals['_DISPATCHSERVICE']._serialized_start=3985
+  _globals['_DISPATCHSERVICE']._serialized_end=4669
 # @@protoc_insertion_point(module_scope)

@@ -491,12 +491,17 @@ class Assignment(_message.Message):
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     operation: _builtins.str
     log_cap_bytes: _builtins.int
     """Output beyond it is discarded at the site."""
     requester: _builtins.str
     """Who asked for the job."""
+    traceparent: _builtins.str
+    """The trace of the job, as a traceparent of the W3C: where it was created. Empty where nobody traced that. Whoever
+    cannot read it goes on without.
+    """
     @_builtins.property
     def attempt(self) -> Global___Attempt: ...
     @_builtins.property
@@ -546,10 +551,11 @@ class Assignment(_message.Message):
         credentials: _abc.Iterable[_lease_pb2.CredentialUse] | None = ...,
         leases: _abc.Iterable[_lease_pb2.SealedLease] | None = ...,
         requester: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_grace", b"cancel_grace", "claim_time", b"claim_time", "output_timeout", b"output_timeout", "package", b"package", "run_timeout", b"run_timeout", "start_timeout", b"start_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_grace", b"cancel_grace", "claim_time", b"claim_time", "credentials", b"credentials", "display_name", b"display_name", "leases", b"leases", "log_cap_bytes", b"log_cap_bytes", "operation", b"operation", "output_timeout", b"output_timeout", "package", b"package", "parameters", b"parameters", "requester", b"requester", "run_timeout", b"run_timeout", "start_timeout", b"start_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_grace", b"cancel_grace", "claim_time", b"claim_time", "credentials", b"credentials", "display_name", b"display_name", "leases", b"leases", "log_cap_bytes", b"log_cap_bytes", "operation", b"operation", "output_timeout", b"output_timeout", "package", b"package", "parameters", b"parameters", "requester", b"requester", "run_timeout", b"run_timeout", "start_timeout", b"start_timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -74,7 +74,7 @@ async def test_every_row_is_kept_and_names_no_credentials(upgraded: Rig) -> None
         assert (await connection.execute(text("SELECT count(*) FROM queue.history"))).scalar_one() == 5
         assert (await connection.execute(text("SELECT count(*) FROM queue.lease_ends"))).scalar_one() == 0
         version = (await connection.execute(text("SELECT version_num FROM queue.alembic_version"))).scalar_one()
-    assert version == "0005"
+    assert version == "0006"
     assert [row.status for row in rows] == ["WAITING", "RUNNING", "FAILED", "DEFERRED", "AWOL"]
     for row in rows:
         assert (row.credentials, row.wait_reason, row.wait_message) == ([], None, "")
