@@ -18,20 +18,25 @@ from services.queue.frames import DIGEST_START
 from services.queue.model import Actor, Attempt, Job
 from services.queue.states import Event, Status
 
+MOST = 10_000
+"""Attempts that a job has had since the backup, at the most. Nothing else bounds what an agent says."""
+
 
 async def adopt(
-    connection: AsyncConnection, job: Job, attempt: Attempt, *, hostname: str, now: datetime, by: Actor
+    connection: AsyncConnection, job: Job, attempt: Attempt, *, group: str, hostname: str, now: datetime, by: Actor
 ) -> bool:
-    """Make `attempt` the current one of a job, which is locked, if a restore holds it and nobody has decided yet.
+    """Make `attempt` the current one of a job, which is locked, if a restore holds it, nobody has decided yet, and its
+    agent, of this group, is one that may have had it.
 
     The caller saves the job. Attempts between the last one that is known and this one were never accepted, since one
     that was is not followed by another.
     """
     if job.status is not Status.DEFERRED or job.hidden_at is not None:
         return False
-    facts = {"job_id": job.job_id, "sequence": job.history_sequence}
+    facts = {"job_id": job.job_id, "sequence": job.history_sequence, "agent": attempt.agent, "group": group}
     newest = (await connection.execute(_NEWEST, facts)).one()
-    if newest.event != Event.RESTORE or attempt.number <= newest.number:
+    later = newest.number < attempt.number <= newest.number + MOST
+    if not (newest.its_site and newest.event == Event.RESTORE and later):
         return False
     values = {
         "job_id": job.job_id, "number": attempt.number, "agent": attempt.agent, "epoch": attempt.epoch,
@@ -58,7 +63,9 @@ async def leave_out(connection: AsyncConnection, numbers: Mapping[int, tuple[int
 # Those that were left out have no agent.
 _NEWEST = text("""
     SELECT (SELECT event FROM queue.history WHERE job_id = :job_id AND sequence = :sequence) AS event,
-        (SELECT coalesce(max(number), 0) FROM queue.attempts WHERE job_id = :job_id AND agent <> '') AS number
+        (SELECT coalesce(max(number), 0) FROM queue.attempts WHERE job_id = :job_id AND agent <> '') AS number,
+        site_name = CASE site_kind WHEN 'agent' THEN :agent ELSE :group END AS its_site
+    FROM queue.jobs WHERE job_id = :job_id
 """)
 _UNLEAVE = text("DELETE FROM queue.attempts WHERE job_id = :job_id AND number >= :number AND agent = ''")
 _LEAVE_OUT = text("""

@@ -380,7 +380,7 @@ def restored(job: Job, now: datetime, by: Actor) -> None:
     """What was done to the job since the backup is not known here any more. What waited is held for people, since it
     may have run. An attempt that was not accepted may have been since, so that nothing proves that it never started."""
     moved = apply(job, Event.RESTORE, now, by, "the database was restored from a backup; what came after it is lost")
-    if job.status is Status.DEFERRED:
+    if job.status is Status.DEFERRED and job.wait_reason is not WaitReason.HELD:
         earliest = f"; its earliest start was {job.not_before:%Y-%m-%d %H:%M} UTC" if job.not_before else ""
         if moved or job.not_before is not None:
             job.queued_at, job.not_before, job.deferral_ends_at = None, None, now + RESTORED_DEFERRAL

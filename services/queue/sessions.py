@@ -140,7 +140,8 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
     changed = list(known.values())
     for key in sorted(hello.in_hand - known.keys(), key=lambda k: (k.job_id, k.number)):
         unknown, attempt = locked.get(key.job_id), _as_held(key, hello, welcome.epoch, now)
-        if unknown and await adoption.adopt(connection, unknown, attempt, hostname=hello.hostname, now=now, by=by):
+        site = {"group": hello.group, "hostname": hello.hostname}
+        if unknown and await adoption.adopt(connection, unknown, attempt, **site, now=now, by=by):
             changed.append(unknown)
             welcome.verdicts.append((key, Verdict.GO_ON, 0))
         else:

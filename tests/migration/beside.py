@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from sis.stack.ports import HOST, Reservations
 from sis.stack.processes import Child, Command, last_words
+from tests.support.agent_process import AgentProcess
 from tests.support.enrolled import pairing_code
 from tests.support.stack import Stack
 
@@ -89,6 +91,8 @@ class Beside(contextlib.ExitStack):
         }
         environment = {**running(code), **settings}
         module = ("-m", "services.sis_agent.agent.main")
+        # What it has left running ends too, last.
+        self.callback(lambda: asyncio.run(AgentProcess(self._directory / name).clear()))
         done = subprocess.run(
             [sys.executable, "-P", *module, "enrol", "--hub", enrolment, "--code", "-"],
             env=environment, input=pairing_code(self._stack, name, "crossed"), capture_output=True, text=True,

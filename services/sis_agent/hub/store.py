@@ -200,10 +200,11 @@ async def quarantine_chain(
 
 
 async def forget_chains(connection: AsyncConnection) -> int:
-    """Forget the chains in force, and let nobody be online; how many chains there were."""
+    """Forget what was shown and offered in the chains in force, and let nobody be online; how many chains there are."""
     await connection.execute(update(agents).where(agents.c.online).values(online=False))
     in_force = chains.c.ended_at.is_(None) & chains.c.quarantined_at.is_(None)
-    return (await connection.execute(delete(chains).where(in_force))).rowcount
+    forgotten = update(chains).where(in_force).values(shown_sha256=b"", offered_sha256=[])
+    return (await connection.execute(forgotten)).rowcount
 
 
 async def quarantined(connection: AsyncConnection, names: Iterable[str]) -> set[tuple[str, bytes]]:

@@ -44,7 +44,7 @@ chains = Table(
     # When its certificate began that was shown first. The suite certifies one key of an agent at a time, each new one
     # after the one before it, so this says which of two is the newer.
     Column("certified_at", Time, nullable=False),
-    # Of the resume secret that was shown last; "nothing" has a hash as well.
+    # Of the resume secret that was shown last; "nothing" has a hash as well. Empty after a restore, until one is shown.
     Column("shown_sha256", BYTEA, nullable=False),
     # Of those that were offered since, the newest last.
     Column("offered_sha256", ARRAY(BYTEA), nullable=False),

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from services.credentials import recovery
 from services.credentials.certificates import Issued
 from services.credentials.errors import AgentNotFound, AgentQuarantined, AgentRevoked, PairingRefused
 from services.credentials.identities import Identities, pairing_path
@@ -321,6 +322,33 @@ async def test_a_generation_that_does_not_follow_shows_two_programs_with_the_key
     )
     assert await rig.sealing_key() == side.sealing_key(2)
     assert await rig.certificates() == certificates
+
+
+async def test_after_a_restore_an_agent_goes_on_with_the_keys_that_it_has_by_now(rig: IdentityRig) -> None:
+    """It has renewed three times since the backup."""
+    side = await rig.enrolled()
+    await recovery.recover(rig.database)
+    await rig.identities.renew(side.renewal(rig.name, 5))
+    assert await rig.sealing_key() == side.sealing_key(5)
+    # Once: then they follow each other again.
+    twin = AgentSide()
+    twin.key = side.key
+    for generation in (4, 5, 7):
+        with pytest.raises(AgentQuarantined):
+            await rig.identities.renew(twin.renewal(rig.name, generation))
+    await rig.identities.renew(side.renewal(rig.name, 6))
+
+
+async def test_a_restore_brings_no_old_keys_back(rig: IdentityRig) -> None:
+    side = await rig.enrolled()
+    await rig.identities.renew(side.renewal(rig.name, 2))
+    await recovery.recover(rig.database)
+    twin = AgentSide()
+    twin.key = side.key
+    for generation in (1, 2):
+        with pytest.raises(AgentQuarantined):
+            await rig.identities.renew(twin.renewal(rig.name, generation))
+    assert await rig.sealing_key() == side.sealing_key(2)
 
 
 async def test_a_copy_that_asks_first_is_found_out_by_the_agent(rig: IdentityRig) -> None:

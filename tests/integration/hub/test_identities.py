@@ -13,13 +13,14 @@ import grpc
 import psycopg
 import pytest
 import sqlalchemy
+from sqlalchemy import text
 
 from services.runtime.channels import grpc_error
 from services.runtime.database import Database
 from services.runtime.dependencies import Trouble
 from services.runtime.errors import SisError, Unavailable
 from services.runtime.tls import TlsFiles
-from services.sis_agent.hub import chains, revocations, store
+from services.sis_agent.hub import chains, recovery, revocations, store
 from services.sis_agent.hub.certificates import AgentCertificate
 from services.sis_agent.hub.errors import AgentRevoked
 from services.sis_agent.hub.sessions import Sessions
@@ -147,6 +148,39 @@ async def test_enrolling_again_ends_a_quarantine_for_the_new_key_alone(bench: Be
     restore(tls, new)
     client = await bench.agent(tls=tls)
     await client.hello(resume_secret=offered)
+
+
+async def test_a_registry_that_went_back_in_time_takes_its_agents_for_no_copies(bench: Bench, tls: TlsFiles) -> None:
+    stolen = kept(tls)
+    client = await bench.agent()
+    early = await client.hello()
+    client = await bench.agent(tls=tls)
+    late = await client.hello(resume_secret=early)
+    now = kept(tls)
+    database = Database(bench.where.database_url, application_name="test")
+    # As it was when the backup was made: of what was offered since it knows nothing.
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE agents.chains SET shown_sha256 = :x, offered_sha256 = '{}'"), {"x": b"x"})
+    assert (await recovery.recover(database)).endswith(": 1")
+    await database.dispose()
+
+    restore(tls, stolen)
+    thief = await bench.agent(tls=tls)
+    assert reason(await thief.refused()) == "AGENT_REVOKED"
+    restore(tls, now)
+    client = await bench.agent(tls=tls)
+    offered = await client.hello(resume_secret=late)
+    # From here on a copy is noticed as ever.
+    client = await bench.agent(tls=tls)
+    await client.hello(resume_secret=offered)
+    copy = await bench.agent(tls=tls)
+    assert reason(await copy.refused(early)) == "AGENT_QUARANTINED"
+    # And a quarantine is not forgiven by another restore.
+    database = Database(bench.where.database_url, application_name="test")
+    assert (await recovery.recover(database)).endswith(": 0")
+    await database.dispose()
+    client = await bench.agent(tls=tls)
+    assert reason(await client.refused(offered)) == "AGENT_QUARANTINED"
 
 
 async def test_a_key_that_was_replaced_does_not_come_back(bench: Bench, tls: TlsFiles) -> None:

@@ -112,6 +112,21 @@ async def test_what_a_person_has_decided_on_is_not_taken_from_an_agent(own_rig: 
     assert await restored.status(job_id) == "CANCELED"
 
 
+async def test_an_agent_cannot_bring_home_what_it_cannot_have_had(own_rig: Rig, backup: Backup) -> None:
+    await own_rig.hello("b")
+    job_id = await own_rig.create(agent="b")
+    restore = await backup()
+
+    restored = await restore()
+    for agent, number in (("a", 1), ("b", 2**31 - 1)):
+        key = AttemptKey(job_id, number)
+        assert (await restored.hello(agent, in_hand=[key])).verdicts == [(key, Verdict.FORGET, 0)]
+        assert await restored.status(job_id) == "DEFERRED"
+    key = AttemptKey(job_id, 1 + recovery.ATTEMPTS + 2)
+    assert (await restored.hello("b", in_hand=[key])).verdicts == [(key, Verdict.GO_ON, 0)]
+    await check(restored.database, [job_id])
+
+
 async def test_that_an_attempt_was_not_accepted_proves_nothing_any_more(own_rig: Rig, backup: Backup) -> None:
     """It ran and was forgotten since: on any other day its absence would prove that it never started."""
     await own_rig.hello()
