@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 FLUSH_SECONDS: Final = 1.5
 """At the end of a process, for what has not been sent yet; the rest is lost."""
 
+COMPLAINT_SECONDS: Final = 60.0
+"""Between two lines in the log that a receiver is away."""
 LAST_EXPORT: Final = "last export"
 """What the threads are called that send it."""
 
@@ -107,8 +110,28 @@ def exported(name: str, listen: str | None, others: Sequence[str] = ()) -> Itera
         yield
 
 
+class _Sparing(logging.Filter):
+    """Lets a minute pass between two complaints of an exporter, which makes several for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._silent_until = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now < self._silent_until:
+            return False
+        self._silent_until = now + COMPLAINT_SECONDS
+        return True
+
+
 def _start(stack: ExitStack, settings: ExportSettings, name: str, listen: str | None, others: Sequence[str]) -> None:
     resource = _resource(settings.service_name or f"sis-{name}")
+    for each in ("trace_exporter", "metric_exporter"):
+        log = logging.getLogger(f"opentelemetry.exporter.otlp.proto.http.{each}")
+        sparing = _Sparing()
+        log.addFilter(sparing)
+        stack.callback(log.removeFilter, sparing)
     stops: list[Callable[[], object]] = []
     readers: list[MetricReader] = []
     if settings.traces:

@@ -5,6 +5,7 @@ It is named for the command alone: what people type beside that is theirs.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ def traced(words: Sequence[str]) -> Iterator[list[int]]:
         return
     from sis.trace_context import TraceContext
 
+    # That a receiver is away is no news for who types a command.
+    logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     about = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or "sis", "service.version": version("sis")}
     provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
     processor = BatchSpanProcessor(OTLPSpanExporter(timeout=FLUSH_SECONDS))

@@ -30,6 +30,10 @@ class Deliveries:
         if (context := TraceContext.parse(assignment.traceparent)) is not None:
             self._begun[key] = context, time.time(), len(assignment.credentials)
 
+    def forget(self, key: AttemptKey) -> None:
+        """It is settled: one that its agent had already was delivered for nothing."""
+        self._begun.pop(key, None)
+
     def end(self, key: AttemptKey, failure: str = "") -> None:
         """It was accepted, or why it was not."""
         if (begun := self._begun.pop(key, None)) is None:

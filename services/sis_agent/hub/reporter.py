@@ -263,6 +263,7 @@ class Reporter:
             session.deliveries.end(item.lane[1], "DECLINED")
         if result.sealed or (error is None and report.HasField("declined")):
             session.slots.settle(item.lane[1])
+            session.deliveries.forget(item.lane[1])
             self._on_free()
         session.acknowledge(
             stream.Acknowledgement(

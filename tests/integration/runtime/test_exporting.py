@@ -86,13 +86,17 @@ def test_a_receiver_that_hangs_stops_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert any(thread.name == exporting.LAST_EXPORT for thread in threading.enumerate()), "it was waited for"
 
 
-def test_a_receiver_that_is_away_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_that_is_away_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
     with exported("queue", None):
         _record(10_000)
+    told = [record for record in caplog.records if record.name.endswith("trace_exporter")]
+    assert len(told) == 1, "it is said once, however often it is tried"
 
 
 _QUIET = """

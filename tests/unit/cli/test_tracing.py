@@ -55,7 +55,10 @@ def test_a_command_is_a_span_with_its_exit_code(monkeypatch: pytest.MonkeyPatch,
     assert span.attributes["process.exit.code"] == code
 
 
-def test_a_receiver_that_is_away_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_that_is_away_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     with tracing.traced(["jobs", "list"]) as codes:
         codes.append(0)
+    assert capfd.readouterr() == ("", "")

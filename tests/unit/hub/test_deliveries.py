@@ -39,6 +39,16 @@ def test_one_that_was_not_accepted_says_why() -> None:
         assert span.attributes["error.type"] == "DECLINED"
 
 
+def test_one_that_its_agent_had_already_is_forgotten() -> None:
+    with recorded_spans() as recorded:
+        found = Deliveries()
+        found.begin(_assignment(1))
+        found.forget(AttemptKey(1, 1))
+        found.forget(AttemptKey(1, 1))
+        found.end(AttemptKey(1, 1))
+        assert not recorded.all()
+
+
 def test_what_nobody_traces_is_not_followed() -> None:
     with recorded_spans() as recorded:
         found = Deliveries()
