@@ -107,10 +107,14 @@ class _Roll:
 
     def _await_others(self, name: str) -> None:
         deadline = time.monotonic() + HEALTHY_SECONDS
+        said = False
         while ill := [each for each in status(self._layout.data).processes if each.name != name and not each.healthy]:
+            told = "; ".join(f"{each.name}: {each.health}" for each in ill)
             if time.monotonic() > deadline:
-                told = "; ".join(f"{each.name}: {each.health}" for each in ill)
                 raise StackError(f"{name} is not restarted while others are not healthy: {told}")
+            if not said:
+                self._say(f"{name:<13} waits  {told}")
+                said = True
             self.wait(_LOOK_SECONDS)
 
     def _process(self, name: str) -> ProcessState:
