@@ -54,7 +54,7 @@ class Services:
     def agents(self) -> list[Command]:
         return [self._agent(number) for number in range(1, self.settings.agents + 1)]
 
-    def targets(self) -> list[dict[str, object]]:
+    def scrape_targets(self) -> list[dict[str, object]]:
         """Where Prometheus finds them, as its `file_sd_configs` read it."""
         return [
             {"targets": [endpoint(port)], "labels": {"job": "sis", "process": name}}

@@ -65,7 +65,7 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
             server = Postgres(layout.cluster, runtime, layout.log("postgres"))
             vault = OpenBao(layout.vault, ports.vault, ports.vault_cluster, layout.log("vault"))
             services = Services(layout, settings, ports, vault, server.url(), digest, joins)
-            write_private(layout.targets, json.dumps(services.targets(), indent=2).encode() + b"\n")
+            write_private(layout.targets, json.dumps(services.scrape_targets(), indent=2).encode() + b"\n")
             _Run(layout, server, services, supervision, say).until_stopped(deadline, ready)
         except Stopped:
             pass
