@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.runtime.settings import Endpoints, Settings
+from services.runtime.settings import Endpoint, Endpoints, Settings
 from services.sis_agent.agent.process_limit import PROCESS_LIMIT
 
 _FEWEST_PROCESSES: Final = 16
@@ -60,6 +60,8 @@ class AgentSettings(Settings):
     """How much the unpacked packages in its cache may take. One that a job holds is kept beyond it."""
     process_limit: Annotated[int, AfterValidator(_enough)] = PROCESS_LIMIT
     """How many processes and threads a payload may have at once; 0 for any number."""
+    probe_listen: Endpoint | None = None
+    """Plain, for grpc.health.v1 alone: `liveness` says that the agent answers, the empty name whether a hub has it."""
 
     @property
     def identity(self) -> Path:
