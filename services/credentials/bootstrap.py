@@ -135,12 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, say: Say) -> None:
+    if options.wait < 0:
+        raise Refused("--wait: give a number of seconds")
     mounts = {"kv_mount": options.kv_mount, "pki_mount": options.pki_mount}
     for mount in (*mounts.values(), options.auth_mount):
         if not mount or mount != mount.strip("/ "):
             raise Refused(f"a mount is called {mount!r}: give a name without slashes at its ends")
     server = Connection(options.address, ca=options.ca, timeout=options.timeout)
     try:
+        _eventually(lambda: server.request("GET", "sys/seal-status"), options.wait)
         _open(server, options, say)
         # One that only stands by reads, but does not write.
         _eventually(lambda: _expect_active(server))
@@ -232,9 +235,9 @@ def _token(options: argparse.Namespace) -> str:
     return str(token)
 
 
-def _eventually(call: Callable[[], object]) -> None:
-    """Wait until a server that has just been opened does its work."""
-    deadline = time.monotonic() + _READY_SECONDS
+def _eventually(call: Callable[[], object], seconds: float = _READY_SECONDS) -> None:
+    """Wait until a server that has just been started or opened does its work."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             call()
@@ -399,6 +402,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kubernetes-ca", type=Path, metavar="FILE", help="of the API server, PEM")
     add("--kubernetes-namespace", default="sis", metavar="NAME", help="of the service (sis)")
     add("--kubernetes-service-account", default="sis-credentials", metavar="NAME", help="its own (sis-credentials)")
+    add("--wait", type=float, default=0.0, metavar="SECONDS", help="for a server that does not answer yet (0)")
     add("--timeout", type=float, default=10.0, metavar="SECONDS", help="for each answer of the server (10)")
     return parser
 
