@@ -39,6 +39,7 @@ INITIALISING: Final = "initialising"
 CA_HOURS: Final = 87_600
 TOKEN_SECONDS: Final = 3_600
 _READY_SECONDS: Final = 60.0
+_LONGEST_WAIT_SECONDS: Final = 3_600.0
 
 _CERTIFICATE: Mapping[str, Any] = MappingProxyType(
     {
@@ -135,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, say: Say) -> None:
-    if options.wait < 0:
-        raise Refused("--wait: give a number of seconds")
+    if not 0 <= options.wait <= _LONGEST_WAIT_SECONDS:
+        raise Refused(f"--wait: give 0 to {_LONGEST_WAIT_SECONDS:.0f} seconds")
     mounts = {"kv_mount": options.kv_mount, "pki_mount": options.pki_mount}
     for mount in (*mounts.values(), options.auth_mount):
         if not mount or mount != mount.strip("/ "):

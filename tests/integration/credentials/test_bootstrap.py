@@ -212,7 +212,8 @@ def test_a_mount_of_another_kind_is_left_alone(openbao: OpenBaoServer, tmp_path:
         (("--kv-mount", "/sis-kv/"), {}, "give a name without slashes at its ends"),
         (("--address", "http://192.0.2.1:8200"), {}, "give https:// as the address"),
         (("--address", "https://127.0.0.1:1"), {}, "does not answer at https://127.0.0.1:1: Connection refused"),
-        (("--wait", "-1"), {}, "--wait: give a number of seconds"),
+        (("--wait", "-1"), {}, "--wait: give 0 to 3600 seconds"),
+        (("--wait", "nan"), {}, "--wait: give 0 to 3600 seconds"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

@@ -6,15 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from services.runtime.probes import LIVENESS
 from sis.client import Client
@@ -22,8 +18,9 @@ from sis.client.endpoints import Endpoints, Token
 from sis.packages import archive, shipped
 from sis.queue.v1 import job_pb2, job_service_pb2
 from sis.stack.ports import Reservations
-from tests.support.openbao import OpenBaoServer
+from tests.support.openbao import OpenBaoServer, until
 from tests.support.podman import AGENT, POSTGRES, ROOT, SERVER, Podman
+from tests.support.probes import SERVING, heard
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -34,27 +31,11 @@ CONFINED = (
 JOINING = ("queue", "hub", "gateway")
 SERVER_ONLY = {"alembic", "bcrypt", "hvac", "psycopg", "sqlalchemy", "starlette", "uvicorn", "grpc_reflection"}
 AGENT_ONLY = {"ahocorasick_rs", "OpenSSL", "setproctitle"}
-SERVING = HealthCheckResponse.SERVING
+_SECONDS = 90.0
 
 
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def until(holds: Callable[[], bool], what: str, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.1)
-
-
-def status(port: int, service: str = "") -> int:
-    """What a probe hears; -1 where nothing answers."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        try:
-            return int(HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=5).status)
-        except grpc.RpcError:
-            return -1
 
 
 @dataclass
@@ -135,7 +116,7 @@ class Site:
     def until_serving(self, name: str) -> None:
         """Wait until it says that it serves; what it printed otherwise is in the failure."""
         try:
-            until(lambda: status(self.port(f"{name}-probe")) == SERVING, f"{name} to serve")
+            until(lambda: heard(self.at(f"{name}-probe")) == SERVING, f"{name} to serve", _SECONDS)
         except AssertionError as error:
             said = self.podman.run("logs", "--tail", "20", name, check=False)
             raise AssertionError(f"{error}\n{said.stdout}{said.stderr}") from None
@@ -174,9 +155,14 @@ def site(images: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def test_what_waits_is_alive_and_serves_once_it_has_what_it_needs(site: Site) -> None:
     services = ("queue", "credentials", "hub", "gateway")
     for service in services:
-        until(lambda service=service: status(site.port(f"{service}-probe"), LIVENESS) == SERVING, f"{service} to live")
-    assert all(status(site.port(f"{service}-probe")) != SERVING for service in services), "no schema is there yet"
-    for service in ("credentials", "queue", "hub"):
+        until(
+            lambda service=service: heard(site.at(f"{service}-probe"), LIVENESS) == SERVING,
+            f"{service} to live",
+            _SECONDS,
+        )
+    stored = ("credentials", "queue", "hub")
+    assert all(heard(site.at(f"{service}-probe")) != SERVING for service in stored), "no schema is there yet"
+    for service in stored:
         for _ in range(2):  # the second time it changes nothing
             site.podman.run("exec", service, f"sis-{service}", "migrate")
     for service in services:
@@ -195,7 +181,7 @@ def test_an_agent_enrols_and_runs_a_job(site: Site) -> None:
         site.podman.run("run", "--rm", "--interactive", *CONFINED, *agent, AGENT, *enrol, given=code)
         site.podman.run("run", "--detach", "--init", "--name=agent", *CONFINED, *agent, AGENT)
         site.until_serving("agent")
-        assert status(site.port("agent-probe"), LIVENESS) == SERVING
+        assert heard(site.at("agent-probe"), LIVENESS) == SERVING
         created = client.jobs.create(
             job_service_pb2.CreateJobRequest(
                 display_name="Who am I",

@@ -3,24 +3,22 @@ something."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from tests.support.openbao import until
 from tests.support.podman import SERVER, Podman
+from tests.support.probes import SERVING, heard
 from tests.system.kubernetes.manifests import Document, documents, pod
 from tests.system.kubernetes.translation import Play, plays
 
 pytestmark = pytest.mark.timeout(900)
 
 NETWORK = "sis-test"
-SERVING = HealthCheckResponse.SERVING
+_SECONDS = 120.0
 # A Job's pod goes on until its servers are there, as it would in a cluster.
 ORDER = (
     *("sis-bootstrap", "sis-openbao", "sis-postgres", "sis-migrate"),
@@ -28,13 +26,6 @@ ORDER = (
 )
 SERVERS = ("sis-queue", "sis-credentials", "sis-hub", "sis-gateway")
 JOBS = ("sis-bootstrap", "sis-migrate")
-
-
-def until(holds: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.2)
 
 
 @dataclass
@@ -57,7 +48,9 @@ class Node:
     def until_done(self, name: str) -> None:
         """Wait until each container of a Job has ended well."""
         for container in self.plays[name].containers:
-            until(lambda container=container: self.state(container)["Status"] == "exited", f"{container} to end")
+            until(
+                lambda container=container: self.state(container)["Status"] == "exited", f"{container} to end", _SECONDS
+            )
             assert self.state(container)["ExitCode"] == 0, self.said(container)
 
     def state(self, container: str) -> Document:
@@ -71,16 +64,11 @@ class Node:
     def probe(self, name: str, kind: str) -> int:
         """What a probe of the manifest hears; -1 where nothing answers."""
         asked = pod(self.workloads[name])["containers"][0][kind]["grpc"]
-        with grpc.insecure_channel(f"{self.plays[name].address}:{asked['port']}") as channel:
-            try:
-                request = HealthCheckRequest(service=asked.get("service", ""))
-                return int(HealthStub(channel).Check(request, timeout=5).status)
-            except grpc.RpcError:
-                return -1
+        return heard(f"{self.plays[name].address}:{asked['port']}", asked.get("service", ""))
 
     def until_ready(self, name: str) -> None:
         try:
-            until(lambda: self.probe(name, "readinessProbe") == SERVING, f"{name} to be ready")
+            until(lambda: self.probe(name, "readinessProbe") == SERVING, f"{name} to be ready", _SECONDS)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.said(self.plays[name].container)}") from None
 
@@ -171,7 +159,7 @@ def test_without_postgresql_a_server_is_not_ready_and_lives(node: Node) -> None:
     postgres = node.plays["sis-postgres"].container
     node.podman.run("stop", "--time", "20", postgres)
     for name in ("sis-queue", "sis-credentials", "sis-hub"):
-        until(lambda name=name: node.probe(name, "readinessProbe") != SERVING, f"{name} to be not ready")
+        until(lambda name=name: node.probe(name, "readinessProbe") != SERVING, f"{name} to be not ready", _SECONDS)
         assert node.probe(name, "livenessProbe") == SERVING
     node.podman.run("start", postgres)
     for name in SERVERS:
