@@ -1,12 +1,13 @@
 # Everything a contributor runs. `make setup` builds the environment, and every other target does so when it must.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-root test-long test-system test-crash soak lint format generate bench bench-console\
-    wheel-test clean
+    wheel-test image image-test clean
 
 bin := .venv/bin
 stamp := .venv/.locked
 soak_stamp := .venv/.locked-soak
 browser_stamp := .venv/.locked-browser
+image_stamp := .venv/.locked-image
 
 # An activated environment, or somebody's PYTHONPATH, must not be mixed with ours.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
@@ -32,6 +33,10 @@ $(browser_stamp): $(stamp)
 	@PYTHON='$(PYTHON)' tools/setup.sh browser
 	@touch $@
 
+$(image_stamp): $(stamp)
+	@PYTHON='$(PYTHON)' tools/setup.sh image
+	@touch $@
+
 demo: $(stamp) ## starts everything, runs four jobs in front of you, takes everything down
 	@$(bin)/sis demo
 
@@ -45,7 +50,7 @@ test-long: $(stamp) ## the tests that make test runs in a shorter form, at full 
 	$(bin)/python -m pytest -m 'long and not root'
 
 test-system: $(browser_stamp) ## what needs Debian's servers and browser: PgBouncer, Prometheus, Chromium, npm
-	$(bin)/python -m pytest tests/system
+	$(bin)/python -m pytest tests/system --ignore=tests/system/image --ignore=tests/system/kubernetes
 
 test-crash: $(stamp) ## kills and stops every process at every named moment, and prints the table
 	$(bin)/python -m tests.crash
@@ -86,6 +91,12 @@ bench-console: $(browser_stamp) ## the web console in Chromium
 
 wheel-test: $(stamp) ## the wheel builds, installs and starts outside this tree
 	@tools/wheel_test.sh
+
+image: $(image_stamp) ## the container images, by BUILDER upon BASE_IMAGE with PYTHON_VERSION
+	@tools/image.sh
+
+image-test: $(image_stamp) ## builds, checks and runs the images and the Kubernetes manifests
+	$(bin)/python -m pytest tests/system/image tests/system/kubernetes
 
 clean: ## removes what was built, the environment too
 	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

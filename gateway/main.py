@@ -19,6 +19,8 @@ from gateway.server import Certificate, Server, is_loopback, run
 from gateway.upstreams import Upstreams
 from services.runtime import joining, shutdown
 from services.runtime.exporting import exported
+from services.runtime.health import Health
+from services.runtime.probes import probed
 from services.runtime.settings import Endpoint, ServiceSettings, Target
 from services.runtime.telemetry import configure_logging
 
@@ -76,6 +78,11 @@ class GatewaySettings(ServiceSettings):
 
 async def serve(settings: GatewaySettings) -> None:
     """Serve until SIGTERM."""
+    async with probed(settings.probe_listen) as health:
+        await _serve(settings, health)
+
+
+async def _serve(settings: GatewaySettings, health: Health) -> None:
     certificate = None
     if settings.tls_certificate and settings.tls_key:
         try:
@@ -99,7 +106,7 @@ async def serve(settings: GatewaySettings) -> None:
     )
     server = Server(gateway, settings.listen, certificate)
     try:
-        await run(server, identity.run, *([certificate.run] if certificate else []))
+        await run(server, identity.run, *([certificate.run] if certificate else []), serving=health.set_serving)
     finally:
         await upstreams.close()
 

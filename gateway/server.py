@@ -143,18 +143,26 @@ class Server(uvicorn.Server):
             await asyncio.wait(self.server_state.tasks, timeout=1.0)
 
 
-async def run(server: Server, *background: Callable[[], Awaitable[None]]) -> None:
-    """Serve until SIGTERM or SIGINT, with `background` running beside; the first that ends stops everything.
+async def run(
+    server: Server, *background: Callable[[], Awaitable[None]], serving: Callable[[bool], Awaitable[None]]
+) -> None:
+    """Serve until SIGTERM or SIGINT, with `background` running beside; the first that ends stops everything. `serving`
+    hears when it begins and when it drains.
 
     Raises:
         SystemExit: with status 1, the address could not be bound or a background function failed; the log says why.
     """
     stopping = asyncio.Event()
     with shutdown.asked(stopping.set):
-        await _run(server, stopping, background)
+        await _run(server, stopping, background, serving)
 
 
-async def _run(server: Server, stopping: asyncio.Event, background: Sequence[Callable[[], Awaitable[None]]]) -> None:
+async def _run(
+    server: Server,
+    stopping: asyncio.Event,
+    background: Sequence[Callable[[], Awaitable[None]]],
+    serving: Callable[[bool], Awaitable[None]],
+) -> None:
     try:
         server.start()
     except OSError as error:
@@ -162,8 +170,14 @@ async def _run(server: Server, stopping: asyncio.Event, background: Sequence[Cal
         raise SystemExit(1) from None
     tasks = [asyncio.create_task(_forever(each)) for each in background]
     signalled = asyncio.create_task(stopping.wait())
+
+    async def over() -> None:
+        await serving(True)
+        await asyncio.wait([signalled, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await serving(False)
+
     try:
-        await server.run_until(asyncio.wait([signalled, *tasks], return_when=asyncio.FIRST_COMPLETED))
+        await server.run_until(over())
         failed = [task.exception() for task in tasks if task.done()]
     finally:
         for task in (signalled, *tasks):

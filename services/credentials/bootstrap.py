@@ -39,6 +39,7 @@ INITIALISING: Final = "initialising"
 CA_HOURS: Final = 87_600
 TOKEN_SECONDS: Final = 3_600
 _READY_SECONDS: Final = 60.0
+_LONGEST_WAIT_SECONDS: Final = 3_600.0
 
 _CERTIFICATE: Mapping[str, Any] = MappingProxyType(
     {
@@ -135,12 +136,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, say: Say) -> None:
+    if not 0 <= options.wait <= _LONGEST_WAIT_SECONDS:
+        raise Refused(f"--wait: give 0 to {_LONGEST_WAIT_SECONDS:.0f} seconds")
     mounts = {"kv_mount": options.kv_mount, "pki_mount": options.pki_mount}
     for mount in (*mounts.values(), options.auth_mount):
         if not mount or mount != mount.strip("/ "):
             raise Refused(f"a mount is called {mount!r}: give a name without slashes at its ends")
     server = Connection(options.address, ca=options.ca, timeout=options.timeout)
     try:
+        _eventually(lambda: server.request("GET", "sys/seal-status"), options.wait)
         _open(server, options, say)
         # One that only stands by reads, but does not write.
         _eventually(lambda: _expect_active(server))
@@ -232,9 +236,9 @@ def _token(options: argparse.Namespace) -> str:
     return str(token)
 
 
-def _eventually(call: Callable[[], object]) -> None:
-    """Wait until a server that has just been opened does its work."""
-    deadline = time.monotonic() + _READY_SECONDS
+def _eventually(call: Callable[[], object], seconds: float = _READY_SECONDS) -> None:
+    """Wait until a server that has just been started or opened does its work."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             call()
@@ -399,6 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kubernetes-ca", type=Path, metavar="FILE", help="of the API server, PEM")
     add("--kubernetes-namespace", default="sis", metavar="NAME", help="of the service (sis)")
     add("--kubernetes-service-account", default="sis-credentials", metavar="NAME", help="its own (sis-credentials)")
+    add("--wait", type=float, default=0.0, metavar="SECONDS", help="for a server that does not answer yet (0)")
     add("--timeout", type=float, default=10.0, metavar="SECONDS", help="for each answer of the server (10)")
     return parser
 

@@ -30,7 +30,9 @@ from services.credentials.vault import Vault, VaultSettings
 from services.credentials.vault_outbox import VaultOutbox
 from services.runtime.database import Database
 from services.runtime.dependencies import VAULT, Dependency
+from services.runtime.health import Health
 from services.runtime.identity import Identity, canonical_host_name
+from services.runtime.probes import probed
 from services.runtime.process import start
 from services.runtime.schema import newest_revision
 from services.runtime.server import Listener, Server, run
@@ -83,6 +85,11 @@ class CredentialsSettings(IdentitySettings):
 
 async def serve(settings: CredentialsSettings) -> None:
     """Serve until SIGTERM."""
+    async with probed(settings.probe_listen) as health:
+        await _with_vault(settings, health)
+
+
+async def _with_vault(settings: CredentialsSettings, health: Health) -> None:
     vault = Vault(settings.vault)
     try:
         services = ServiceCertificates(vault, life=timedelta(seconds=settings.service_certificate_seconds))
@@ -102,7 +109,7 @@ async def serve(settings: CredentialsSettings) -> None:
             revision=newest_revision(SCHEMA, MIGRATIONS),
         )
         try:
-            await _serve(settings, vault, services, identity, database)
+            await _serve(settings, vault, services, identity, database, health)
         finally:
             await database.dispose()
     finally:
@@ -110,7 +117,12 @@ async def serve(settings: CredentialsSettings) -> None:
 
 
 async def _serve(
-    settings: CredentialsSettings, vault: Vault, services: ServiceCertificates, identity: Identity, database: Database
+    settings: CredentialsSettings,
+    vault: Vault,
+    services: ServiceCertificates,
+    identity: Identity,
+    database: Database,
+    health: Health,
 ) -> None:
     values = Values(vault)
     reconciler = Reconciler(database, values)
@@ -131,6 +143,7 @@ async def _serve(
         ],
         admin_token_sha256=settings.admin_token_sha256,
         join_tokens=settings.services_by_token,
+        health=health,
     )
     await run(
         server,

@@ -23,6 +23,8 @@ from services.queue.tables import SCHEMA
 from services.queue.wakes import CHANNEL, Wakes
 from services.runtime import joining, metrics
 from services.runtime.database import Database
+from services.runtime.health import Health
+from services.runtime.probes import probed
 from services.runtime.process import start
 from services.runtime.schema import newest_revision
 from services.runtime.server import Listener, Server, run
@@ -85,6 +87,11 @@ class QueueSettings(ServiceSettings):
 
 async def serve(settings: QueueSettings) -> None:
     """Serve until SIGTERM."""
+    async with probed(settings.probe_listen) as health:
+        await _serve(settings, health)
+
+
+async def _serve(settings: QueueSettings, health: Health) -> None:
     identity = joining.identity(settings, "queue")
     await identity.ready()
     database = Database(
@@ -109,6 +116,7 @@ async def serve(settings: QueueSettings) -> None:
             Listener(settings.internal_listen, identity.tls, demand_client_certificate=True),
         ],
         admin_token_sha256=settings.admin_token_sha256,
+        health=health,
     )
     sweeper = Sweeper(database)
     metrics.observe(

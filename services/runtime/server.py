@@ -11,17 +11,15 @@ from types import MappingProxyType
 from typing import Any
 
 import grpc
-from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
 from services.runtime import shutdown
 from services.runtime.channels import KEEPALIVE, KEEPALIVE_MS, MAX_MESSAGE_BYTES
 from services.runtime.dependencies import Dependency, Trouble
-from services.runtime.errors import DOMAIN, Unavailable
+from services.runtime.health import Health
 from services.runtime.identity import Unusable, pair
-from services.runtime.interceptors import Chain, Context, layers
+from services.runtime.interceptors import Chain, layers
 from services.runtime.tls import TlsFiles
 
 DRAIN_SECONDS = 5.0
@@ -32,9 +30,6 @@ that know the replicas by a single address are spread over them again."""
 _HEALTH_TIMEOUT_SECONDS = 3.0
 _SILENT = Trouble("NO_ANSWER", "it does not answer")
 _FAULT = Trouble("FAULT", "a look at it failed; see the log")
-WAITS_FOR = "sis-waits-for-bin"
-"""Trailing metadata of Health/Check: an ErrorInfo for each dependency that is waited for, with `dependency`, `title`,
-`cause` and `words` in its metadata."""
 
 _log = logging.getLogger("server")
 
@@ -87,39 +82,10 @@ class _Certificate:
         return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=trusted)
 
 
-class _Health(health.aio.HealthServicer):  # type: ignore[misc]
-    """The standard health service, which tells with each check what the process waits for. A dependency's name is a
-    service too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._waits: dict[str, tuple[Dependency, Trouble]] = {}
-
-    async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
-        name = request.service
-        found = [self._waits[name]] if name in self._waits else list(self._waits.values())
-        context.set_trailing_metadata(tuple((WAITS_FOR, _info(*each).SerializeToString()) for each in found))
-        return await super().Check(request, context)
-
-    async def tell(self, dependency: Dependency, trouble: Trouble | None) -> None:
-        """What is wrong with a dependency; None: it serves."""
-        if trouble is None:
-            self._waits.pop(dependency.name, None)
-        else:
-            self._waits[dependency.name] = (dependency, trouble)
-        status = HealthCheckResponse.SERVING if trouble is None else HealthCheckResponse.NOT_SERVING
-        await self.set(dependency.name, status)
-
-
-def _info(dependency: Dependency, trouble: Trouble) -> ErrorInfo:
-    told = {"dependency": dependency.name, "title": dependency.title, "cause": trouble.cause, "words": trouble.words}
-    return ErrorInfo(reason=Unavailable.reason, domain=DOMAIN, metadata=told)
-
-
 class Server:
     """A grpc.aio server with the suite's interceptors, the standard health service and reflection.
 
-    Until `set_serving` it is NOT_SERVING.
+    Until `set_serving` it is NOT_SERVING. With `health`, whoever else has that tells the same.
     """
 
     def __init__(
@@ -130,13 +96,14 @@ class Server:
         *,
         admin_token_sha256: str | None = None,
         join_tokens: Mapping[str, str] = MappingProxyType({}),
+        health: Health | None = None,
     ) -> None:
         self.name = name
         self.ports: tuple[int, ...] = ()
         self._registrations = registrations
         self._listeners = listeners
         self._layers = layers(admin_token_sha256=admin_token_sha256, join_tokens=join_tokens)
-        self._health = _Health()
+        self._health = health or Health()
         self._services = _service_names(registrations)
         self._server: grpc.aio.Server | None = None
 
@@ -188,9 +155,7 @@ class Server:
 
     async def set_serving(self, serving: bool) -> None:
         """What the health service answers, for the server and each of its services."""
-        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
-        for service in ("", *self._services):
-            await self._health.set(service, status)
+        await self._health.set_serving(serving, self._services)
 
     async def set_waiting(self, dependency: Dependency, trouble: Trouble | None) -> None:
         """What the health service answers for a dependency."""

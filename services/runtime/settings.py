@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -83,9 +84,14 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment; if anything in it is wrong, print a line for each field and exit with 2."""
+        """Read the environment, and what it lacks from the files of the directory SIS_SECRETS, each called as the
+        variable; if anything in it is wrong, print a line for each field and exit with 2."""
+        secrets = os.environ.get("SIS_SECRETS") or None
+        if secrets is not None and not Path(secrets).is_dir():
+            sys.stderr.write(f"error: SIS_SECRETS: {secrets} is no directory; name that of the files with secrets\n")
+            raise SystemExit(2)
         try:
-            settings = cls()
+            settings = cls(_secrets_dir=secrets)
         except ValidationError as error:
             problems = [
                 _problem(cls.model_config.get("env_prefix", ""), e["loc"], e["type"], e["msg"]) for e in error.errors()
@@ -106,6 +112,8 @@ class IdentitySettings(Settings):
     host_names: Texts = ()
     # Where Prometheus reads its measurements, over plain HTTP and without a proof of who reads; unset, nowhere.
     metrics_listen: Endpoint | None = None
+    # Plain, for grpc.health.v1 alone: `liveness` says that the process answers, the empty name whether it serves.
+    probe_listen: Endpoint | None = None
 
 
 class ServiceSettings(IdentitySettings):

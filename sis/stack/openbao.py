@@ -94,7 +94,7 @@ class OpenBao:
         if not self._storage_id.exists():
             write_private(self._storage_id, secrets.token_hex(16).encode())
         if not _serves(self.directory):
-            _make_certificate(self.directory)
+            make_certificate(self.directory, ["localhost", HOST])
         write_private(self._configuration, json.dumps(self._settings(storage, key), indent=2).encode())
 
     def command(self) -> Command:
@@ -240,13 +240,14 @@ def _serves(directory: Path) -> bool:
     )
 
 
-def _make_certificate(directory: Path) -> None:
-    """A certificate that is its own CA: whoever talks to this server trusts it alone."""
+def make_certificate(directory: Path, reached_as: Sequence[str]) -> None:
+    """Write a certificate for these host names and IP addresses, and its key. It is its own CA: whoever talks to this
+    server trusts it alone."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SIS local OpenBao")])
     now = datetime.datetime.now(datetime.UTC)
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
+    names = [_name(each) for each in reached_as]
     usage = dict.fromkeys(
         (
             "content_commitment",
@@ -281,6 +282,13 @@ def _make_certificate(directory: Path) -> None:
     private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_private(directory / "certificate.key", private)
     write_private(directory / "certificate.pem", certificate.public_bytes(encoding))
+
+
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 @functools.cache

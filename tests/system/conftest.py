@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.acceptance.conftest import stack
+from tests.support.images import images
 
-__all__ = ["stack"]
+__all__ = ["images", "stack"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -60,11 +60,19 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
 class Connection:
     """The way to the hubs, which are tried in turn."""
 
-    def __init__(self, identity: HeldIdentity, endpoints: Sequence[str], about: dispatch.AgentHello) -> None:
-        """`endpoints` go before those of the identity; `about` is the part of the hello that never changes."""
+    def __init__(
+        self,
+        identity: HeldIdentity,
+        endpoints: Sequence[str],
+        about: dispatch.AgentHello,
+        connected: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        """`endpoints` go before those of the identity; `about` is the part of the hello that never changes;
+        `connected` hears when a hub has welcomed this agent, and when that stream has ended."""
         self._identity = identity
         self._endpoints = endpoints
         self._about = about
+        self._connected = connected
         self._welcomed = False
         self._sent_on = False
         """Whether the last stream ended because its hub asked this agent to go elsewhere."""
@@ -165,12 +173,14 @@ class Connection:
                 self._told = ""
                 log.info("connected to hub %s", endpoint)
                 self._channel = channel
+                await self._connected(True)
                 await self._converse(call, executor, interval)
             except grpc.aio.AioRpcError as error:
                 raise grpc_error(error) from error
             finally:
                 self._channel = None
                 call.cancel()
+                await self._connected(False)
 
     async def _open(self, call: Stream, executor: Executor) -> float:
         """Say hello and take the welcome; the interval of the beats in seconds."""

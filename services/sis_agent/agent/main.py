@@ -26,7 +26,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from services.runtime import metrics, shutdown
 from services.runtime.exporting import exported
+from services.runtime.health import Health
 from services.runtime.pairing import InvalidCode, PairingCode
+from services.runtime.probes import probed
 from services.runtime.settings import Endpoint
 from services.runtime.telemetry import configure_logging
 from services.sis_agent.agent import enrolment, processes, spans
@@ -124,13 +126,14 @@ async def serve(settings: AgentSettings, identity: HeldIdentity) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=settings.slots + 8))
     ended = asyncio.Event()
     with shutdown.asked(ended.set):
-        await _serve(settings, identity, ended)
+        async with probed(settings.probe_listen) as health:
+            await _serve(settings, identity, ended, health)
 
 
-async def _serve(settings: AgentSettings, identity: HeldIdentity, ended: asyncio.Event) -> None:
+async def _serve(settings: AgentSettings, identity: HeldIdentity, ended: asyncio.Event, health: Health) -> None:
     directories = AttemptDirectories(settings.state / "attempts")
     journal = Journal.open_or_create(settings.state / "journal", directories.orphan_all)
-    connection = Connection(identity, settings.hub_endpoints, about(settings))
+    connection = Connection(identity, settings.hub_endpoints, about(settings), health.set_serving)
     packages = PackageCache(settings.state / "packages", connection.fetch, settings.cache_bytes)
     zygote = Zygote(process_limit=settings.process_limit, identity_directory=settings.identity)
     try:

@@ -62,6 +62,8 @@ class AgentSettings(Settings):
     """How many processes and threads a payload may have at once; 0 for any number."""
     metrics_listen: Endpoint | None = None
     """Where Prometheus reads its measurements, over plain HTTP and without a proof of who reads; unset, nowhere."""
+    probe_listen: Endpoint | None = None
+    """Plain, for grpc.health.v1 alone: `liveness` says that the agent answers, the empty name whether a hub has it."""
 
     @property
     def identity(self) -> Path:

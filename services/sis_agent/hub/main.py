@@ -13,7 +13,9 @@ from pydantic_settings import SettingsConfigDict
 from services.runtime import joining, metrics
 from services.runtime.database import Database
 from services.runtime.dependencies import CREDENTIALS, QUEUE, Dependency, Trouble
+from services.runtime.health import Health
 from services.runtime.identity import Identity
+from services.runtime.probes import probed
 from services.runtime.process import start
 from services.runtime.schema import newest_revision
 from services.runtime.server import Listener, Server, run
@@ -83,7 +85,14 @@ class HubSettings(ServiceSettings):
 class Hub:
     """The parts of a hub, wired. It keeps nothing that its successor needs. For `late_seconds`, see `Chains`."""
 
-    def __init__(self, settings: HubSettings, identity: Identity, *, late_seconds: float = LATE_SECONDS) -> None:
+    def __init__(
+        self,
+        settings: HubSettings,
+        identity: Identity,
+        *,
+        late_seconds: float = LATE_SECONDS,
+        health: Health | None = None,
+    ) -> None:
         name = settings.name
         self._agent_endpoints = settings.agent_endpoints
         self._database = Database(
@@ -157,6 +166,7 @@ class Hub:
                 Listener(settings.enrolment_listen, identity.tls),
             ],
             admin_token_sha256=settings.admin_token_sha256,
+            health=health,
         )
 
         self.background = (
@@ -218,9 +228,14 @@ class Hub:
 
 async def serve(settings: HubSettings) -> None:
     """Serve until SIGTERM."""
+    async with probed(settings.probe_listen) as health:
+        await _serve(settings, health)
+
+
+async def _serve(settings: HubSettings, health: Health) -> None:
     identity = joining.identity(settings, "hub")
     await identity.ready()
-    hub = Hub(settings, identity)
+    hub = Hub(settings, identity, health=health)
     try:
         await run(hub.server, *hub.background, identity.run, dependencies=hub.dependencies, on_drain=hub.drain)
     finally:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from services.runtime.errors import Aborted, FailedPrecondition, InvalidArgument, SisError, Unavailable
+from services.runtime.probes import LIVENESS
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2, job_pb2
 from tests.fakes.hub import FakeHub
@@ -55,6 +60,29 @@ async def test_a_job_from_its_assignment_to_its_end(site: Site) -> None:
     await stream.beat(lambda beat: beat.free_slots == 4 and not beat.attempts)
     await until(lambda: not site.agent.attempts(), "the directory is removed")
     assert (site.starts, log.accepted) == (1, 1)
+
+
+async def test_its_probes_say_whether_a_hub_has_it(site: Site) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    site.agent.environment["SIS_AGENT_PROBE_LISTEN"] = address
+    site.agent.start()
+    stream = await site.hub.stream()
+    async with grpc.aio.insecure_channel(address) as channel:
+
+        async def status(service: str = "") -> int:
+            request = HealthCheckRequest(service=service)
+            return int((await HealthStub(channel).Check(request, timeout=20, wait_for_ready=True)).status)
+
+        assert await status() == HealthCheckResponse.NOT_SERVING
+        stream.welcome()
+        await stream.beat(lambda beat: beat.free_slots == 4)
+        assert await status() == HealthCheckResponse.SERVING
+        await site.hub.stop()
+        while await status() == HealthCheckResponse.SERVING:
+            assert site.agent.pid
+        assert await status(LIVENESS) == HealthCheckResponse.SERVING
 
 
 async def test_nothing_starts_before_the_acceptance_is_committed(site: Site) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.runtime.errors import PermissionDenied, Unavailable
+from services.runtime.health import Health
 from services.runtime.sealing import key_id
 from services.sis_agent.agent.attempts import AttemptDirectories
 from services.sis_agent.agent.connection import Connection
@@ -85,7 +86,7 @@ async def connected(state: Path, clock: list[float]) -> AsyncIterator[Watching]:
     """An agent's connection in this process, whose clock is wrong by the one number in `clock`, in seconds."""
     held = HeldIdentity(identity_in(state), lambda: time.time() + clock[0])
     held.open()
-    connection = Connection(held, (), dispatch.AgentHello())
+    connection = Connection(held, (), dispatch.AgentHello(), Health().set_serving)
     directories = AttemptDirectories(state / "attempts")
     journal = Journal.open_or_create(state / "journal", directories.orphan_all)
     packages = PackageCache(state / "packages", connection.fetch, 2 << 30)

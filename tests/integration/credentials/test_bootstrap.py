@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,8 @@ def test_a_mount_of_another_kind_is_left_alone(openbao: OpenBaoServer, tmp_path:
         (("--kv-mount", "/sis-kv/"), {}, "give a name without slashes at its ends"),
         (("--address", "http://192.0.2.1:8200"), {}, "give https:// as the address"),
         (("--address", "https://127.0.0.1:1"), {}, "does not answer at https://127.0.0.1:1: Connection refused"),
+        (("--wait", "-1"), {}, "--wait: give 0 to 3600 seconds"),
+        (("--wait", "nan"), {}, "--wait: give 0 to 3600 seconds"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
@@ -234,6 +238,19 @@ def test_a_sealed_server_needs_its_keys(openbao: OpenBaoServer, tmp_path: Path) 
     done = openbao.bootstrap()
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("server: unsealed\n")
+
+
+def test_it_waits_for_a_server_that_does_not_answer_yet(openbao: OpenBaoServer) -> None:
+    openbao.stop()
+    with ThreadPoolExecutor(1) as other, socket.create_server(("127.0.0.1", openbao.server.port)) as nobody:
+        nobody.settimeout(30)
+        running = other.submit(openbao.bootstrap, "--wait", "50")
+        nobody.accept()[0].close()
+        nobody.accept()[0].close()  # so the first was not the last
+        nobody.close()
+        openbao.start()
+        done = running.result()
+    assert done.returncode == 0, done.stderr
 
 
 def test_by_the_command_line(openbao: OpenBaoServer) -> None:

@@ -22,7 +22,8 @@ from services.runtime import errors
 from services.runtime import server as runtime_server
 from services.runtime.channels import grpc_error, secure_channel
 from services.runtime.dependencies import Dependency, Trouble
-from services.runtime.server import WAITS_FOR, Listener, Server, run
+from services.runtime.health import WAITS_FOR
+from services.runtime.server import Listener, Server, run
 from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
 from sis.queue.v1 import job_service_pb2 as job_pb
 from sis.queue.v1.dispatch_service_pb2_grpc import DispatchServiceStub

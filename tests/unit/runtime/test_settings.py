@@ -93,3 +93,29 @@ def test_what_is_no_target_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: SIS_THING_JOIN_ENDPOINT: ")
     assert problem in line
+
+
+def test_what_the_environment_lacks_comes_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mounted = tmp_path / "..data"  # as Kubernetes mounts a Secret, to change all of it at once
+    mounted.mkdir()
+    for name, value in {"SIS_THING_ADMIN_TOKEN_SHA256": "cd" * 32 + "\n", "SIS_THING_SLOTS": "5", "other": "x"}.items():
+        (mounted / name).write_text(value)
+        (tmp_path / name).symlink_to(Path("..data") / name)
+    monkeypatch.setenv("SIS_SECRETS", str(tmp_path))
+    for name, value in {**COMPLETE, "SIS_THING_SLOTS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SIS_THING_ADMIN_TOKEN_SHA256")
+    settings = ThingSettings.load()
+    assert settings.admin_token_sha256 == "cd" * 32
+    assert settings.slots == 3, "the environment goes before the files"
+
+
+def test_a_directory_of_secrets_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load(monkeypatch, SIS_SECRETS=str(tmp_path / "none"))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: SIS_SECRETS: {tmp_path}/none is no directory; name that of the files with secrets\n"
+    )
