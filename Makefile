@@ -47,7 +47,7 @@ test-root: $(stamp) ## what needs root: a second user, cgroups
 	$(bin)/python -m pytest -m root
 
 test-long: $(stamp) ## the tests that make test runs in a shorter form, at full length
-	$(bin)/python -m pytest -m 'long and not root'
+	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'long and not root'
 
 test-system: $(browser_stamp) ## what needs Debian's servers and browser: PgBouncer, Prometheus, Chromium, npm
 	$(bin)/python -m pytest tests/system --ignore=tests/system/image --ignore=tests/system/kubernetes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.stack import Stack
 
 
@@ -13,6 +15,7 @@ def test_the_demo_on_a_stack_that_is_up(stack: Stack) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_the_demo_brings_up_a_stack_of_its_own(tmp_path: Path) -> None:
     stack = Stack(tmp_path / "data")
     done = stack.cli("demo", "--data", tmp_path / "demo", timeout=110)

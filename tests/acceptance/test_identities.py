@@ -6,6 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
+
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.client import ApiError, Client
 from tests.acceptance.test_leases import ended, output, start_plain
@@ -87,6 +89,7 @@ def test_a_revoked_agent_is_cut_off_at_once_and_comes_back_only_by_a_new_code(st
         until(lambda: is_online(client, "bad-1"), "the agent with its new identity")
 
 
+@pytest.mark.long
 def test_a_certificate_is_renewed_over_the_stream_and_again_after_its_end(stack: Stack, tmp_path: Path) -> None:
     """With the real PKI, whose certificates live for ten seconds here."""
 
@@ -122,6 +125,7 @@ def test_a_certificate_is_renewed_over_the_stream_and_again_after_its_end(stack:
             agent.close()
 
 
+@pytest.mark.long
 def test_a_copy_of_an_agent_puts_both_into_quarantine(stack: Stack, tmp_path: Path) -> None:
     with (
         stack.client() as client,

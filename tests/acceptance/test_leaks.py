@@ -138,7 +138,7 @@ def job(display_name: str, script: str, credential: str = "", **labels: str) -> 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.long)])
 def test_jobs_that_print_their_secrets_leak_none(stack: Stack, tmp_path: Path, count: int) -> None:
     # Characters that every encoding treats in its own way.
     passwords = {f"secret {n}": f"s%'\\\"/+ é{secrets.token_urlsafe(12)}&{n}".encode() for n in range(10)}

@@ -109,8 +109,9 @@ def rebuild(pair: Pair) -> Pair:
     return Pair(pair.standby, pair.primary)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("lose_primary", [kill_primary, pytest.param(demote_primary, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lose_primary", [kill_primary, demote_primary])
 def test_a_failover_loses_nothing(stack: Stack, tmp_path: Path, lose_primary) -> None:  # type: ignore[no-untyped-def]
     """And meanwhile each service says what it waits for."""
     with replicated(tmp_path / "postgres") as pair, OwnSuite(stack, tmp_path / "suite", pair.url) as suite:

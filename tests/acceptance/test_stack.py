@@ -136,6 +136,7 @@ def test_kill_9_of_up_takes_everything_along_and_the_next_up_works(stack: Stack)
         assert connection.execute("SELECT value FROM kept").fetchone() == (42,)
 
 
+@pytest.mark.long
 def test_up_and_postgres_are_killed_while_the_queue_is_frozen(stack: Stack) -> None:
     before = stack.state
     stack.kill("queue-1", signal.SIGSTOP)
