@@ -386,8 +386,8 @@ class Run(RuleBasedStateMachine):
             found, what = self._run(site.accept(hand.key)), "accept"
         elif site.connected and hand.acknowledged < len(hand.spool.bodies):
             # What was sent before, and not answered, may have arrived.
-            perhaps = [perhaps(each) for each in hand.happened[: hand.unsure]]
-            done = rulebook.in_turn(*perhaps, *hand.happened[hand.unsure :])
+            unsure = [perhaps(each) for each in hand.happened[: hand.unsure]]
+            done = rulebook.in_turn(*unsure, *hand.happened[hand.unsure :])
             found = self._run(site.ship(hand))
             if found.reason == DONE:
                 hand.happened, hand.unsure = [], 0
