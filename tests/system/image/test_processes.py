@@ -150,6 +150,8 @@ def site(images: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         for service in ("gateway", "hub", "queue", "credentials"):
             site.start(service)
         yield site
+        images.run("rm", "--all", "--force", "--volumes", "--time", "5")
+        images.run("volume", "rm", "--all", "--force")
 
 
 def test_what_waits_is_alive_and_serves_once_it_has_what_it_needs(site: Site) -> None:

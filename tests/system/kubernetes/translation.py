@@ -61,7 +61,8 @@ def _played(workload: Document, aliases: Sequence[Document]) -> Document:
     spec["restartPolicy"] = "OnFailure"  # with Always, Podman runs what has ended before the start again and again
     for claim in workload["spec"].pop("volumeClaimTemplates", ()):
         name = claim["metadata"]["name"]
-        spec["volumes"].append({"name": name, "persistentVolumeClaim": {"claimName": name}})
+        claimed = {"claimName": f"{name}-{workload['metadata']['name']}-0"}
+        spec["volumes"].append({"name": name, "persistentVolumeClaim": claimed})
     _keep_apart(workload)
     for container in containers(workload):
         container["image"] = _IMAGES[container["image"].rpartition("/")[2].partition(":")[0]]
