@@ -21,6 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from services.runtime.database import converted_error
+from services.runtime.errors import FailedPrecondition
 from services.runtime.postgres_connection import parameters
 from services.runtime.schema import is_post
 
@@ -37,6 +38,7 @@ def migrate(url: str, script_location: Path, schema: str, *, post: bool = False)
 
     Raises:
         Unavailable: PostgreSQL cannot be reached.
+        FailedPrecondition: the database cannot hold every text.
     """
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://", poolclass=sqlalchemy.NullPool, connect_args=parameters(url, f"{schema} migration")
@@ -46,6 +48,7 @@ def migrate(url: str, script_location: Path, schema: str, *, post: bool = False)
     try:
         with engine.begin() as connection:
             connection.execute(text(f"SELECT set_config('statement_timeout', '{_MIGRATION_SECONDS}s', true)"))
+            _check_encoding(connection)
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"migrate {schema}"})
             connection.execute(sqlalchemy.schema.CreateSchema(schema, if_not_exists=True))
             config.attributes.update(connection=connection, schema=schema)
@@ -64,6 +67,16 @@ def migrate(url: str, script_location: Path, schema: str, *, post: bool = False)
         raise converted from error
     finally:
         engine.dispose()
+
+
+def _check_encoding(connection: sqlalchemy.Connection) -> None:
+    name, encoding = connection.execute(text("SELECT current_database(), current_setting('server_encoding')")).one()
+    if encoding != "UTF8":
+        raise FailedPrecondition(
+            f"database {name} is in {encoding}, which cannot hold every text: make one with ENCODING 'UTF8'",
+            subject=name,
+            condition="NOT_UTF8",
+        )
 
 
 def _current(connection: sqlalchemy.Connection, schema: str) -> str | None:

@@ -22,6 +22,8 @@ CONNECTION: Final[dict[str, Any]] = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
+    # Whatever the server or the environment would choose.
+    "client_encoding": "utf8",
 }
 
 T = TypeVar("T")

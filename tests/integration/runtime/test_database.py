@@ -14,10 +14,11 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from services.runtime import database as runtime_database
 from services.runtime import postgres_connection
 from services.runtime.database import Database
-from services.runtime.errors import DeadlineExceeded, Unavailable
+from services.runtime.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from services.runtime.migrations import migrate
 from services.runtime.postgres_failures import Cause, trouble
 from services.runtime.schema import newest_revision
+from sis.stack.postgres import Postgres
 
 ENV = "from services.runtime.migrations import run_migrations\n\nrun_migrations()\n"
 REVISION = """
@@ -358,6 +359,20 @@ async def test_what_older_code_cannot_bear_is_migrated_after_it(
     (versions / "2.py").rename(versions / "v0002_post_no_old.py")
     migrate(database_url, tmp_path / "next", "agents")
     assert await scalar(database, "SELECT version_num FROM agents.alembic_version") == "3"
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_hold_every_text_is_refused_in_words(
+    postgres: Postgres, tmp_path: Path, encoding: str
+) -> None:
+    name = f"in_{encoding.lower()}"
+    with postgres.connect("postgres") as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
+    try:
+        with pytest.raises(FailedPrecondition, match=f"{name} is in {encoding}.*ENCODING 'UTF8'"):
+            migrate(postgres.url(name), scripts(tmp_path, "CREATE TABLE queue.thing (n int)"), "queue")
+    finally:
+        postgres.drop_database(name)
 
 
 async def test_a_release_that_is_rolled_back_leaves_a_newer_schema_alone(
