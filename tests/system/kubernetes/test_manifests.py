@@ -54,11 +54,13 @@ SERVERS = ("queue", "credentials", "hub", "gateway")
 
 @pytest.fixture(scope="session")
 def own_overlay(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Production with CloudNativePG, as docs/operations/kubernetes.md has somebody write it."""
+    """Production with every component, as docs/operations/kubernetes.md has somebody write it."""
     directory = tmp_path_factory.mktemp("own")
     upward = Path(*[".."] * len(directory.resolve().parts[1:]), *K8S.parts[1:])
-    parts = {"resources": "overlays/production", "components": "components/cloudnativepg"}
-    relative = {kind: [str(upward / path)] for kind, path in parts.items()}
+    relative = {
+        "resources": [str(upward / "overlays/production")],
+        "components": [str(upward / path.relative_to(K8S)) for path in sorted(K8S.glob("components/*"))],
+    }
     (directory / "kustomization.yaml").write_text(yaml.safe_dump(relative))
     return rendered(directory)
 
@@ -93,6 +95,25 @@ def test_an_overlay_with_cloudnativepg_is_valid_and_takes_its_secret(own_overlay
         if each["kind"] in WORKLOADS and each["metadata"]["name"] != "sis-gateway":
             assert f"name: {secret}\n" in yaml.safe_dump(each), each["metadata"]["name"]
             assert "name: sis-database\n" not in yaml.safe_dump(each)
+
+
+def test_an_overlay_with_observability_is_measured_and_traced(own_overlay: str) -> None:
+    found = list(yaml.safe_load_all(own_overlay))
+    (policy,) = [each for each in found if each["metadata"]["name"] == "sis-observability"]
+    measured = {value.removeprefix("sis-") for value in policy["spec"]["podSelector"]["matchExpressions"][0]["values"]}
+    assert measured == set(SERVERS)
+    (opened,) = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
+    for name in SERVERS:
+        (deployment,) = [
+            each for each in found if each["kind"] == "Deployment" and each["metadata"]["name"] == f"sis-{name}"
+        ]
+        template = deployment["spec"]["template"]
+        assert {"name": "metrics", "containerPort": opened} in template["spec"]["containers"][0]["ports"]
+        assert template["metadata"]["annotations"]["prometheus.io/port"] == str(opened)
+        (reference,) = [each["configMapRef"]["name"] for each in template["spec"]["containers"][0]["envFrom"]]
+        (config,) = [each for each in found if each["kind"] == "ConfigMap" and each["metadata"]["name"] == reference]
+        assert config["data"][f"SIS_{name.upper()}_METRICS_LISTEN"] == f"0.0.0.0:{opened}"
+        assert config["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"]
 
 
 def test_the_check_finds_what_is_wrong() -> None:
