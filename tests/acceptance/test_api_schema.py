@@ -38,7 +38,7 @@ UNCHECKED = {
 @pytest.mark.parametrize(
     ("phases", "examples"),
     [
-        ("examples,fuzzing", 4),
+        ("examples,fuzzing", 2),
         pytest.param("examples,coverage,fuzzing", 40, marks=pytest.mark.long),
     ],
 )

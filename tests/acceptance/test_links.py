@@ -327,13 +327,13 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(site: Site) -> None:
         ("hub-queue", "queue.claim.committed"),
         ("hub-credentials", "credentials.lease.committed"),
         ("hub-queue", "queue.report.committed"),
-        ("hub-credentials", "credentials.end.committed"),
-        ("hub-queue", "queue.acknowledgement.committed"),
-        ("hub-queue", "queue.session.committed"),
-        ("agent-hub", "hub.report.answered"),
         *(
             pytest.param(link, point, marks=pytest.mark.long)
             for link, point in [
+                ("hub-credentials", "credentials.end.committed"),
+                ("hub-queue", "queue.acknowledgement.committed"),
+                ("hub-queue", "queue.session.committed"),
+                ("agent-hub", "hub.report.answered"),
                 ("queue-postgres", "queue.create.committing"),
                 ("queue-postgres", "queue.claim.committing"),
                 ("credentials-postgres", "credentials.lease.committing"),

@@ -170,6 +170,7 @@ def test_down_names_the_payloads_that_go_on_and_up_keeps_everything(stack: Stack
             time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_two_at_the_same_time_make_one_stack(fresh: Stack) -> None:
     starts = [fresh.started_cli("up", "--detach") for _ in range(2)]
     told = [start.communicate(timeout=90)[0] for start in starts]

@@ -74,6 +74,7 @@ def test_a_job_whose_agent_is_silent_is_awol_and_comes_home(stack: Stack, tmp_pa
         job.check()
 
 
+@pytest.mark.long
 def test_a_job_survives_down_and_up(stack: Stack, tmp_path: Path) -> None:
     with NumberedJob(stack.client, tmp_path) as job:
         job.wait_lines()
