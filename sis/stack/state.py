@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from sis.private_files import write_private
 from sis.stack import processes
@@ -64,6 +64,14 @@ class StackState(BaseModel):
     vault_ca: Path
     token: Path
     processes: tuple[ProcessState, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, values: object) -> object:
+        # There was one gateway once. A stack of that time can be up while its program is upgraded.
+        if isinstance(values, dict) and "gateway_endpoint" in values:
+            return {**values, "gateway_endpoints": (values["gateway_endpoint"],)}
+        return values
 
     @property
     def current(self) -> bool:

@@ -46,7 +46,7 @@ TERMINAL = frozenset(
     }
 )
 
-JOINING = {"queue-credentials": "queue", "hub-joining": "hub-1", "gateway-joining": "gateway"}
+JOINING = {"queue-credentials": "queue-1", "hub-joining": "hub-1", "gateway-joining": "gateway-1"}
 """Who gets its certificate over which link."""
 ENROLMENT = "agent-enrolment"
 CALLED = tuple(link for link in LINKS if link not in JOINING and link != ENROLMENT)

@@ -18,10 +18,10 @@ AXE = "axe-core@4.10.3"
 BUILD = Path(__file__).parents[3] / "build"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(stack: Stack) -> Iterator[Browser]:
-    """The distribution's Chromium, without a network of its own. It ends before the stack does, whose end runs an event
-    loop, which there cannot be beside Playwright's."""
+    """The distribution's Chromium, without a network of its own. It ends with these tests: others, and the end of the
+    stack, run an event loop, which there cannot be beside Playwright's."""
     expect.set_options(timeout=SECONDS * 1000)
     path = shutil.which("chromium")
     assert path, "these tests need Debian's package chromium"
