@@ -72,7 +72,7 @@ def _until(found: Callable[[], Any]) -> Any:
 
 
 def test_every_process_is_read(traced_stack: Stack, prometheus: str) -> None:
-    expected = {"credentials", "queue", "hub-1", "gateway", "local-1"}
+    expected = {"credentials-1", "queue-1", "hub-1", "gateway-1", "local-1"}
     healthy = _until(
         lambda: (
             found
