@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from bench.background import listening
 from bench.figures import Figure
 from bench.suite import held_job
 from sis.client import Client
@@ -32,7 +29,7 @@ def measure(client: Client, data: Path) -> list[Figure]:
     job_id = held_job(client).job_id
     path = f"/v1/jobs/{job_id}"
     port = int(state.gateway_endpoints[0].rpartition(":")[2])
-    with _peer(state.queue_endpoint, state.ca) as peer:
+    with listening("bench.peer_starlette", state.queue_endpoint, str(state.ca)) as peer:
         _load(port, path, token)
         _load(peer, path, token)
         rounds = [(_load(port, path, token), _load(peer, path, token)) for _ in range(ROUNDS)]
@@ -44,27 +41,6 @@ def measure(client: Client, data: Path) -> list[Figure]:
         Figure("the same, Starlette and grpc.aio alone", f"{theirs:,.0f} requests/s"),
         Figure("ratio, median of the rounds", f"{ratio:.2f}", "the aim: 0.85"),
     ]
-
-
-@contextmanager
-def _peer(queue: str, ca: Path) -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = int(reserved.getsockname()[1])
-    process = subprocess.Popen([sys.executable, "-m", "bench.peer_starlette", str(port), queue, str(ca)])
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except ConnectionRefusedError:
-                if time.monotonic() > deadline:
-                    raise SystemExit("the peer did not start") from None
-                time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def _load(port: int, path: str, token: str) -> float:

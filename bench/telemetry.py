@@ -8,18 +8,16 @@ own, which reads what it gets and throws it away. `python -m bench.telemetry [JO
 from __future__ import annotations
 
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import suite
+from bench.background import listening
 from bench.figures import Figure, show
 from sis import stack
 from sis.client import Client
@@ -34,7 +32,7 @@ SLOTS = 32
 def measure(directory: Path, jobs: int = JOBS) -> list[Figure]:
     """Jobs a second, create to sealed log, and processor time for a job, of both; and the ratios."""
     with ExitStack() as held:
-        endpoint = held.enter_context(_receiver())
+        endpoint = f"http://127.0.0.1:{held.enter_context(listening('bench.otlp_sink'))}"
         silent = held.enter_context(_stack(directory / "silent", {}))
         watched = held.enter_context(_stack(directory / "watched", {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}))
         for each in (silent, watched):
@@ -103,27 +101,6 @@ def _stack(data: Path, environment: dict[str, str]) -> Iterator[_Stack]:
             yield _Stack(data, client)
     finally:
         stack.down(data)
-
-
-@contextmanager
-def _receiver() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = int(reserved.getsockname()[1])
-    process = subprocess.Popen([sys.executable, "-m", "bench.otlp_sink", str(port)])
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except ConnectionRefusedError:
-                if time.monotonic() > deadline:
-                    raise SystemExit("the receiver did not start") from None
-                time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def main() -> None:

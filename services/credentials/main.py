@@ -1,6 +1,6 @@
 """The credential service: the KeySafe, leases, agents' identities.
 
-`python -m services.credentials.main [migrate | recover]`.
+`python -m services.credentials.main [migrate [post] | recover]`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The queue: jobs, their logs, the package library. `python -m services.queue.main [migrate | recover]`."""
+"""The queue: jobs, their logs, the package library. `python -m services.queue.main [migrate [post] | recover]`."""
 
 from __future__ import annotations
 

@@ -152,7 +152,11 @@ class Database:
         finally:
             metrics.TRANSACTION.record(time.monotonic() - began, {Attribute.TRANSACTION: point or "other", **failed})
         for act in acts:
-            act()
+            try:
+                act()
+            except Exception:
+                # It is committed, and whoever waits must hear so.
+                _log.exception("what was to be done after a commit has failed")
 
     async def connected(self) -> list[str]:
         """Which servers of the suite are connected to the database, by their application names; ten at the most."""
@@ -273,7 +277,8 @@ class Database:
 
 
 def after_commit(connection: AsyncConnection, act: Callable[[], object]) -> None:
-    """Have something done once the transaction of `Database.begin` is committed, and only then. It raises nothing."""
+    """Have something done once the transaction of `Database.begin` is committed, and only then. What it raises is
+    logged."""
     connection.info[_AFTER_COMMIT].append(act)
 
 

@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from sis.private_files import make_private, sync_directory, write_private
 from sis.stack.errors import StackError
+from sis.stack.layout import JOINING
 
 MANIFEST: Final = "manifest.json"
 DUMP: Final = "postgresql.dump"
@@ -27,9 +28,7 @@ FILES: Final = (
     "settings.json",
     "admin.token",
     "session.key",
-    "join/queue",
-    "join/hub",
-    "join/gateway",
+    *(f"join/{service}" for service in JOINING),
     "tls/ca.pem",
     "tls/role-id",
     "tls/secret-id",

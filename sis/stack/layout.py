@@ -19,6 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+JOINING: Final = ("queue", "hub", "gateway")
+"""The services that get their certificates by a join token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,16 @@ class Layout:
     @property
     def session_key(self) -> Path:
         return self.data / "session.key"
+
+    @property
+    def restoring(self) -> Path:
+        """Where a restore builds its stack."""
+        return self.data / "restoring"
+
+    @property
+    def restored(self) -> Path:
+        """There while what a restore has built is moved to its place; says what it is a restore of."""
+        return self.restoring / "restored"
 
     @property
     def targets(self) -> Path:

@@ -1,7 +1,8 @@
 """`sis restore`: a backup becomes the stack of a data directory that has none.
 
-All of it is built aside, beside what is there, and put in its place at the end, the database last: whatever interrupts
-it, no stack can start on half of it, or on a database that was not put right (`recover`).
+All of it is built aside, beside what is there, and put in its place at the end: whatever interrupts it, no stack can
+start on half of it, or on a database that was not put right (`recover`). What was interrupted at the very end is
+finished by the next restore.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sis.private_files import make_private, sync_directory
+from sis.private_files import make_private, sync_directory, write_private
 from sis.stack import postgres, processes
 from sis.stack import settings as choices
 from sis.stack import state as states
@@ -22,7 +23,7 @@ from sis.stack.backup import DUMP_SECONDS, SNAPSHOT_SECONDS
 from sis.stack.backup_directory import FILES, BackupDirectory, copy_private
 from sis.stack.commands import Services, token_sha256
 from sis.stack.errors import StackError, refusals
-from sis.stack.layout import Layout
+from sis.stack.layout import JOINING, Layout
 from sis.stack.openbao import STOP_SECONDS, OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.postgres import DATABASE, Postgres
@@ -40,7 +41,8 @@ def restore(data: Path, source: Path, say: Callable[[str], None] = print) -> Non
     agents that is there stays. Nothing runs when it returns.
 
     Raises:
-        StackError: it cannot be done; then `data` is as it was.
+        StackError: it cannot be done; then `data` is as it was. Where what was made could not all be moved to its
+            place, no stack starts until this was repeated.
     """
     with refusals():
         os.umask(0o077)
@@ -53,6 +55,9 @@ def restore(data: Path, source: Path, say: Callable[[str], None] = print) -> Non
 def _restore(layout: Layout, found: BackupDirectory, say: Callable[[str], None]) -> None:
     if states.read(layout) is not None:
         raise StackError(f"something of a stack may still run in {layout.data}: run `sis down` first")
+    if layout.restored.exists():
+        _put_in_place(layout, say)
+        return
     for path in (layout.cluster, layout.vault):
         if path.exists() and any(path.iterdir()):
             raise StackError(f"{path} is there already: move it away, then restore again")
@@ -61,16 +66,18 @@ def _restore(layout: Layout, found: BackupDirectory, say: Callable[[str], None])
         raise StackError(
             f"PostgreSQL here is {postgres.major()}, and the backup is of {manifest.postgresql}: install that, or newer"
         )
-    building = Layout(layout.data / "restoring")
+    building = Layout(layout.restoring)
     shutil.rmtree(building.data, ignore_errors=True)
     building.create()
     try:
         for words in _build(building, found):
             say(words)
-        _put_in_place(building, layout)
-    finally:
+        told = f"what was acknowledged before {manifest.begun_at:%Y-%m-%d %H:%M:%S} UTC, of {found.path}"
+        write_private(layout.restored, told.encode())
+    except BaseException:
         shutil.rmtree(building.data, ignore_errors=True)
-    say(f"restored: what was acknowledged before {manifest.begun_at:%Y-%m-%d %H:%M:%S} UTC; start it with `sis up`")
+        raise
+    _put_in_place(layout, say)
 
 
 def _build(building: Layout, found: BackupDirectory) -> Iterator[str]:
@@ -83,7 +90,7 @@ def _build(building: Layout, found: BackupDirectory) -> Iterator[str]:
         # Those of the backup are for the stack that will run; here it is enough to be out of everybody's way.
         ports, settings = Ports.take(Settings(), reservations)
         vault = OpenBao(building.vault, ports.vault, ports.vault_cluster, building.log("vault"))
-        tokens = {name: building.join_token(name) for name in ("queue", "hub", "gateway")}
+        tokens = {name: building.join_token(name) for name in JOINING}
         joins = {name: token_sha256(path.read_text(encoding="ascii").strip()) for name, path in tokens.items()}
         admin = token_sha256(building.token.read_text(encoding="ascii").strip())
         services = Services(building, settings, ports, vault, server.url(), admin, joins)
@@ -136,14 +143,21 @@ def _await(holds: Callable[[], bool], problem: str, vault: OpenBao) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _put_in_place(building: Layout, layout: Layout) -> None:
+def _put_in_place(layout: Layout, say: Callable[[str], None]) -> None:
+    """Move what was made. May be interrupted, and be done again: until the end, `restored` keeps everybody off."""
+    building = Layout(layout.restoring)
+    told = layout.restored.read_text()
     for name in FILES:
-        if not name.startswith("vault/"):
+        if not name.startswith("vault/") and (building.data / name).exists():
             make_private((layout.data / name).parent)
             (building.data / name).replace(layout.data / name)
     for made, place in ((building.vault, layout.vault), (building.cluster, layout.cluster)):
-        if place.exists():
-            place.rmdir()
-        made.rename(place)
+        if made.exists():
+            if place.exists():
+                place.rmdir()
+            made.rename(place)
     for directory in (layout.tls, layout.data / "join", layout.data):
         sync_directory(directory)
+    layout.restored.unlink()
+    shutil.rmtree(building.data, ignore_errors=True)
+    say(f"restored: {told}; start it with `sis up`")

@@ -17,11 +17,10 @@ from typing import Final
 
 from sis.private_files import write_private
 from sis.stack.commands import token_sha256
+from sis.stack.layout import JOINING
 from sis.stack.openbao import make_certificate
 
 COMPLETE: Final = "complete"
-JOINING: Final = ("queue", "hub", "gateway")
-"""The services that get their certificates by a join token."""
 HOLDERS: Final = ("administrator", "postgres", "openbao", "credentials", *JOINING)
 _SERVERS: Final = ("credentials", "queue", "hub")
 """Those that have a database, and know the administrator's token by its digest."""

@@ -25,7 +25,7 @@ from sis.stack.commands import GROUP, Services, token_sha256
 from sis.stack.errors import StackError
 from sis.stack.hangs import KINDS, HangWatch, Watched, asks
 from sis.stack.health import HEALTHY, Probe
-from sis.stack.layout import Layout
+from sis.stack.layout import JOINING, Layout
 from sis.stack.openbao import OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.postgres import Postgres
@@ -51,10 +51,12 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
     """
     began = time.monotonic()
     layout.create()
+    if layout.restored.exists():
+        raise StackError("a restore was interrupted when all was made: `sis restore` again puts it in its place")
     settings = choices.load(layout, options)
     deadline = began + choices.start_seconds(settings.replicas)
     digest = token_sha256(_token(layout.token))
-    joins = {service: token_sha256(_token(layout.join_token(service))) for service in ("queue", "hub", "gateway")}
+    joins = {service: token_sha256(_token(layout.join_token(service))) for service in JOINING}
     _token(layout.session_key)
     with Supervision(lambda text: _note(layout, text)) as supervision, Reservations() as reservations:
         leftovers.end(layout)

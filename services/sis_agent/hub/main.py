@@ -1,4 +1,7 @@
-"""The hub: the agents' streams and their registry. `python -m services.sis_agent.hub.main [migrate | recover]`."""
+"""The hub: the agents' streams and their registry.
+
+`python -m services.sis_agent.hub.main [migrate [post] | recover]`.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from services.runtime import database as runtime_database
 from services.runtime import postgres_connection
-from services.runtime.database import Database
+from services.runtime.database import Database, after_commit
 from services.runtime.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from services.runtime.migrations import migrate
 from services.runtime.postgres_failures import Cause, trouble
@@ -51,6 +51,20 @@ async def prepare(database: Database) -> None:
     async with database.begin() as connection:
         await connection.execute(text("CREATE TABLE thing (id int PRIMARY KEY, n int)"))
         await connection.execute(text("INSERT INTO thing VALUES (1, 0), (2, 0)"))
+
+
+async def test_what_fails_after_a_commit_does_not_undo_what_was_answered(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    await prepare(database)
+    acted: list[str] = []
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE thing SET n = 1"))
+        after_commit(connection, lambda: 1 / 0)
+        after_commit(connection, lambda: acted.append("told"))
+    assert acted == ["told"]
+    assert await scalar(database, "SELECT min(n) FROM thing") == 1
+    assert "after a commit has failed" in caplog.text
 
 
 async def test_a_block_is_one_transaction(database: Database) -> None:
