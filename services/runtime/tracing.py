@@ -134,16 +134,16 @@ def inside(name: str, attributes: Attributes) -> Iterator[dict[Attribute, str | 
 
 
 class Outgoing:
-    """A call to another process: `context` goes with it, and `end` is called when it is over. None where there is
-    nothing to go with it."""
+    """A call to another process: `context` goes with it, and `end` is called when it is over. As with `inside`, there is
+    no span where there is no current one: the call begins a trace where it is served. None: nothing goes with it."""
 
     __slots__ = ("_span", "context")
 
     def __init__(self, method: str) -> None:
         self._span: trace.Span | None = None
         recording = _Process.recording
-        if recording is None:
-            self.context = current()
+        self.context = current()
+        if recording is None or self.context is None:
             return
         attributes = plain({Attribute.RPC_SYSTEM: "grpc", Attribute.RPC_METHOD: method})
         self._span = recording.tracer.start_span(method, kind=SpanKind.CLIENT, attributes=attributes)

@@ -23,7 +23,8 @@ _GOOD: Final = (frame.OUTCOME_SUCCEEDED, frame.OUTCOME_STOPPED)
 def record(
     assignment: dispatch.Assignment, received_at: float, milestones: Milestones, finished: frame.Finished, now: float
 ) -> None:
-    """Record an attempt of which the server has everything, now in seconds of the epoch."""
+    """Record an attempt of which the server has everything, now in seconds of the epoch. What the attempt did before it
+    was supervised (the package, the word that it may start) and after it (the report) is seen between the spans."""
     contexts = contexts_of(assignment)
     if not tracing.records() or contexts is None:
         return
@@ -37,7 +38,6 @@ def record(
         result[Attribute.ERROR_TYPE] = finished.failure_reason or outcome
     over = milestones.finished or now
     tracing.record("job attempt", contexts.job, received_at, now, result, own=contexts.attempt)
-    tracing.record("job start", contexts.attempt, received_at, milestones.supervised or over, about)
     if milestones.supervised:
         own = contexts.supervision
         tracing.record("job supervise", contexts.attempt, milestones.supervised, over, result, own=own, of=SUPERVISOR)
@@ -48,4 +48,3 @@ def record(
         tracing.record(
             "job run", contexts.supervision, milestones.started, until, run, own=contexts.payload, of=SUPERVISOR
         )
-    tracing.record("job report", contexts.attempt, over, now, about)

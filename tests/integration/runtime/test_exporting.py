@@ -74,31 +74,6 @@ def _silent_receiver() -> Iterator[str]:
                 each.close()
 
 
-def test_a_receiver_that_hangs_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither recording, however much there is, nor the end of the process waits for it: the last export goes on when
-    the end is over."""
-    with _silent_receiver() as endpoint:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint)
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
-        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
-        with exported("queue", None):
-            _record(10_000)
-        assert any(thread.name == exporting.LAST_EXPORT for thread in threading.enumerate()), "it was waited for"
-
-
-def test_a_receiver_that_is_away_stops_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
-    with exported("queue", None):
-        _record(10_000)
-    told = [record for record in caplog.records if record.name.endswith("trace_exporter")]
-    assert len(told) == 1, "it is said once, however often it is tried"
-
-
 _QUIET = """
 import sys
 from services.runtime.exporting import exported
@@ -118,6 +93,35 @@ def _python(program: str, **environment: str) -> subprocess.CompletedProcess[str
         timeout=60,
         check=False,
     )
+
+
+_RECORDING = """
+import logging
+from services.runtime import exporting, tracing
+from sis.trace_context import TraceContext
+logging.basicConfig(format="%(name)s")
+with exporting.exported("queue", None):
+    for number in range(10_000):
+        tracing.record("job wait", TraceContext(0xABC, 0xDEF), 1.0, 2.0, {tracing.Attribute.JOB_ID: number})
+"""
+_UNSENT = {"OTEL_EXPORTER_OTLP_TIMEOUT": "600", "OTEL_BSP_SCHEDULE_DELAY": "1"}
+
+
+def test_a_receiver_that_hangs_stops_nothing() -> None:
+    """Neither recording, however much there is, nor the end of the process waits for it."""
+    with _silent_receiver() as endpoint:
+        done = _python(_RECORDING, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=endpoint, **_UNSENT)
+    assert done.returncode == 0
+    assert done.stderr.endswith("telemetry\n"), "it is said that not all was sent"
+
+
+def test_a_receiver_that_is_away_stops_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+    done = _python(_RECORDING, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=endpoint, **_UNSENT)
+    assert done.returncode == 0
+    told = [line for line in done.stderr.splitlines() if line.endswith("trace_exporter")]
+    assert len(told) == 1, "it is said once, however often it is tried"
 
 
 def test_unasked_nothing_of_the_sdk_is_even_imported() -> None:

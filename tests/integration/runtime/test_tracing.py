@@ -126,10 +126,18 @@ async def test_calls_between_processes_are_spans_on_both_sides(site: Site) -> No
     assert client.attributes is not None and client.attributes["rpc.response.status_code"] == "OK"
 
 
+async def test_a_call_that_is_part_of_no_trace_begins_one_where_it_is_served(site: Site) -> None:
+    channel = traced(site.internal(site.authority.service("hub"), server_name="queue"))
+    with recorded_spans() as recorded:
+        await DispatchServiceStub(channel).CloseSession(dispatch_pb.CloseSessionRequest(), timeout=20)
+        await _ended(recorded, CLOSE)
+    assert recorded.one(CLOSE).parent is None
+
+
 async def test_a_call_that_fails_says_so_on_its_own_side(site: Site) -> None:
     channel = traced(site.internal(site.authority.agent("local", "a1"), server_name="queue"))
     with recorded_spans() as recorded:
-        with pytest.raises(grpc.aio.AioRpcError):
+        with tracing.within(GIVEN), pytest.raises(grpc.aio.AioRpcError):
             await DispatchServiceStub(channel).CloseSession(dispatch_pb.CloseSessionRequest(), timeout=20)
         await _ended(recorded, CLOSE, 2)
         client = next(span for span in recorded.named(CLOSE) if span.kind.name == "CLIENT")

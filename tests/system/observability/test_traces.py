@@ -19,8 +19,6 @@ OF_A_JOB = {
     ("sis-queue", "job seal"),
     ("sis-hub", "job deliver"),
     ("sis-agent", "job attempt"),
-    ("sis-agent", "job start"),
-    ("sis-agent", "job report"),
     ("sis-supervisor", "job supervise"),
     ("sis-supervisor", "job run"),
 }
@@ -57,8 +55,7 @@ def test_a_job_of_the_command_line_is_one_trace_across_all_processes(
     attempt, supervision = _one(spans, "job attempt"), _one(spans, "job supervise")
     for name in ("job wait", "job deliver", "job attempt", "job seal"):
         assert _one(spans, name).parent == created.context.span_id
-    for name in ("job start", "job report", "job supervise"):
-        assert _one(spans, name).parent == attempt.context.span_id
+    assert supervision.parent == attempt.context.span_id
     run = _one(spans, "job run")
     assert run.parent == supervision.context.span_id
     assert run.context == payload, "what the payload was told is its span"

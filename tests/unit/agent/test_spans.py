@@ -15,7 +15,7 @@ from tests.support.recorded_spans import Spans, context_of, recorded_spans
 
 JOB = TraceContext(0xABC, 0xDEF)
 ATTEMPT = dispatch.Attempt(job_id=42, number=1)
-NAMES = ["job attempt", "job report", "job run", "job start", "job supervise"]
+NAMES = ["job attempt", "job run", "job supervise"]
 
 
 def _notice(seconds: int, **fact: object) -> frame.Frame:
@@ -60,10 +60,8 @@ def test_an_attempt_has_its_parts_in_order() -> None:
     recorded = _record(assignment, _whole(), failed)
     assert sorted(span.name for span in recorded.all()) == NAMES
     assert _seconds(recorded, "job attempt") == (100, 130)
-    assert _seconds(recorded, "job start") == (100, 110)
     assert _seconds(recorded, "job supervise") == (110, 121)
     assert _seconds(recorded, "job run") == (111, 120)
-    assert _seconds(recorded, "job report") == (121, 130)
     attempt, supervision = recorded.one("job attempt"), recorded.one("job supervise")
     assert attempt.parent is not None and attempt.parent.span_id == JOB.span_id
     assert supervision.parent is not None and supervision.parent.span_id == context_of(attempt).span_id
@@ -95,8 +93,8 @@ def test_an_attempt_without_a_process_has_none_of_its_spans() -> None:
     milestones = Milestones()
     milestones.note(_notice(105, finished=frame.Finished()))
     recorded = _record(assignment, milestones, frame.Finished(outcome=frame.OUTCOME_STOPPED))
-    assert sorted(span.name for span in recorded.all()) == ["job attempt", "job report", "job start"]
-    assert _seconds(recorded, "job start") == (100, 105)
+    assert sorted(span.name for span in recorded.all()) == ["job attempt"]
+    assert _seconds(recorded, "job attempt") == (100, 130)
 
 
 @pytest.mark.parametrize("traceparent", ["", "hostile", str(TraceContext(1, 2, sampled=False))])
