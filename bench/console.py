@@ -190,8 +190,11 @@ def _long_list(browser: Browser, data: Path) -> list[Figure]:
     for name, act in (
         ("Refresh", lambda: page.get_by_role("button", name="Refresh").click()),
         ("the next page", lambda: page.get_by_role("button", name="Older").click()),
-        ("a text", lambda: page.get_by_label("Filter by name").fill("copy 77777")),
-        ("by completion", lambda: page.goto("/jobs?order=complete_time+desc", wait_until="commit")),
+        (
+            "a text, the pause after its last letter included",
+            lambda: page.get_by_label("Filter by name").fill("copy 77777"),
+        ),
+        ("by completion, the console opened", lambda: page.goto("/jobs?order=complete_time+desc", wait_until="commit")),
     ):
         page.goto("/jobs")
         page.wait_for_selector("table.jobs tbody tr")
