@@ -66,10 +66,12 @@ def append(job: Job, frame: Frame, now: datetime, by: Actor) -> None:
     if frame.at < now - SWEEPER_MARGIN:
         attempt.active_at = now  # it is still handing in what was written while it could not be heard
     if frame.fact is not None:
-        _learn(job, attempt, frame.fact, digest_before, now, by)
+        _learn(job, attempt, frame, frame.fact, digest_before, now, by)
 
 
-def _learn(job: Job, attempt: Attempt, fact: Fact, digest_before: bytes, now: datetime, by: Actor) -> None:
+def _learn(
+    job: Job, attempt: Attempt, frame: Frame, fact: Fact, digest_before: bytes, now: datetime, by: Actor
+) -> None:
     match fact:
         case ProcessStarted():
             if len(attempt.processes) < PROCESSES:
@@ -81,9 +83,10 @@ def _learn(job: Job, attempt: Attempt, fact: Fact, digest_before: bytes, now: da
                 note(job, Event.FIRST_PROCESS, now, by, f"payload process {fact.pid}")
         case ProcessSignalled():
             for process in _running(attempt, fact.pid):
-                signals = process.setdefault("signals", [])
-                if isinstance(signals, list) and len(signals) < SIGNALS:
+                signals, times = process.setdefault("signals", []), process.setdefault("signalTimes", [])
+                if isinstance(signals, list) and isinstance(times, list) and len(signals) < SIGNALS:
                     signals.append(fact.signal)
+                    times.append(frame.at.isoformat())
                     attempt.processes_changed = True
         case ProcessExited():
             for process in _running(attempt, fact.pid):
@@ -135,8 +138,9 @@ def _finish(job: Job, attempt: Attempt, fact: Finished, digest_before: bytes, no
     attempt.discarded_bytes = fact.discarded_bytes
     job.stop_state = StopState.CONFIRMED if fact.tree_empty else StopState.UNCONFIRMED
     attempt.sealed_at = now
-    if fact.digest != digest_before:
-        # The site logged something else than what arrived here: say so, rather than call the log complete.
+    if fact.digest != digest_before or fact.output_cut:
+        # The site logged something else than what arrived here, or nobody knows what its supervisor had still to read:
+        # say so, rather than call the log complete.
         attempt.verdict = LogVerdict.GAPPED
     else:
         attempt.verdict = LogVerdict.TRUNCATED if fact.discarded_bytes else LogVerdict.COMPLETE

@@ -107,6 +107,7 @@ class Finished:
     evidence: dict[str, object]
     digest: bytes
     discarded_bytes: int
+    output_cut: bool
 
 
 Fact = ProcessStarted | ProcessSignalled | ProcessExited | Progress | PayloadEnded | StopBegun | Finished

@@ -18,7 +18,14 @@ KILL_LIMIT = timedelta(seconds=30)
 SWEEPER_MARGIN = timedelta(seconds=30)
 """The agent keeps the limits; the sweeper steps in this much later, for an agent that is heard but does not act."""
 NO_OP_ROWS = 1_000
-"""A history longer than this records moves only, so that a client in a loop cannot fill the database."""
+"""In a history longer than this, nobody in a loop can add a row by what changes nothing, and so fill the database."""
+_REPEATABLE = frozenset(
+    {
+        *(Event.ACTIVATE, Event.CANCEL, Event.ABORT),
+        *(Event.SILENCE, Event.FIRST_PROCESS, Event.PAYLOAD_ENDED, Event.RUN_TIMEOUT),
+    }
+)
+"""What may come any number of times to the same job; in a status that it leaves as it is, it changes nothing …"""
 STEEP_TRIES, STEEP_LIMIT = 10, timedelta(minutes=1)
 RETRY_GROWTH, RETRY_LIMIT = 1.1, timedelta(minutes=10)
 """The delay before the next try doubles up to the first limit; after that many tries it grows by this factor up to the
@@ -70,7 +77,9 @@ def note(job: Job, event: Event, now: datetime, by: Actor, message: str = "") ->
 
 
 def _record(job: Job, event: Event, to: Status, now: datetime, by: Actor, message: str) -> None:
-    if to is job.status and job.history_sequence >= NO_OP_ROWS:
+    # … but for the first cancel of a job of which nothing is heard.
+    first = event is Event.CANCEL and job.status is Status.AWOL and job.cancel_requested_at is None
+    if to is job.status and event in _REPEATABLE and not first and job.history_sequence >= NO_OP_ROWS:
         return
     job.history_sequence += 1
     job.new_history.append(
@@ -254,6 +263,23 @@ def overrun(job: Job, now: datetime, watching_since: datetime) -> bool:
     apply(job, event, now, SWEEPER, text)
     job.failure_reason, job.status_message = reason, text
     _stop_by_force(job, now, text)
+    return True
+
+
+def repeat_stop(job: Job, now: datetime, watching_since: datetime) -> bool:
+    """Ask for the stop of a job that has ended again, and by force, where its agent is heard but does not tell how the
+    stop went; True when that was due.
+
+    A supervisor can hang after it has begun to stop, whoever asked it to; what it does not take, its agent kills.
+    """
+    attempt = job.attempt
+    if attempt is None or not job.live or job.stop_state is not StopState.PENDING or job.completed_at is None:
+        return False
+    asked = max(job.completed_at, attempt.stop_wished_at or job.completed_at, attempt.active_at, watching_since)
+    if now <= asked + job.cancel_grace + KILL_LIMIT + SWEEPER_MARGIN:
+        return False
+    attempt.stop_wish, attempt.stop_wished_at, attempt.stop_begun = StopKind.ABORT, now, None
+    attempt.stop_reason = attempt.stop_reason or "its agent did not confirm the stop in time"
     return True
 
 

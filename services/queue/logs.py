@@ -231,14 +231,17 @@ async def console_output(database: Database, view: JobView, first: int) -> Async
 async def debug_log(
     database: Database, job_id: int, view: DebugLogView
 ) -> AsyncGenerator[HistoryEntry | list[LogRow], None]:
-    """History and frames merged by time; the problem view has what went wrong, and no output but standard error.
+    """History (of one beyond measure, its last 10,000 rows) and frames merged by time; the problem view has what went
+    wrong, and no output but standard error.
 
     Raises:
         JobNotFound
     """
     async with database.begin() as connection:
-        await jobs.get(connection, job_id)
-        entries = await jobs.history_after(connection, job_id, 0, jobs.HISTORY_ROWS)
+        found = await jobs.get(connection, job_id)
+        # Of a history that is longer, the end says more than the beginning.
+        after = max(0, found.job.history_sequence - jobs.HISTORY_ROWS)
+        entries = await jobs.history_after(connection, job_id, after, jobs.HISTORY_ROWS)
     if view is DebugLogView.PROBLEM:
         entries = [e for e in entries if e.to_status in _PROBLEMS]
     remaining = entries

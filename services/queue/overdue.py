@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, literal, not_, or_
+from sqlalchemy import ColumnElement, Select, and_, func, literal, not_, or_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import lifecycle, store, wakes
@@ -147,6 +147,22 @@ def _overrun(job: Job, now: datetime, watching_since: datetime) -> bool:
     return not _is_silent(job, now) and lifecycle.overrun(job, now, watching_since)
 
 
+def _unstopped_due(now: Time, watching_since: Time) -> ColumnElement[bool]:
+    # As in `lifecycle.repeat_stop`, see above.
+    limit: Time = now - literal(lifecycle.SWEEPER_MARGIN) - literal(lifecycle.KILL_LIMIT) - jobs.c.cancel_grace
+    return and_(
+        jobs.c.status.in_(sorted(TERMINAL)),
+        jobs.c.stop_state == StopState.PENDING,
+        func.greatest(jobs.c.completed_at, attempts.c.stop_wished_at, attempts.c.active_at) < limit,
+        watching_since < limit,
+        not_(_silent(now)),
+    )
+
+
+def _repeat_stop(job: Job, now: datetime, watching_since: datetime) -> bool:
+    return not _is_silent(job, now) and lifecycle.repeat_stop(job, now, watching_since)
+
+
 def _settlement_due(now: Time, watching_since: Time) -> ColumnElement[bool]:
     return and_(
         jobs.c.status.in_(sorted(TERMINAL)),
@@ -188,6 +204,7 @@ RULES = (
     Rule("release", _release_due, _release, (wakes.WORK,), by=jobs.c.not_before),
     Rule("silence", _silence_due, _silence),
     Rule("overrun", _overrun_due, _overrun, (wakes.STOP,)),
+    Rule("stop", _unstopped_due, _repeat_stop, (wakes.STOP,)),
     Rule("settle", _settlement_due, _settle),
     Rule("seal", _seal_due, _seal),
 )

@@ -104,7 +104,7 @@ async def open_session(connection: AsyncConnection, hello: OpenSession) -> Welco
     locked = await _lock(connection, hello)
     known = _live_attempts(hello, locked)
     now = store.since_locked(now, known.values())
-    by = Actor(f"agent {hello.agent}", hello.hub)
+    by = Actor(f"agent {hello.agent}", hello.hostname)
     free = 0 if hello.draining else hello.slots - len(hello.in_hand)
     again: list[int] = []
     for key, job in known.items():

@@ -134,8 +134,8 @@ def inside(name: str, attributes: Attributes) -> Iterator[dict[Attribute, str | 
 
 
 class Outgoing:
-    """A call to another process: `context` goes with it, and `end` is called when it is over. As with `inside`, there is
-    no span where there is no current one: the call begins a trace where it is served. None: nothing goes with it."""
+    """A call to another process: `context` goes with it, and `end` is called when it is over. As with `inside`, no span
+    is there where there is no current one: the call begins a trace where it is served. None: nothing goes with it."""
 
     __slots__ = ("_span", "context")
 

@@ -164,7 +164,7 @@ def process_table(out: Console, processes: Iterable[job_pb2.Process], *, ended: 
             cell(process.name),
             cell(process.identity),
             words.role(process.role),
-            cell(", ".join(process.signals) or "none"),
+            cell(words.signals_of(process) or "none"),
         ]
         if ended:
             end = words.end_of(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 
 from google.protobuf.duration_pb2 import Duration
@@ -167,6 +168,12 @@ def site(target: job_pb2.SiteTarget) -> str:
 def package(reference: job_pb2.PackageReference) -> str:
     """A package as the command line takes it: "core.shell@1.0.0"."""
     return f"{reference.name}@{reference.version}" if reference.version else reference.name
+
+
+def signals_of(process: job_pb2.Process) -> str:
+    """What was sent to a process, and when where that is known: "TERM 14:03:07, KILL 14:03:17"."""
+    times = [f" {clock(time)}" for time in process.signal_times]
+    return ", ".join(name + at for name, at in itertools.zip_longest(process.signals, times, fillvalue=""))
 
 
 def end_of(process: job_pb2.Process) -> str:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -26,7 +26,7 @@ from sis.client import Client
 from sis.queue.v1 import job_pb2
 from tests.support import promises
 from tests.support.attempts import alive_with
-from tests.support.numbered_job import runs, shell_job, until
+from tests.support.numbered_job import WAIT_SECONDS, runs, shell_job, until
 from tests.support.stack import Stack
 
 ENDED = (
@@ -55,8 +55,8 @@ def mark(tmp_path: Path) -> str:
     return f"hostile-{tmp_path.name}-{os.getpid()}"
 
 
-def start(client: Client, script: str) -> int:
-    return client.jobs.create(shell_job(script, cancel_grace=Duration(seconds=1))).job_id
+def start(client: Client, script: str, **fields: Any) -> int:
+    return client.jobs.create(shell_job(script, cancel_grace=Duration(seconds=1), **fields)).job_id
 
 
 def python(code: str) -> str:
@@ -64,14 +64,14 @@ def python(code: str) -> str:
     return f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
 
 
-def ended(client: Client, job_id: int) -> job_pb2.Job:
+def ended(client: Client, job_id: int, seconds: float = WAIT_SECONDS) -> job_pb2.Job:
     """The job, once it has ended and its stop is settled."""
 
     def settled() -> bool:
         job = client.jobs.get(job_id)
         return job.status in ENDED and job.stop_state != job_pb2.STOP_STATE_PENDING
 
-    until(settled, f"the end of job {job_id}")
+    until(settled, f"the end of job {job_id}", seconds)
     return client.jobs.get(job_id)
 
 
@@ -136,6 +136,27 @@ def test_a_payload_that_stops_itself_and_ignores_all_is_canceled(client: Client,
     job = ended(client, job_id)
     assert job.status == job_pb2.JOB_STATUS_CANCELED
     confirmed(job)
+    assert alive_with(mark) == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_payload_that_stops_its_supervisor_at_its_run_timeout_is_ended(client: Client, mark: str) -> None:
+    """The supervisor has said that it stops, and never comes to it; nobody but the queue asks again."""
+    code = f"""
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getppid(), signal.SIGSTOP))
+{mark!r}
+print("begun", flush=True)
+while True:
+    time.sleep(1)
+"""
+    job_id = start(client, python(code), run_timeout=Duration(seconds=3))
+    until(lambda: client.jobs.get(job_id).status == job_pb2.JOB_STATUS_TIMED_OUT, "the run timeout", 60)
+    job = ended(client, job_id, seconds=200)
+    assert (job.status, job.failure_reason) == (job_pb2.JOB_STATUS_TIMED_OUT, "RUN_TIMEOUT")
+    assert job.stop_state == job_pb2.STOP_STATE_CONFIRMED
+    assert job.log.verdict == job_pb2.LOG_VERDICT_GAPPED, "what its supervisor had not read went with it"
     assert alive_with(mark) == []
 
 

@@ -314,6 +314,7 @@ def _check_log(key: Key, attempt: Row, frames: Sequence[Row]) -> None:
         assert last.notice.HasField("finished"), f"attempt {key}: its log is {verdict}, and has no last frame"
         finished = last.notice.finished
         assert finished.digest == before_last, f"attempt {key}: its log is {verdict}, and not what its site cut"
+        assert not finished.output_cut, f"attempt {key}: its log is {verdict}, and was cut at its site"
         whole = verdict == "COMPLETE"
         assert whole == (not finished.discarded_bytes), f"attempt {key}: {verdict}, {finished.discarded_bytes} left out"
     sealed = attempt["sealed_at"] is not None

@@ -348,6 +348,7 @@ def _finished(key: AttemptKey, notice: frame_pb2.Notice) -> Finished:
         evidence=_plain(key, message.evidence),
         digest=message.digest,
         discarded_bytes=max(0, message.discarded_bytes),
+        output_cut=message.output_cut,
     )
 
 

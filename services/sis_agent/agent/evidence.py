@@ -33,12 +33,12 @@ class Evidence:
         self._keys = os.open(keys_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     @classmethod
-    def resume(cls, recorder: Recorder, keys_file: Path, notices: Iterable[pb.Notice]) -> Self:
+    def resume(cls, recorder: Recorder, keys_file: Path, frames: Iterable[pb.Frame]) -> Self:
         """The evidence that a lost supervisor had put into its spool."""
         keys = {pid: (pid, ticks) for pid, ticks in read_keys(keys_file)}
         evidence = cls(recorder, keys_file)
-        for notice in notices:
-            evidence._replay(notice, keys)
+        for frame in frames:
+            evidence._replay(frame.notice, frame.time, keys)
         return evidence
 
     def supervisor(self, process: ProcessInfo) -> None:
@@ -72,6 +72,7 @@ class Evidence:
         if record is None or name in record.signals:
             return
         record.signals.append(name)
+        record.signal_times.add().GetCurrentTime()
         fact = pb.ProcessSignalled(pid=process.pid, signal=name)
         self._recorder.notice(pb.SEVERITY_INFO, f"Sent {name} to {self._name(process)}, PID {process.pid}", fact)
 
@@ -141,7 +142,7 @@ class Evidence:
             parent_pid=process.parent_pid,
         )
 
-    def _replay(self, notice: pb.Notice, keys: Mapping[int, _Key]) -> None:
+    def _replay(self, notice: pb.Notice, time: Timestamp, keys: Mapping[int, _Key]) -> None:
         match notice.WhichOneof("fact"):
             case "process_started":
                 process = notice.process_started.process
@@ -150,6 +151,7 @@ class Evidence:
             case "process_signalled":
                 if record := self._records.get(_key(notice.process_signalled.pid, keys)):
                     record.signals.append(notice.process_signalled.signal)
+                    record.signal_times.append(time)
             case "process_exited":
                 exited = notice.process_exited
                 if record := self._records.get(_key(exited.pid, keys)):

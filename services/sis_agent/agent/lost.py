@@ -121,7 +121,7 @@ def _finish(
     confirm_seconds: float,
 ) -> None:
     recorder = Recorder(writer, masker or Masker())
-    evidence = Evidence.resume(recorder, directory / PROCESSES, _notices(directory / SPOOL))
+    evidence = Evidence.resume(recorder, directory / PROCESSES, _noticed(directory / SPOOL))
     try:
         remains = Remains(directory, identity, named=masker is not None)
         survivors = _end(remains, evidence, confirm_seconds)
@@ -130,6 +130,8 @@ def _finish(
             outcome=verdict.outcome,
             failure_reason=verdict.failure_reason,
             evidence=evidence.to_proto(remains.method, survivors, tree_empty=remains.proven and not survivors),
+            # What was in the pipes of its payload, and beyond the cap of the log, nobody can tell any more.
+            output_cut=identity is not None,
         )
         if history.exit_code is not None:
             finished.result_code = history.exit_code
@@ -242,7 +244,7 @@ class _History:
     @classmethod
     def read(cls, spool: Path) -> _History:
         history = cls()
-        for notice in _notices(spool):
+        for notice in (frame.notice for frame in _noticed(spool)):
             fact = notice.WhichOneof("fact")
             if fact == "process_started":
                 history.started = True
@@ -267,14 +269,15 @@ def _open(spool: Path) -> SpoolWriter:
         time.sleep(_LOCK_PAUSE)
 
 
-def _notices(spool: Path) -> Iterator[pb.Notice]:
+def _noticed(spool: Path) -> Iterator[pb.Frame]:
+    """The frames that are notices."""
     with SpoolReader(spool) as reader:
         sequence = 0
         while frames := reader.read(sequence, _READ_BYTES):
             sequence += len(frames)
             for frame in map(pb.Frame.FromString, frames):
                 if frame.HasField("notice"):
-                    yield frame.notice
+                    yield frame
 
 
 def _end(remains: Remains, evidence: Evidence, confirm_seconds: float) -> list[ProcessInfo]:

@@ -378,10 +378,10 @@ class Supervisor:
             self._cause = kind
         if kind == pb.STOP_KIND_ABORT:
             self._termination.kill(now)
-        elif self._ended_at is None and self._payload is not None:
-            # As it is now: it may have stopped itself.
-            current = processes.read(self._payload.pid)
-            self._termination.terminate([current or self._payload], now, self._grace)
+        elif self._ended_at is None:
+            # As it is now: it may have stopped itself. One that /proc hides gets no TERM; the KILL finds all.
+            current = [processes.read(self._payload.pid) or self._payload] if self._payload is not None else []
+            self._termination.terminate(current, now, self._grace)
 
     # ---- the last frames
 

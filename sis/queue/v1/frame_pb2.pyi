@@ -416,6 +416,7 @@ class Finished(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     DISCARDED_BYTES_FIELD_NUMBER: _builtins.int
+    OUTPUT_CUT_FIELD_NUMBER: _builtins.int
     outcome: Global___Outcome.ValueType
     failure_reason: _builtins.str
     """The machine's word for a failure, "" otherwise."""
@@ -425,6 +426,8 @@ class Finished(_message.Message):
     """The running digest of all frames before this one."""
     discarded_bytes: _builtins.int
     """Bytes of output discarded at the cap of the log."""
+    output_cut: _builtins.bool
+    """Output may be missing at the end: the supervisor was lost, and with it what it had not read yet."""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.OutputParameter]: ...
     @_builtins.property
@@ -441,10 +444,11 @@ class Finished(_message.Message):
         evidence: _job_pb2.StopEvidence | None = ...,
         digest: _builtins.bytes = ...,
         discarded_bytes: _builtins.int = ...,
+        output_cut: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "evidence", b"evidence", "result_code", b"result_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "digest", b"digest", "discarded_bytes", b"discarded_bytes", "evidence", b"evidence", "failure_reason", b"failure_reason", "outcome", b"outcome", "outputs", b"outputs", "result_code", b"result_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result_code", b"_result_code", "digest", b"digest", "discarded_bytes", b"discarded_bytes", "evidence", b"evidence", "failure_reason", b"failure_reason", "outcome", b"outcome", "output_cut", b"output_cut", "outputs", b"outputs", "result_code", b"result_code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__result_code: _TypeAlias = _typing.Literal["result_code"]  # noqa: Y015
     _WhichOneofArgType__result_code: _TypeAlias = _typing.Literal["_result_code", b"_result_code"]  # noqa: Y015

@@ -373,7 +373,9 @@ class _LogVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogVerdict
     LOG_VERDICT_TRUNCATED: _LogVerdict.ValueType  # 3
     """As COMPLETE, but output beyond the cap was discarded at the site."""
     LOG_VERDICT_GAPPED: _LogVerdict.ValueType  # 4
-    """The end never arrived, or what the site has is not what arrived here, or was damaged there."""
+    """The end never arrived, or what the site has is not what arrived here, or was damaged there; or the supervisor was
+    lost, and what it had not read of the output with it.
+    """
 
 class LogVerdict(_LogVerdict, metaclass=_LogVerdictEnumTypeWrapper):
     """How complete a log is."""
@@ -386,7 +388,9 @@ LOG_VERDICT_COMPLETE: LogVerdict.ValueType  # 2
 LOG_VERDICT_TRUNCATED: LogVerdict.ValueType  # 3
 """As COMPLETE, but output beyond the cap was discarded at the site."""
 LOG_VERDICT_GAPPED: LogVerdict.ValueType  # 4
-"""The end never arrived, or what the site has is not what arrived here, or was damaged there."""
+"""The end never arrived, or what the site has is not what arrived here, or was damaged there; or the supervisor was
+lost, and what it had not read of the output with it.
+"""
 Global___LogVerdict: _TypeAlias = LogVerdict  # noqa: Y015
 
 @_typing.final
@@ -887,6 +891,7 @@ class Process(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     END_SIGNAL_FIELD_NUMBER: _builtins.int
+    SIGNAL_TIMES_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     name: _builtins.str
     identity: _builtins.str
@@ -906,6 +911,10 @@ class Process(_message.Message):
     def signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The signals that the supervisor sent to it, in order: "TERM", "KILL"."""
 
+    @_builtins.property
+    def signal_times(self) -> _containers.RepeatedCompositeFieldContainer[_timestamp_pb2.Timestamp]:
+        """When each of `signals` was sent, by the site's clock; none where its agent is older than this field."""
+
     def __init__(
         self,
         *,
@@ -919,10 +928,11 @@ class Process(_message.Message):
         ended: _builtins.bool = ...,
         exit_code: _builtins.int | None = ...,
         end_signal: _builtins.str = ...,
+        signal_times: _abc.Iterable[_timestamp_pb2.Timestamp] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "end_signal", b"end_signal", "ended", b"ended", "exit_code", b"exit_code", "identity", b"identity", "name", b"name", "parent_pid", b"parent_pid", "pid", b"pid", "role", b"role", "signals", b"signals", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "end_signal", b"end_signal", "ended", b"ended", "exit_code", b"exit_code", "identity", b"identity", "name", b"name", "parent_pid", b"parent_pid", "pid", b"pid", "role", b"role", "signal_times", b"signal_times", "signals", b"signals", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

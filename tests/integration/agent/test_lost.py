@@ -49,9 +49,11 @@ async def test_the_rest_is_killed_and_named(attempts: Attempts, request: pytest.
     assert not finished.evidence.survivors
     assert len(finished.evidence.processes) >= 2
     assert any("KILL" in process.signals for process in finished.evidence.processes)
+    assert all(len(process.signals) == len(process.signal_times) for process in finished.evidence.processes)
     assert all(process.ended for process in finished.evidence.processes)
     assert not any(is_alive(process.pid) for process in finished.evidence.processes)
     assert attempt.output() == b"ready\n"
+    assert finished.output_cut, "what it had not read of the output is lost with it"
 
 
 async def test_daemons_without_any_environment_are_found(attempts: Attempts) -> None:

@@ -48,6 +48,8 @@ async def test_a_cancel_ends_children_that_ignore_it(attempts: Attempts) -> None
     assert not finished.evidence.survivors
     payload = next(p for p in finished.evidence.processes if p.role == job_pb2.PROCESS_ROLE_PAYLOAD)
     assert list(payload.signals) == ["TERM", "KILL"]
+    term, kill = (each.ToMilliseconds() for each in payload.signal_times)
+    assert payload.start_time.ToMilliseconds() < term < kill < finished.evidence.verify_time.ToMilliseconds()
     assert payload.end_signal == "KILL"
     others = [p for p in finished.evidence.processes if p.role == job_pb2.PROCESS_ROLE_DESCENDANT]
     assert len(others) >= 2  # the deaf shell, and the sleep of each

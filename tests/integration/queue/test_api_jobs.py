@@ -117,6 +117,7 @@ async def test_a_job_that_ended_shows_everything_that_is_known_of_it(api: Api, s
     assert (job.status, job.stop_state) == (job_pb2.JOB_STATUS_CANCELED, job_pb2.STOP_STATE_CONFIRMED)
     assert job.stop_evidence.tree_empty and job.stop_evidence.method == "subreaper"
     assert [(p.pid, list(p.signals), p.ended) for p in job.processes] == [(100, [], False), (101, ["KILL"], True)]
+    assert [len(p.signal_times) for p in job.processes] == [0, 1]
     assert [(o.name, o.value) for o in job.outputs] == [("a", "1\n"), ("b", "2")]
     assert (job.log.verdict, job.log.frames, job.log.digest) == (
         job_pb2.LOG_VERDICT_COMPLETE,

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import text
 
 from services.runtime.channels import grpc_error
 from services.runtime.errors import Unavailable
@@ -224,6 +225,23 @@ async def test_the_problem_view_has_what_went_wrong(api: Api, served: Rig) -> No
     events, frames = await debug_log(api, job_id, pb.DEBUG_LOG_VIEW_PROBLEM)
     assert events == ["FINISH_FAILED"]
     assert [f.chunk.data or f.notice.text for f in frames] == [b"line 2\n", b"line 5\n", "beware"]
+
+
+async def test_the_debug_log_of_a_history_beyond_measure_has_its_end(api: Api, served: Rig) -> None:
+    job_id = await served.create()
+    async with served.database.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin,"
+                " message, attempt) SELECT job_id, sequence + n, at, to_status, to_status, 'ACTIVATE', 'x', 'x', '', 0"
+                " FROM queue.history, generate_series(1, 10000) AS n WHERE job_id = :job AND sequence = 1"
+            ),
+            {"job": job_id},
+        )
+        await connection.execute(text("UPDATE queue.jobs SET history_sequence = 10001"))
+    await served.cancel(job_id)
+    events, _ = await debug_log(api, job_id, pb.DEBUG_LOG_VIEW_FULL)
+    assert (len(events), events[-1]) == (10_000, "CANCEL")
 
 
 async def test_the_debug_log_is_merged_by_time(api: Api, served: Rig) -> None:

@@ -63,7 +63,15 @@ async def test_what_the_clock_and_the_hub_do(rig: Rig, clock: Clock) -> None:
     assert found["LEASE_REFUSED"][:2] == (f"hub of agent {agent}", "hub-1")
     assert found["CLAIM"] == (f"agent {agent}", "hub-1", "attempt 2, for a free slot on host of a")
     assert found["SILENCE"] == (*here, f"agent {agent} has said nothing of it for 60 s")
-    assert found["RETURN_STARTING"] == (f"agent {agent}", "host of a", f"agent {agent} is back")
+    back = (f"agent {agent}", "host of a", f"agent {agent} is back")
+    assert found["RETURN_STARTING"] == back
+    # By a new stream, it comes from no other machine.
+    await clock.elapse(61, sweeper.sweep)
+    await rig.hello(in_hand=[key])
+    assert [(e.actor, e.origin, e.message) for e in await rig.history(job_id) if e.event == "RETURN_STARTING"] == [
+        back,
+        back,
+    ]
 
 
 async def test_both_histories_say_why_a_job_was_run_again(rig: Rig) -> None:

@@ -19,6 +19,7 @@ from services.queue.sessions import AttemptKey
 from services.queue.sweeper import Sweeper
 from services.queue.tables import request_ids
 from services.runtime.errors import DeadlineExceeded, Unavailable
+from sis.queue.v1 import frame_pb2, job_pb2
 from tests.integration.queue.clock import Clock
 from tests.integration.queue.rig import Rig, check, of
 from tests.support.frames import read_frames
@@ -293,6 +294,44 @@ async def test_the_stop_limit_half_a_minute_late(rig: Rig, clock: Clock, sweeper
     job = await rig.job(key.job_id)
     assert (job.status, job.failure_reason, job.stop_state) == ("FAILED", "STOP_UNCONFIRMED", "PENDING")
     assert await rig.stops() == {key: "ABORT"}
+
+
+async def test_a_stop_that_has_begun_and_does_not_end_is_asked_for_again_by_force(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    """A payload can stop the supervisor that has begun to end it, and nobody else would ever ask."""
+    key, spool = await rig.started(cancel_grace=timedelta(seconds=10))
+    await rig.report(key, spool.stop_begun("TIME_OUT"))
+    assert (await rig.job(key.job_id)).stop_state == "PENDING"
+    assert await rig.stops() == {}
+    await _heard(rig, clock, sweeper, key, 70)
+    assert await rig.stops() == {}
+    await _heard(rig, clock, sweeper, key, 1)
+    assert await rig.stops() == {key: "ABORT"}
+    await rig.report(key, spool.stop_begun("ABORT"))
+    assert await rig.stops() == {}
+    await _heard(rig, clock, sweeper, key, 70)
+    assert await rig.stops() == {}
+    await _heard(rig, clock, sweeper, key, 1)
+    assert await rig.stops() == {key: "ABORT"}, "it hangs for good, so it is asked as often as that takes"
+    await rig.report(key, spool.finished("TIMED_OUT"))
+    job = await rig.job(key.job_id)
+    assert (job.status, job.stop_state, await rig.stops()) == ("TIMED_OUT", "CONFIRMED", {})
+    await check(rig.database, [key.job_id])
+
+
+async def test_no_stop_is_repeated_while_its_agent_hands_in_what_it_has(
+    rig: Rig, clock: Clock, sweeper: Sweeper
+) -> None:
+    key, spool = await rig.started(cancel_grace=timedelta(seconds=10))
+    old = clock.now
+    await rig.report(key, spool.stop_begun("TIME_OUT"))
+    for _ in range(3):
+        await _heard(rig, clock, sweeper, key, 60)
+        late = frame_pb2.Frame(chunk=frame_pb2.Chunk(channel=job_pb2.CHANNEL_STDOUT, data=b"late"))
+        late.time.FromDatetime(old)
+        await rig.report(key, spool.cut(late))
+    assert await rig.stops() == {}
 
 
 async def _found_by(rig: Rig, clock: Clock, sweeper: Sweeper, name: str) -> set[int]:

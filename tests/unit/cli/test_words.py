@@ -87,3 +87,11 @@ def test_how_a_process_ended() -> None:
     assert words.end_of(job_pb2.Process(ended=True, end_signal="KILL")) == "ended by KILL"
     assert words.end_of(job_pb2.Process(ended=True)) == "ended"
     assert words.end_of(job_pb2.Process()) == "still there"
+
+
+def test_signals_have_the_times_that_are_known() -> None:
+    process = job_pb2.Process(signals=["TERM", "KILL"])
+    assert words.signals_of(process) == "TERM, KILL"
+    process.signal_times.add(seconds=1)
+    first, second = words.signals_of(process).split(", ")
+    assert (len(first), second) == (len("TERM 00:00:01"), "KILL")

@@ -96,9 +96,11 @@ def test_what_was_shown_of_a_lost_one_is_there(tmp_path: Path) -> None:
     lost.scenario.shown[lost.job_id] = b"line 1\nline 2\n"
     with pytest.raises(AssertionError, match="was printed"):
         lost.judge()
-    lost.verdict = "GAPPED"
     lost.scenario.shown.clear()
-    with pytest.raises(AssertionError, match="the log is GAPPED"):
+    lost.verdict = "GAPPED"
+    lost.judge()
+    lost.verdict = "TRUNCATED"
+    with pytest.raises(AssertionError, match="the log is TRUNCATED"):
         lost.judge()
 
 

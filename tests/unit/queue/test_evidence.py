@@ -106,6 +106,14 @@ def test_a_log_that_was_cut_at_its_cap_is_called_truncated() -> None:
     assert (found.attempt.verdict, found.attempt.discarded_bytes) == (LogVerdict.TRUNCATED, 9)
 
 
+def test_a_log_whose_end_went_with_its_supervisor_is_called_a_gap() -> None:
+    """Whatever digest the site has of what is left, and however much it had discarded before."""
+    for discarded in (0, 9):
+        found, spool = running(), Spool()
+        tell(found, spool.finished("FAILED", reason="SUPERVISOR_LOST", output_cut=True, discarded_bytes=discarded))
+        assert found.attempt is not None and found.attempt.verdict is LogVerdict.GAPPED
+
+
 def test_every_process_is_named_with_its_signals_and_its_end() -> None:
     found, spool = accepted(), Spool()
     tell(

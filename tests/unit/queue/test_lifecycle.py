@@ -45,6 +45,26 @@ def test_a_client_in_a_loop_cannot_fill_the_history() -> None:
     assert events(crowded) == [("ABORT", "RUNNING", "ABORTED")]
 
 
+def test_what_does_something_is_recorded_however_long_the_history_is() -> None:
+    """Of a job that waited for days, its acceptance and who canceled it while it was not heard of."""
+    crowded = running()
+    crowded.history_sequence = lifecycle.NO_OP_ROWS + 5
+    crowded.status, crowded.attempt.accepted_at = Status.STARTING, None  # type: ignore[union-attr]
+    lifecycle.accept(crowded, NOW, AGENT)
+    lifecycle.silence(crowded, NOW)
+    for _ in range(2):
+        lifecycle.cancel(crowded, NOW, ALICE, "")
+    assert events(crowded) == [
+        ("ACCEPT", "STARTING", "STARTING"),
+        ("SILENCE", "STARTING", "AWOL"),
+        ("CANCEL", "AWOL", "AWOL"),
+    ]
+    ended = job(Status.FAILED, history_sequence=lifecycle.NO_OP_ROWS + 5)
+    lifecycle.rerun(ended, NOW, ALICE, 8)
+    lifecycle.delete(ended, NOW, ALICE)
+    assert [event for event, _, _ in events(ended)] == ["RERUN", "DELETE"]
+
+
 def test_activate_releases_and_forgets_the_earliest_start() -> None:
     found = job(Status.DEFERRED, queued_at=None, not_before=NOW + timedelta(days=1))
     assert lifecycle.activate(found, NOW, ALICE)

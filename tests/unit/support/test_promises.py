@@ -195,6 +195,14 @@ def a_log_that_was_cut_off_and_is_called_complete(book: Chronicle) -> None:
     book.store(RAN, spool)
 
 
+def a_log_that_was_cut_with_its_supervisor_and_is_called_complete(book: Chronicle) -> None:
+    spool = Spool()
+    spool.finished("SUCCEEDED", output_cut=True)
+    book.logs[RAN].clear()
+    book.attempts[RAN] |= {"sequence": 0, "digest": bytes(32), "output_bytes": 0}
+    book.store(RAN, spool)
+
+
 def of_job(job_id: int, /, **columns: object) -> Corruption:
     return lambda book: book.jobs[job_id].update(columns)
 
@@ -264,6 +272,7 @@ def of_entry(job_id: int, event: str, /, **columns: object) -> Corruption:
         (of_attempt(RUNS, verdict="TRUNCATED", sealed_at=1), "its log is TRUNCATED, and has no last frame"),
         (a_log_that_its_site_did_not_cut, "its log is COMPLETE, and not what its site cut"),
         (a_log_that_was_cut_off_and_is_called_complete, "COMPLETE, 9 left out"),
+        (a_log_that_was_cut_with_its_supervisor_and_is_called_complete, "is COMPLETE, and was cut at its site"),
         (of_attempt(RAN, verdict="TRUNCATED"), "TRUNCATED, 0 left out"),
         (of_attempt(RUNS, sealed_at=1), "OPEN, sealed True"),
         (of_attempt(RUNS, verdict="GAPPED"), "GAPPED, sealed False"),
