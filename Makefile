@@ -46,8 +46,8 @@ test: $(stamp) ## what any user can run; skips nothing
 test-root: $(stamp) ## what needs root: a second user, cgroups
 	$(bin)/python -m pytest -m root
 
-test-long: $(stamp) ## the tests that make test runs in a shorter form, at full length
-	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'long and not root'
+test-long: $(stamp) ## the tests that make test runs in a shorter form, at full length; OF=FILES takes some of them
+	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'long and not root' $(OF)
 
 test-system: $(browser_stamp) ## what needs Debian's servers and browser: PgBouncer, Prometheus, Chromium, npm
 	$(bin)/python -m pytest tests/system --ignore=tests/system/image --ignore=tests/system/kubernetes
