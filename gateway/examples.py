@@ -39,5 +39,5 @@ BODIES: Mapping[str, dict[str, Any]] = {
 }
 """Every method that takes a JSON body has one; a test holds each against its schema."""
 
-PARAMETERS: Mapping[str, str] = {"jobId": "42", "name": "example"}
+PARAMETERS: Mapping[str, str] = {"jobId": "42", "name": "example", "version": "1.0.0"}
 """Values of what is in paths."""

@@ -95,7 +95,7 @@ async def create(connection: AsyncConnection, command: CreateJob, by: Actor) -> 
     existing = await _claim_request_id(connection, by.name, command.request_id, command.fingerprint)
     if existing is not None:
         return await jobs.view(connection, existing)
-    package = await packages.find(connection, command.package_name, command.package_version)
+    package = await packages.find(connection, command.package_name, command.package_version, hold=True)
     operation = package.manifest.operations.get(command.operation)
     if operation is None:
         known = sorted(package.manifest.operations)
@@ -161,6 +161,7 @@ async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: A
 
     Raises:
         RequestIdReused, JobNotFound, AgentNotFound
+        PackageNotFound: its package was deleted.
         IllegalTransition: it has not ended.
         InvalidArgument: its agent is of another platform than it was.
     """
@@ -175,6 +176,7 @@ async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: A
     job = {name: old[name] for name in _REPEATED}
     job |= {"status": Status.WAITING, "not_before": None, "latest_start": None, "deferral_ends_at": None}
     job["rerun_of"] = job_id
+    await packages.hold(connection, job["package_digest"])
     made = await _insert(connection, job, now, by, request_id, request)
     lifecycle.rerun(ended, now, by, made.job.job_id, reason)
     await store.save(connection, [ended])
@@ -184,10 +186,11 @@ async def rerun(connection: AsyncConnection, job_id: int, request_id: str, by: A
 async def _insert(
     connection: AsyncConnection, job: Mapping[str, Any], now: datetime, by: Actor, request_id: str, message: str = ""
 ) -> JobView:
-    """Insert a job, given without what follows from the rest, with the first row of its history.
+    """Insert a job, given without what follows from the rest, with the first row of its history. Its package is held.
 
     Raises:
         AgentNotFound
+        PackageNotFound: its package was deleted before it was held.
         InvalidArgument: the agent that it is for is of another platform.
     """
     target = ""
@@ -199,7 +202,9 @@ async def _insert(
         "target": target, "queued_at": now if waits else None, "now": now, "creator": by.name, "origin": by.origin,
         "message": message, "trace_context": "" if trace is None else str(trace),
     }  # fmt: skip
-    row = (await connection.execute(_INSERT, {**job, **more})).one()
+    row = (await connection.execute(_INSERT, {**job, **more})).first()
+    if row is None:
+        raise await packages.not_found(connection, job["package_name"], job["package_version"])
     if request_id:
         await connection.execute(_REMEMBER_REQUEST, {"caller": by.name, "request_id": request_id, "job_id": row.job_id})
     await wakes.notify(connection, [wakes.job(row.job_id), *([wakes.WORK] if waits else [])])
@@ -215,13 +220,14 @@ _INSERT = (
             site_kind, site_name, target, priority, claim_key, queued_at, not_before, latest_start, run_timeout,
             heartbeat_timeout, start_timeout, output_timeout, cancel_grace, deferral_ends_at, labels, created_at,
             creator, history_sequence, credentials, platforms, rerun_of, trace_context)
-        VALUES (
+        SELECT
             :display_name, :type, :status, :operation, :package_name, :package_version, :package_digest, :parameters,
             :site_kind, :site_name, :target, :priority,
             queue.claim_key(CAST(:queued_at AS timestamptz), CAST(:priority AS smallint)), :queued_at, :not_before,
             :latest_start, :run_timeout, :heartbeat_timeout, :start_timeout, :output_timeout, :cancel_grace,
             :deferral_ends_at, :labels, :now, :creator, 1, :credentials, :platforms, :rerun_of,
-            :trace_context)
+            :trace_context
+        WHERE EXISTS (SELECT FROM queue.packages WHERE digest = :package_digest)
         RETURNING *
     ), recorded AS (
         INSERT INTO queue.history (job_id, sequence, at, from_status, to_status, event, actor, origin, message, attempt)

@@ -26,6 +26,10 @@ def _in_words(name: str) -> str:
     return name.replace("_", " ").lower()
 
 
+def _utc(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 class JobNotFound(NotFound):
     """There is none, or none any more; of one that was deleted it says what it was, by whom, when and why it was
     deleted, while that is known."""
@@ -46,7 +50,7 @@ class JobNotFound(NotFound):
             text = f"there is no job {job_id}, or it was deleted"
             metadata = {}
         else:
-            time = deleted_at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            time = _utc(deleted_at)
             # The whole reason is in the metadata: in the trailers of an answer there is little room.
             said = _cut(reason, _SAID_CHARACTERS)
             was = f"{_cut(display_name, _NAME_CHARACTERS)}, {_in_words(status)}"
@@ -142,12 +146,42 @@ class RequestIdReused(AlreadyExists):
 
 
 class PackageNotFound(NotFound):
+    """There is none, or none any more; of a version that was deleted it says by whom and when."""
+
     reason = "PACKAGE_NOT_FOUND"
 
-    def __init__(self, name: str, version: str = "") -> None:
+    def __init__(
+        self, name: str, version: str = "", *, deleted_by: str = "", deleted_at: datetime | None = None
+    ) -> None:
         wanted = f"{name}@{version}" if version else name
-        description = f"there is no package {wanted}; `sis packages list` shows the packages"
-        super().__init__(f"package: {description}", violations=[FieldViolation("package", description)])
+        if deleted_at is None:
+            text = f"there is no package {wanted}"
+            metadata = {}
+        else:
+            time = _utc(deleted_at)
+            text = f"package {wanted} was deleted by {deleted_by} at {time}"
+            metadata = {"deleted_by": deleted_by, "delete_time": time}
+        description = f"{text}; `sis packages list` shows the packages"
+        super().__init__(
+            f"package: {description}", violations=[FieldViolation("package", description)], metadata=metadata
+        )
+
+
+class PackageInUse(FailedPrecondition):
+    """Jobs that have not ended need a version; `first` are the first of them."""
+
+    reason = "PACKAGE_IN_USE"
+
+    def __init__(self, name: str, version: str, jobs: int, first: Sequence[int]) -> None:
+        numbers = ", ".join(str(job_id) for job_id in first) + (" and others" if jobs > len(first) else "")
+        need = "1 job that has not ended needs" if jobs == 1 else f"{jobs:,} jobs that have not ended need"
+        end = "let it end, or cancel it" if jobs == 1 else "let them end, or cancel them"
+        super().__init__(
+            f"package: {need} {name} {version}: {numbers}; {end}, and delete it then",
+            subject=f"packages/{name}/versions/{version}",
+            condition="NO_JOB_NEEDS_IT",
+            metadata={"jobs": str(jobs), "job_ids": ",".join(str(job_id) for job_id in first)},
+        )
 
 
 class OperationNotFound(InvalidArgument):
@@ -161,8 +195,9 @@ class OperationNotFound(InvalidArgument):
 class PackageVersionExists(AlreadyExists):
     reason = "PACKAGE_VERSION_EXISTS"
 
-    def __init__(self, name: str, version: str) -> None:
-        super().__init__(f"package: {name} {version} was pushed with other content; raise `version` in package.yaml")
+    def __init__(self, name: str, version: str, *, deleted: bool = False) -> None:
+        what = "was pushed with other content" + (", and deleted" if deleted else "")
+        super().__init__(f"package: {name} {version} {what}; raise `version` in package.yaml")
 
 
 class InvalidPackage(InvalidArgument):

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, text
+from sqlalchemy import ColumnElement, Row, delete, func, insert, literal, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import store
-from services.queue.errors import InvalidPackage, PackageNotFound, PackageVersionExists
+from services.queue.errors import InvalidPackage, PackageInUse, PackageNotFound, PackageVersionExists
 from services.queue.model import Actor
 from services.queue.ranges import Window
-from services.queue.tables import package_chunks, packages
+from services.queue.states import TERMINAL, Status
+from services.queue.tables import package_chunks, package_removals, packages
 from services.runtime import paging
 from services.runtime.database import Database
 from services.runtime.errors import FieldViolation, InvalidArgument
@@ -57,8 +59,8 @@ def _package(row: Row[Any]) -> Package:
     return Package(row.name, row.version, row.digest, row.size_bytes, row.pushed_at, row.pusher, manifest)
 
 
-async def find(connection: AsyncConnection, name: str, version: str) -> Package:
-    """One version of a package, the highest without a version.
+async def find(connection: AsyncConnection, name: str, version: str, *, hold: bool = False) -> Package:
+    """One version of a package, the highest without a version; with `hold`, held as `hold` does it.
 
     Raises:
         PackageNotFound
@@ -66,10 +68,76 @@ async def find(connection: AsyncConnection, name: str, version: str) -> Package:
     query = select(packages).where(packages.c.name == name).order_by(packages.c.version_key.desc()).limit(1)
     if version:
         query = query.where(packages.c.version == version)
+    if hold:
+        found = query.subquery()
+        query = select(found, _held(found.c.digest))
     row = (await connection.execute(query)).first()
     if row is None:
-        raise PackageNotFound(name, version)
+        raise await not_found(connection, name, version)
     return _package(row)
+
+
+async def not_found(connection: AsyncConnection, name: str, version: str) -> PackageNotFound:
+    """The error for whoever asks for a version that is not there (any more)."""
+    removals = package_removals.c
+    query = select(package_removals).where(removals.name == name, removals.version == version)
+    gone = (await connection.execute(query)).first()
+    if gone is None:
+        return PackageNotFound(name, version)
+    return PackageNotFound(name, version, deleted_by=gone.actor, deleted_at=gone.removed_at)
+
+
+async def hold(connection: AsyncConnection, digest: str) -> None:
+    """Keep a package from being deleted until the transaction ends. Whether it is there has to be looked at afterwards.
+
+    The lock is advisory: one on the row would be written to it by each of many creations at once.
+    """
+    await connection.execute(select(_held(literal(digest))))
+
+
+def _held(digest: ColumnElement[str]) -> ColumnElement[Any]:
+    return func.pg_advisory_xact_lock_shared(func.hashtext("package"), func.hashtext(digest))
+
+
+_HOLD_ALONE = text("SELECT pg_advisory_xact_lock(hashtext('package'), hashtext(:digest))")
+
+
+async def remove(connection: AsyncConnection, name: str, version: str, by: Actor) -> None:
+    """Delete a version for good, and record who did. It waits for those who are creating jobs of it.
+
+    Raises:
+        PackageNotFound
+        PackageInUse: jobs that have not ended need it.
+    """
+    package = await find(connection, name, version)
+    # Also before the lock, so that a deletion that is refused holds nobody up.
+    await _check_unneeded(connection, package)
+    await connection.execute(_HOLD_ALONE, {"digest": package.digest})
+    await _check_unneeded(connection, package)
+    if not (await connection.execute(delete(packages).where(packages.c.digest == package.digest))).rowcount:
+        raise await not_found(connection, name, version)
+    removal = {
+        "digest": package.digest,
+        "removed_at": await store.now(connection),
+        "actor": by.name,
+        "origin": by.origin,
+    }
+    record = upsert(package_removals).values(name=name, version=version, **removal)
+    await connection.execute(record.on_conflict_do_update(index_elements=["name", "version"], set_=removal))
+
+
+async def _check_unneeded(connection: AsyncConnection, package: Package) -> None:
+    found = (await connection.execute(_NEEDED, {"digest": package.digest})).all()
+    if found:
+        raise PackageInUse(package.name, package.version, found[0].jobs, [row.job_id for row in found])
+
+
+# One that is hidden will not start any more.
+_NEEDED = text("""
+    SELECT job_id, count(*) OVER () AS jobs FROM queue.jobs
+    WHERE status = ANY(:live) AND hidden_at IS NULL AND package_digest = :digest
+    ORDER BY job_id LIMIT 5
+""").bindparams(live=sorted(set(Status) - TERMINAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +241,14 @@ async def _store(
         raise PackageVersionExists(manifest.name, manifest.version)
     if row is not None:
         return _package(row), True
+    # Looked at second: whatever has been deleted by now is there.
+    former = await connection.execute(
+        select(package_removals.c.digest).where(
+            package_removals.c.name == manifest.name, package_removals.c.version == manifest.version
+        )
+    )
+    if former.scalar_one_or_none() not in (None, digest):
+        raise PackageVersionExists(manifest.name, manifest.version, deleted=True)
     values = {
         "digest": digest,
         "name": manifest.name,
@@ -206,7 +282,11 @@ async def archive_size(connection: AsyncConnection, digest: str) -> int:
 
 
 async def archive_chunks(database: Database, digest: str, offset: int, count: int) -> AsyncGenerator[bytes, None]:
-    """`count` bytes of an archive from an offset, in parts of at most CHUNK_BYTES; no connection is held meanwhile."""
+    """`count` bytes of an archive from an offset, in parts of at most CHUNK_BYTES; no connection is held meanwhile.
+
+    Raises:
+        PackageNotFound: it was deleted meanwhile.
+    """
     number, skip = divmod(offset, CHUNK_BYTES)
     window = Window(0, count)
     part = select(func.substr(package_chunks.c.data, text(":from"))).where(
@@ -216,7 +296,7 @@ async def archive_chunks(database: Database, digest: str, offset: int, count: in
         async with database.begin() as connection:
             row = (await connection.execute(part, {"from": skip + 1, "number": number})).first()
         if row is None:
-            return
+            raise PackageNotFound(f"sha256:{digest}")
         if data := window.cut(bytes(row[0])):
             yield data
         number, skip = number + 1, 0

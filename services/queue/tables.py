@@ -313,6 +313,18 @@ packages = Table(
     Index("packages_order", "name", "version_key"),
 )
 
+# Versions that were deleted, for good: one that is pushed again has the content that it had.
+package_removals = Table(
+    "package_removals",
+    metadata,
+    Column("name", Text(collation="C"), primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("removed_at", Time, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+)
+
 package_chunks = Table(
     "package_chunks",
     metadata,

@@ -56,6 +56,7 @@ ACCESS: Mapping[str, Audience] = {
     "/sis.queue.v1.JobService/CopyJob": Audience.VIEWER,
     # A package is code that agents run.
     "/sis.queue.v1.PackageService/PushPackage": Audience.ADMIN,
+    "/sis.queue.v1.PackageService/DeletePackage": Audience.ADMIN,
     "/sis.queue.v1.PackageService/ListPackages": Audience.VIEWER,
     "/sis.queue.v1.PackageService/GetPackage": Audience.VIEWER,
     "/sis.queue.v1.PackageService/DownloadPackage": Audience.VIEWER,

@@ -116,6 +116,20 @@ def download(
 
 
 @app.command()
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    version: Annotated[str, typer.Argument(metavar="VERSION")],
+    data: Data = None,
+) -> None:
+    """Delete one version of a package for good, unless jobs that have not ended need it."""
+    from sis.client import Client
+
+    with Client.find(data) as client:
+        client.packages.delete(name, version)
+    print(f"Package {name} {version} deleted")
+
+
+@app.command()
 def lint(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Holds package.yaml.")]) -> None:
     """Name everything that is wrong with a package; exit 1 if anything is."""
     from sis.cli import package_actions

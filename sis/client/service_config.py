@@ -12,7 +12,7 @@ STREAM_SECONDS = 3600.0
 """The deadline of a stream; what is followed for longer goes on with the next one."""
 
 # A lost answer may have had its effect, so only methods are here whose contract calls a retry safe. Every
-# CreateJob, RerunJob and CreateCredential carries a request id. Not DeleteJob: the second time finds no job. Nor
+# CreateJob, RerunJob and CreateCredential carries a request id. Not what deletes: the second time finds nothing. Nor
 # ApplyVerb, which may delete. Nor any stream: gRPC, when a server dies between its repeated tries, at times gives the
 # call neither an answer nor an end. Streams are opened again by `resuming`.
 RETRIED = {

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -20,13 +21,23 @@ from tests.support.twins import Document, Twins, comparable
 BINDINGS = {f"{b.method.containing_service.name}.{b.method.name}": b for b in bindings()}
 NO_JOB = "999999999999"
 ARCHIVE = archive.pack(shipped() / "core.shell")
+MANIFEST = """
+name: {name}
+version: 1.0.0
+operations:
+  run:
+    command: ["true"]
+    inputs:
+      script: {{type: string, default: ""}}
+"""
 
 
 class World:
     """What requests are about. Everything that a call changes is made anew for each side."""
 
-    def __init__(self, client: Client, revoked: str) -> None:
+    def __init__(self, client: Client, scratch: Path, revoked: str) -> None:
         self._client = client
+        self._scratch = scratch
         self.revoked = revoked
         """The name of an agent that has enrolled and was revoked, which can be repeated."""
         self._numbers = itertools.count(1)
@@ -35,6 +46,11 @@ class World:
         self.deleted = self.held()
         """The number of a job that is gone, which says when."""
         client.jobs.delete(int(self.deleted), "a twin says so")
+        self.needed = self.package()
+        """The name of a package that a held job needs."""
+        job = shell_job("true", site="group:nowhere", deferred=True)
+        job.package.name = self.needed
+        client.jobs.create(job)
 
     def name(self) -> str:
         return f"twin-{next(self._numbers)}"
@@ -47,6 +63,13 @@ class World:
         job_id = self.held()
         self._client.jobs.cancel(int(job_id))
         return job_id
+
+    def package(self) -> str:
+        """The name of a package, of which there is version 1.0.0."""
+        name = self.name()
+        (self._scratch / "package.yaml").write_text(MANIFEST.format(name=name))
+        self._client.packages.push(archive.pack(self._scratch))
+        return name
 
     def credential(self, *, for_one_job: bool = False) -> str:
         name = self.name()
@@ -181,6 +204,9 @@ CASES = [
     Case("PackageService.GetPackage", lambda w: {"name": "core.shell", "version": "0.0.1"}, "PACKAGE_NOT_FOUND"),
     Case("PackageService.DownloadPackage", lambda w: {"name": "core.shell", "offset": "10", "length": "20"}),
     Case("PackageService.DownloadPackage", lambda w: {"name": "no.such"}, "PACKAGE_NOT_FOUND"),
+    Case("PackageService.DeletePackage", lambda w: {"name": w.package(), "version": "1.0.0"}),
+    Case("PackageService.DeletePackage", lambda w: {"name": "no.such", "version": "1.0.0"}, "PACKAGE_NOT_FOUND"),
+    Case("PackageService.DeletePackage", lambda w: {"name": w.needed, "version": "1.0.0"}, "PACKAGE_IN_USE"),
     Case("CredentialService.CreateCredential", lambda w: {"name": w.name(), "kind": KIND, "value": SECRET}),
     Case("CredentialService.CreateCredential", lambda w: {"name": "-", "kind": KIND}, "INVALID_FIELD"),
     Case(
@@ -227,7 +253,8 @@ def world(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     with stack.client() as client:
         with enrolled_agent(stack, directory / "state", name="twin-revoked", group="twins"):
             client.identities.revoke("twin-revoked", "a twin says so")
-        yield World(client, "twin-revoked")
+        (directory / "package").mkdir()
+        yield World(client, directory / "package", "twin-revoked")
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +284,7 @@ def test_http_gives_what_grpc_gives(case: Case, world: World, twins: Twins) -> N
 def test_whoever_has_no_token_is_refused_by_both(stack: Stack, binding: Binding, token: str | None) -> None:
     twins = Twins(stack, token)
     try:
-        request = {"jobId": "1"} if binding.path_fields == ("job_id",) else {"name": "x"} if binding.path_fields else {}
+        request = {"jobId": "1"} if binding.path_fields == ("job_id",) else dict.fromkeys(binding.path_fields, "x")
         by_grpc, by_http = twins.grpc(binding, request), twins.http(binding, request)
     finally:
         twins.close()

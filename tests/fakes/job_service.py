@@ -117,7 +117,7 @@ for _name in (
     setattr(JobService, _name, _method(_name, stream=False))
 for _name in ("WatchJobs", "ExportJobs", "ApplyVerb", "MonitorJob", "GetConsoleOutput", "GetDebugLog"):
     setattr(JobService, _name, _method(_name, stream=True))
-for _name in ("ListPackages", "GetPackage"):
+for _name in ("ListPackages", "GetPackage", "DeletePackage"):
     setattr(PackageService, _name, _method(_name, stream=False))
 PackageService.DownloadPackage = _method("DownloadPackage", stream=True)  # type: ignore[method-assign]
 for _name in (

@@ -68,6 +68,15 @@ def package_name(
     return request.name, request.version
 
 
+def package_version(request: package_service_pb2.DeletePackageRequest) -> tuple[str, str]:
+    """Name and version, both of them given. Raises InvalidArgument."""
+    wrong = Violations()
+    wrong.line("name", request.name, 100, required=True)
+    wrong.line("version", request.version, 100, required=True)
+    wrong.refuse()
+    return request.name, request.version
+
+
 def to_package(package: Package, *, operations: bool = True) -> package_service_pb2.Package:
     manifest = package.manifest
     return package_service_pb2.Package(

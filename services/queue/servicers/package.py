@@ -69,3 +69,12 @@ class PackageServicer(package_service_pb2_grpc.PackageServiceServicer):
         async with aclosing(packages.archive_chunks(self._database, package.digest, wanted.offset, count)) as chunks:
             async for chunk in chunks:
                 yield package_service_pb2.DownloadPackageResponse(chunk=chunk)
+
+    async def DeletePackage(
+        self, request: package_service_pb2.DeletePackageRequest, context: Context
+    ) -> package_service_pb2.DeletePackageResponse:
+        name, version = convert.package_version(request)
+        caller = current_caller()
+        async with self._database.begin() as connection:
+            await packages.remove(connection, name, version, Actor(caller.name, caller.origin))
+        return package_service_pb2.DeletePackageResponse()

@@ -55,6 +55,10 @@ class Packages:
         response = await self._connection.call(self._stub.GetPackage, request)
         return response.package
 
+    async def delete(self, name: str, version: str) -> None:
+        """Delete one version for good. The second time it is PACKAGE_NOT_FOUND, which says who deleted it and when."""
+        await self._connection.call(self._stub.DeletePackage, pb.DeletePackageRequest(name=name, version=version))
+
     def download(
         self, name: str, version: str = "", offset: int = 0, *, on_interruption: OnInterruption | None = None
     ) -> AsyncGenerator[pb.DownloadPackageResponse]:

@@ -54,6 +54,10 @@ class Packages:
         response = self._connection.call(self._stub.GetPackage, request)
         return response.package
 
+    def delete(self, name: str, version: str) -> None:
+        """Delete one version for good. The second time it is PACKAGE_NOT_FOUND, which says who deleted it and when."""
+        self._connection.call(self._stub.DeletePackage, pb.DeletePackageRequest(name=name, version=version))
+
     def download(
         self, name: str, version: str = "", offset: int = 0, *, on_interruption: OnInterruption | None = None
     ) -> Generator[pb.DownloadPackageResponse]:

@@ -107,6 +107,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The hub asks the agent to open its stream again, at another hub where there is one: it shuts down, or the stream has
     lasted long enough.
     """
+    REASON_PACKAGE_IN_USE: _Reason.ValueType  # 53
+    """Jobs that have not ended need this version of a package; the message names the first of them."""
     REASON_ROUTE_NOT_FOUND: _Reason.ValueType  # 60
     """Of the gateway, which speaks HTTP. There is nothing at this path."""
     REASON_METHOD_NOT_ALLOWED: _Reason.ValueType  # 61
@@ -212,6 +214,8 @@ REASON_RECONNECT: Reason.ValueType  # 52
 """The hub asks the agent to open its stream again, at another hub where there is one: it shuts down, or the stream has
 lasted long enough.
 """
+REASON_PACKAGE_IN_USE: Reason.ValueType  # 53
+"""Jobs that have not ended need this version of a package; the message names the first of them."""
 REASON_ROUTE_NOT_FOUND: Reason.ValueType  # 60
 """Of the gateway, which speaks HTTP. There is nothing at this path."""
 REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 61

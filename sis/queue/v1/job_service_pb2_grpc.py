@@ -205,8 +205,9 @@ class JobServiceServicer:
     def RerunJob(self, request, context):
         """Puts a job on the queue that repeats one that has ended: the same package by its digest, operation, parameters,
         credentials, site, priority and limits; neither deferred nor with its times. Safe to retry with the same request_id.
-        NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (it has not ended), ALREADY_EXISTS REQUEST_ID_REUSED,
-        INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent: the agent is of another platform by now).
+        NOT_FOUND JOB_NOT_FOUND or PACKAGE_NOT_FOUND (its package was deleted), FAILED_PRECONDITION ILLEGAL_TRANSITION (it has
+        not ended), ALREADY_EXISTS REQUEST_ID_REUSED, INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent:
+        the agent is of another platform by now).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -72,8 +72,9 @@ class JobServiceStub:
     RerunJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RerunJobRequest, _job_service_pb2.RerunJobResponse]
     """Puts a job on the queue that repeats one that has ended: the same package by its digest, operation, parameters,
     credentials, site, priority and limits; neither deferred nor with its times. Safe to retry with the same request_id.
-    NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (it has not ended), ALREADY_EXISTS REQUEST_ID_REUSED,
-    INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent: the agent is of another platform by now).
+    NOT_FOUND JOB_NOT_FOUND or PACKAGE_NOT_FOUND (its package was deleted), FAILED_PRECONDITION ILLEGAL_TRANSITION (it has
+    not ended), ALREADY_EXISTS REQUEST_ID_REUSED, INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent:
+    the agent is of another platform by now).
     """
     CopyJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CopyJobRequest, _job_service_pb2.CopyJobResponse]
     """The request that would create the job again, with the files that it was given: to be changed and sent with
@@ -175,8 +176,9 @@ class JobServiceAsyncStub(JobServiceStub):
     RerunJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RerunJobRequest, _job_service_pb2.RerunJobResponse]  # type: ignore[assignment]
     """Puts a job on the queue that repeats one that has ended: the same package by its digest, operation, parameters,
     credentials, site, priority and limits; neither deferred nor with its times. Safe to retry with the same request_id.
-    NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (it has not ended), ALREADY_EXISTS REQUEST_ID_REUSED,
-    INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent: the agent is of another platform by now).
+    NOT_FOUND JOB_NOT_FOUND or PACKAGE_NOT_FOUND (its package was deleted), FAILED_PRECONDITION ILLEGAL_TRANSITION (it has
+    not ended), ALREADY_EXISTS REQUEST_ID_REUSED, INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent:
+    the agent is of another platform by now).
     """
     CopyJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CopyJobRequest, _job_service_pb2.CopyJobResponse]  # type: ignore[assignment]
     """The request that would create the job again, with the files that it was given: to be changed and sent with
@@ -323,8 +325,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_service_pb2.RerunJobResponse, _abc.Awaitable[_job_service_pb2.RerunJobResponse]]:
         """Puts a job on the queue that repeats one that has ended: the same package by its digest, operation, parameters,
         credentials, site, priority and limits; neither deferred nor with its times. Safe to retry with the same request_id.
-        NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION ILLEGAL_TRANSITION (it has not ended), ALREADY_EXISTS REQUEST_ID_REUSED,
-        INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent: the agent is of another platform by now).
+        NOT_FOUND JOB_NOT_FOUND or PACKAGE_NOT_FOUND (its package was deleted), FAILED_PRECONDITION ILLEGAL_TRANSITION (it has
+        not ended), ALREADY_EXISTS REQUEST_ID_REUSED, INVALID_ARGUMENT AGENT_NOT_FOUND or INVALID_FIELD (site_target.agent:
+        the agent is of another platform by now).
         """
 
     @_abc_1.abstractmethod

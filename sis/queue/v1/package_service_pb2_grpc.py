@@ -55,6 +55,11 @@ class PackageServiceStub:
                 request_serializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageRequest.SerializeToString,
                 response_deserializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageResponse.FromString,
                 _registered_method=True)
+        self.DeletePackage = channel.unary_unary(
+                '/sis.queue.v1.PackageService/DeletePackage',
+                request_serializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DeletePackageRequest.SerializeToString,
+                response_deserializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DeletePackageResponse.FromString,
+                _registered_method=True)
 
 
 class PackageServiceServicer:
@@ -64,8 +69,9 @@ class PackageServiceServicer:
     def PushPackage(self, request_iterator, context):
         """Stores a package. The first message announces its digest and size, the others hold the archive in order: a
         gzip-compressed tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is
-        there, so a retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
-        ALREADY_EXISTS PACKAGE_VERSION_EXISTS.
+        there, so a retry is safe. A version that was deleted can be stored again with the content that it had, no other.
+        INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation), ALREADY_EXISTS
+        PACKAGE_VERSION_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +99,17 @@ class PackageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeletePackage(self, request, context):
+        """Deletes one version of a package for good, its archive with it; who deleted it and when is kept. Jobs that have
+        ended stay as they are; only a rerun or a copy of them is refused from then on, with PACKAGE_NOT_FOUND. A job that is
+        created at the same moment either finds the version gone or keeps it from being deleted.
+        NOT_FOUND PACKAGE_NOT_FOUND (also the second time), FAILED_PRECONDITION PACKAGE_IN_USE (jobs that have not ended
+        need it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PackageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +132,11 @@ def add_PackageServiceServicer_to_server(servicer, server):
                     servicer.DownloadPackage,
                     request_deserializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageRequest.FromString,
                     response_serializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageResponse.SerializeToString,
+            ),
+            'DeletePackage': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePackage,
+                    request_deserializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DeletePackageRequest.FromString,
+                    response_serializer=sis_dot_queue_dot_v1_dot_package__service__pb2.DeletePackageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +248,33 @@ class PackageService:
             '/sis.queue.v1.PackageService/DownloadPackage',
             sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageRequest.SerializeToString,
             sis_dot_queue_dot_v1_dot_package__service__pb2.DownloadPackageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePackage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sis.queue.v1.PackageService/DeletePackage',
+            sis_dot_queue_dot_v1_dot_package__service__pb2.DeletePackageRequest.SerializeToString,
+            sis_dot_queue_dot_v1_dot_package__service__pb2.DeletePackageResponse.FromString,
             options,
             channel_credentials,
             insecure,

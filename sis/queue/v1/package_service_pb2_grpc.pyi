@@ -36,8 +36,9 @@ class PackageServiceStub:
     PushPackage: _grpc.StreamUnaryMultiCallable[_package_service_pb2.PushPackageRequest, _package_service_pb2.PushPackageResponse]
     """Stores a package. The first message announces its digest and size, the others hold the archive in order: a
     gzip-compressed tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is
-    there, so a retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
-    ALREADY_EXISTS PACKAGE_VERSION_EXISTS.
+    there, so a retry is safe. A version that was deleted can be stored again with the content that it had, no other.
+    INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation), ALREADY_EXISTS
+    PACKAGE_VERSION_EXISTS.
     """
     ListPackages: _grpc.UnaryUnaryMultiCallable[_package_service_pb2.ListPackagesRequest, _package_service_pb2.ListPackagesResponse]
     """The packages, by name and then by version, newest first. Safe to retry."""
@@ -47,6 +48,13 @@ class PackageServiceStub:
     """
     DownloadPackage: _grpc.UnaryStreamMultiCallable[_package_service_pb2.DownloadPackageRequest, _package_service_pb2.DownloadPackageResponse]
     """The archive of one version of a package, the highest without a version. NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry."""
+    DeletePackage: _grpc.UnaryUnaryMultiCallable[_package_service_pb2.DeletePackageRequest, _package_service_pb2.DeletePackageResponse]
+    """Deletes one version of a package for good, its archive with it; who deleted it and when is kept. Jobs that have
+    ended stay as they are; only a rerun or a copy of them is refused from then on, with PACKAGE_NOT_FOUND. A job that is
+    created at the same moment either finds the version gone or keeps it from being deleted.
+    NOT_FOUND PACKAGE_NOT_FOUND (also the second time), FAILED_PRECONDITION PACKAGE_IN_USE (jobs that have not ended
+    need it).
+    """
 
 @_typing.type_check_only
 class PackageServiceAsyncStub(PackageServiceStub):
@@ -56,8 +64,9 @@ class PackageServiceAsyncStub(PackageServiceStub):
     PushPackage: _aio.StreamUnaryMultiCallable[_package_service_pb2.PushPackageRequest, _package_service_pb2.PushPackageResponse]  # type: ignore[assignment]
     """Stores a package. The first message announces its digest and size, the others hold the archive in order: a
     gzip-compressed tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is
-    there, so a retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
-    ALREADY_EXISTS PACKAGE_VERSION_EXISTS.
+    there, so a retry is safe. A version that was deleted can be stored again with the content that it had, no other.
+    INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation), ALREADY_EXISTS
+    PACKAGE_VERSION_EXISTS.
     """
     ListPackages: _aio.UnaryUnaryMultiCallable[_package_service_pb2.ListPackagesRequest, _package_service_pb2.ListPackagesResponse]  # type: ignore[assignment]
     """The packages, by name and then by version, newest first. Safe to retry."""
@@ -67,6 +76,13 @@ class PackageServiceAsyncStub(PackageServiceStub):
     """
     DownloadPackage: _aio.UnaryStreamMultiCallable[_package_service_pb2.DownloadPackageRequest, _package_service_pb2.DownloadPackageResponse]  # type: ignore[assignment]
     """The archive of one version of a package, the highest without a version. NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry."""
+    DeletePackage: _aio.UnaryUnaryMultiCallable[_package_service_pb2.DeletePackageRequest, _package_service_pb2.DeletePackageResponse]  # type: ignore[assignment]
+    """Deletes one version of a package for good, its archive with it; who deleted it and when is kept. Jobs that have
+    ended stay as they are; only a rerun or a copy of them is refused from then on, with PACKAGE_NOT_FOUND. A job that is
+    created at the same moment either finds the version gone or keeps it from being deleted.
+    NOT_FOUND PACKAGE_NOT_FOUND (also the second time), FAILED_PRECONDITION PACKAGE_IN_USE (jobs that have not ended
+    need it).
+    """
 
 class PackageServiceServicer(metaclass=_abc_1.ABCMeta):
     """The library of automation packages. The general errors are those of JobService."""
@@ -79,8 +95,9 @@ class PackageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_package_service_pb2.PushPackageResponse, _abc.Awaitable[_package_service_pb2.PushPackageResponse]]:
         """Stores a package. The first message announces its digest and size, the others hold the archive in order: a
         gzip-compressed tar of the package's directory, at most 64 MiB. Pushing the same content again returns what is
-        there, so a retry is safe. INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation),
-        ALREADY_EXISTS PACKAGE_VERSION_EXISTS.
+        there, so a retry is safe. A version that was deleted can be stored again with the content that it had, no other.
+        INVALID_ARGUMENT INVALID_PACKAGE (each mistake of the manifest is one violation), ALREADY_EXISTS
+        PACKAGE_VERSION_EXISTS.
         """
 
     @_abc_1.abstractmethod
@@ -108,5 +125,18 @@ class PackageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_package_service_pb2.DownloadPackageResponse], _abc.AsyncIterator[_package_service_pb2.DownloadPackageResponse]]:
         """The archive of one version of a package, the highest without a version. NOT_FOUND PACKAGE_NOT_FOUND. Safe to retry."""
+
+    @_abc_1.abstractmethod
+    def DeletePackage(
+        self,
+        request: _package_service_pb2.DeletePackageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_package_service_pb2.DeletePackageResponse, _abc.Awaitable[_package_service_pb2.DeletePackageResponse]]:
+        """Deletes one version of a package for good, its archive with it; who deleted it and when is kept. Jobs that have
+        ended stay as they are; only a rerun or a copy of them is refused from then on, with PACKAGE_NOT_FOUND. A job that is
+        created at the same moment either finds the version gone or keeps it from being deleted.
+        NOT_FOUND PACKAGE_NOT_FOUND (also the second time), FAILED_PRECONDITION PACKAGE_IN_USE (jobs that have not ended
+        need it).
+        """
 
 def add_PackageServiceServicer_to_server(servicer: PackageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

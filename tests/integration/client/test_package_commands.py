@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.runtime import errors
 from sis.queue.v1 import package_service_pb2 as package_pb
 from tests.fakes.job_service import Cut, Script
 from tests.integration.client.conftest import Sis
@@ -33,6 +34,23 @@ def test_packages(sis: Sis, script: Script) -> None:
     assert "Operation run" in page
     assert "script" in page
     assert script.asked("GetPackage")[0].version == "1.0.0"
+
+
+def test_a_version_is_deleted(sis: Sis, script: Script) -> None:
+    script.answer(
+        "DeletePackage", package_pb.DeletePackageResponse(), errors.NotFound("it is gone", reason="PACKAGE_NOT_FOUND")
+    )
+    ran = sis("packages", "delete", "own.tool", "1.0.0")
+    assert (ran.code, ran.out) == (0, "Package own.tool 1.0.0 deleted\n")
+    ran = sis("packages", "delete", "own.tool", "1.0.0")
+    assert (ran.code, ran.out, ran.err) == (1, "", "error: it is gone\n")
+    wanted = package_pb.DeletePackageRequest(name="own.tool", version="1.0.0")
+    assert script.asked("DeletePackage") == [wanted, wanted]
+
+
+def test_which_version_is_deleted_has_to_be_said(sis: Sis, script: Script) -> None:
+    assert sis("packages", "delete", "own.tool").code == 2
+    assert script.requests == []
 
 
 def archive_of(content: bytes, *, digest: str = "") -> list[package_pb.DownloadPackageResponse]:

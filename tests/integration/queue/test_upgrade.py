@@ -43,6 +43,8 @@ SELECT job_id, 1, 'g-a', 1, 'journal of a', now(), now(), now(), now(), now(), d
     CASE status WHEN 'FAILED' THEN now() END
 FROM queue.jobs WHERE attempt = 1;
 INSERT INTO queue.history SELECT job_id, 1, now(), NULL, status, 'CREATE', 'alice', '', '', 0 FROM queue.jobs;
+INSERT INTO queue.packages VALUES
+    (repeat('0', 64), 'core.shell', '1.0.0', '1.0.0', '{"name": "core.shell", "version": "1.0.0"}', 1, now(), 'alice');
 INSERT INTO queue.request_ids VALUES ('alice', 'r', '\\x00', 1, now());
 """
 
@@ -74,7 +76,7 @@ async def test_every_row_is_kept_and_names_no_credentials(upgraded: Rig) -> None
         assert (await connection.execute(text("SELECT count(*) FROM queue.history"))).scalar_one() == 5
         assert (await connection.execute(text("SELECT count(*) FROM queue.lease_ends"))).scalar_one() == 0
         version = (await connection.execute(text("SELECT version_num FROM queue.alembic_version"))).scalar_one()
-    assert version == "0006"
+    assert version == "0007"
     assert [row.status for row in rows] == ["WAITING", "RUNNING", "FAILED", "DEFERRED", "AWOL"]
     for row in rows:
         assert (row.credentials, row.wait_reason, row.wait_message) == ([], None, "")
