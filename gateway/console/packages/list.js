@@ -1,12 +1,11 @@
 // The library of automation packages.
 
-import { all, upload } from "../lib/api.js";
+import { all } from "../lib/api.js";
 import { fill, h, icon } from "../lib/dom.js";
 import { bytes, moment } from "../lib/format.js";
-import { ask, field } from "../parts/dialog.js";
 import { empty, loading, problem } from "../parts/states.js";
 import { table } from "../parts/table.js";
-import { say } from "../parts/toasts.js";
+import { push } from "./push.js";
 
 export class PackageList extends HTMLElement {
   connectedCallback() {
@@ -31,26 +30,12 @@ export class PackageList extends HTMLElement {
   }
 
   async _push() {
-    const file = h("input", { type: "file", name: "archive", accept: ".gz,.tgz,application/gzip" });
-    const done = await ask({
-      title: "Push a package",
-      action: "Push",
-      content: [
-        field("Archive", file, { hint: "A gzip-compressed tar of its directory, with package.yaml; 64 MiB at most.", required: true }),
-        h("p", { class: "soft" }, "From the command line: ", h("code", {}, "sis packages push DIRECTORY")),
-      ],
-      act: async () => {
-        if (!file.files.length) throw new Error("Choose an archive.");
-        const { package: found, existed } = await upload("/v1/packages", file.files[0], "application/gzip");
-        say(`${found.name} ${found.version} ${existed ? "is there already" : "was stored"}.`);
-      },
-    });
-    if (done) this._load();
+    if (await push("Push a package")) this._load();
   }
 
   _table(packages) {
     const newest = [...Map.groupBy(packages, (each) => each.name).values()];
-    return table("Packages", ["Name", "Version", "Description", "Publisher", "Platforms", "Size", "Pushed"], newest.map(([each, ...older]) => [
+    return table("Packages", ["Name", "Version", "Description", "Publisher", "Platforms", { word: "Size", class: "number" }, "Pushed"], newest.map(([each, ...older]) => [
       h("a", { href: `/packages/${encodeURIComponent(each.name)}` }, each.name),
       [each.version, older.length > 0 && h("span", { class: "soft small" }, ` and ${older.length} older`)],
       each.description, each.publisher, each.platforms.join(", "), bytes(each.sizeBytes), moment(each.pushTime),
