@@ -35,7 +35,7 @@ export class PackageList extends HTMLElement {
 
   _table(packages) {
     const newest = [...Map.groupBy(packages, (each) => each.name).values()];
-    return table("Packages", ["Name", "Version", "Description", "Publisher", "Platforms", { word: "Size", class: "number" }, "Pushed"], newest.map(([each, ...older]) => [
+    return table("Packages", ["Name", { word: "Version", class: "id" }, "Description", "Publisher", "Platforms", { word: "Size", class: "number" }, "Pushed"], newest.map(([each, ...older]) => [
       h("a", { href: `/packages/${encodeURIComponent(each.name)}` }, each.name),
       [each.version, older.length > 0 && h("span", { class: "soft small" }, ` and ${older.length} older`)],
       each.description, each.publisher, each.platforms.join(", "), bytes(each.sizeBytes), moment(each.pushTime),
