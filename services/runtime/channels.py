@@ -29,6 +29,11 @@ CONNECT_MS = 10_000
 """For one try to connect, whose handshakes go to and fro three times: enough for a site behind a satellite, and for a
 hub that hundreds of agents come to at once, each of which would begin again and make it worse."""
 
+DNS_MS = 2_000
+"""How soon names are asked for again, at the earliest, while connections end or cannot be made. gRPC's own 30 s are as
+long as the pods of a roll in Kubernetes live beside each other: who was told nothing new the first time would know
+none of those that are there by then."""
+
 PEER_GRACE_SECONDS = 60.0
 """How long calls may go on over a channel whose certificate was renewed."""
 
@@ -89,6 +94,7 @@ def _options(server_name: str | None, retried: Sequence[str], balancing: Balanci
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", DNS_MS),
         ("grpc.service_config", _service_config(retried, balancing)),
         *KEEPALIVE,
     ]

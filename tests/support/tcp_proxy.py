@@ -25,7 +25,7 @@ Target = str | Callable[[], str]
 
 
 class TcpProxy:
-    """Forwards connections on a loopback port of its own to a target.
+    """Forwards connections on a port of its own, of a loopback address, to a target.
 
     async with TcpProxy(f"127.0.0.1:{port}") as proxy:
         ...connect to proxy.endpoint...
@@ -35,8 +35,9 @@ class TcpProxy:
     that.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, host: str = "127.0.0.1", port: int = 0) -> None:
         self._target = target
+        self._host = host
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -44,13 +45,13 @@ class TcpProxy:
         self._to_client = _Way()
         self._connecting = asyncio.Event()
         self._connecting.set()
-        self.port = 0
+        self.port = port
         self.accepted = 0
         """How many connections were made so far."""
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self._host}:{self.port}"
 
     @property
     def connections(self) -> int:
@@ -81,7 +82,7 @@ class TcpProxy:
     async def accept(self) -> None:
         """Take connections, on the same port as before."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._connected, self._host, self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import cast
 
+import grpc
 import pytest
 
 from services.runtime import server as runtime_server
@@ -80,6 +83,68 @@ async def test_no_call_fails_for_a_replica_that_is_away(replicas: Replicas, bala
     for _ in range(3):
         await replicas.call(balancing)
     assert replicas.ways[1 - away].accepted == 3
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Knows one name by addresses that change, and that nobody may keep."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+        self.asked = 0
+        """How often for IPv4 addresses."""
+        self.port = 0
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+        self.port = transport.get_extra_info("sockname")[1]
+
+    def datagram_received(self, data: bytes, addr: tuple[str | object, int]) -> None:
+        question = data[12 : data.index(b"\0", 12) + 5]
+        found = []
+        if question.endswith(struct.pack("!HH", 1, 1)):
+            self.asked += 1
+            found = [bytes(map(int, each.split("."))) for each in self.addresses]
+        header = data[:2] + struct.pack("!HHHHH", 0x8180, 1, len(found), 0, 0)
+        answers = [struct.pack("!HHHIH", 0xC00C, 1, 1, 0, len(each)) + each for each in found]
+        assert self._transport is not None
+        self._transport.sendto(header + question + b"".join(answers), addr)
+
+
+async def test_who_was_told_former_addresses_soon_asks_again(site: Site) -> None:
+    """Within the half minute in which replicas are there beside those that come after them."""
+    target = f"127.0.0.1:{site.server.ports[1]}"
+    names = NameServer("127.0.0.1")
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: names, ("127.0.0.1", 0))
+    try:
+        async with AsyncExitStack() as stack:
+            former = await stack.enter_async_context(TcpProxy(target))
+            latter = await stack.enter_async_context(TcpProxy(target, "127.0.0.2", former.port))
+            channel = await stack.enter_async_context(
+                secure_channel(
+                    f"dns://127.0.0.1:{names.port}/replicas.example:{former.port}",
+                    site.authority.service("hub"),
+                    server_name="queue",
+                    balancing=Balancing.ALL,
+                )
+            )
+            await _called(channel)
+            told = names.asked
+            await former.refuse()
+            former.cut()
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+            called = asyncio.ensure_future(
+                DispatchServiceStub(channel).CloseSession(  # type: ignore[no-untyped-call]
+                    dispatch_pb.CloseSessionRequest(), timeout=25, wait_for_ready=True
+                )
+            )
+            while names.asked == told and not called.done():  # it is told what is no longer true
+                await asyncio.wait([called], timeout=0.1)
+            names.addresses = ("127.0.0.2",)
+            await called
+            assert latter.accepted == 1
+    finally:
+        transport.close()
 
 
 async def test_connections_that_are_old_take_no_new_calls_and_lose_none(
