@@ -22,17 +22,23 @@ from services.runtime.server import DRAIN_SECONDS
 from services.runtime.settings import Settings
 from services.sis_agent.agent.settings import AgentSettings
 from services.sis_agent.hub.main import HubSettings
+from sis.stack import single_node
 from tests.support.podman import ROOT
 from tests.system.kubernetes.manifests import (
+    DOCUMENTED,
+    EVERY,
     K8S,
-    OVERLAYS,
-    WORKLOADS,
     Document,
     containers,
+    documented,
     documents,
+    environment,
+    manifest,
     pod,
     program,
     rendered,
+    workloads,
+    written,
 )
 
 pytestmark = pytest.mark.timeout(600)
@@ -52,23 +58,6 @@ SETTINGS: dict[str, type[Settings]] = {
 SERVERS = ("queue", "credentials", "hub", "gateway")
 
 
-@pytest.fixture(scope="session")
-def own_overlay(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Production with every component, as docs/operations/kubernetes.md has somebody write it."""
-    directory = tmp_path_factory.mktemp("own")
-    upward = Path(*[".."] * len(directory.resolve().parts[1:]), *K8S.parts[1:])
-    relative = {
-        "resources": [str(upward / "overlays/production")],
-        "components": [str(upward / path.relative_to(K8S)) for path in sorted(K8S.glob("components/*"))],
-    }
-    (directory / "kustomization.yaml").write_text(yaml.safe_dump(relative))
-    return rendered(directory)
-
-
-def workloads(overlay: str) -> list[Document]:
-    return [each for each in documents(overlay) if each["kind"] in WORKLOADS]
-
-
 def servers(overlay: str) -> Iterator[tuple[str, Document]]:
     for each in workloads(overlay):
         name = each["metadata"]["name"].removeprefix("sis-")
@@ -77,43 +66,32 @@ def servers(overlay: str) -> Iterator[tuple[str, Document]]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", EVERY)
 def test_a_manifest_is_valid(overlay: str, version: str) -> None:
     for document in documents(overlay):
         if not document["apiVersion"].startswith(OURS):
             kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_an_overlay_with_cloudnativepg_is_valid_and_takes_its_secret(own_overlay: str) -> None:
-    found = list(yaml.safe_load_all(own_overlay))
-    for document in found:
-        if not document["apiVersion"].startswith(OURS):
-            kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
-    (cluster,) = [each for each in found if each["kind"] == "Cluster"]
-    secret = f"{cluster['metadata']['name']}-app"
-    for each in found:
-        if each["kind"] in WORKLOADS and each["metadata"]["name"] != "sis-gateway":
-            assert f"name: {secret}\n" in yaml.safe_dump(each), each["metadata"]["name"]
-            assert "name: sis-database\n" not in yaml.safe_dump(each)
+@pytest.mark.parametrize("overlay", EVERY)
+def test_everything_is_in_a_namespace(overlay: str) -> None:
+    """Else it would be made in whichever one somebody's kubectl is about."""
+    kinds = {"Namespace", "ClusterRole", "ClusterRoleBinding"}
+    wanted = "sis-agent" if overlay in ("agent", "own-agent") else "sis"
+    for document in documents(overlay):
+        found = document["metadata"].get("namespace")
+        named = f"{document['kind']} {document['metadata']['name']}"
+        assert found == (None if document["kind"] in kinds else wanted), named
 
 
-def test_an_overlay_with_observability_is_measured_and_traced(own_overlay: str) -> None:
-    found = list(yaml.safe_load_all(own_overlay))
-    (policy,) = [each for each in found if each["metadata"]["name"] == "sis-observability"]
-    measured = {value.removeprefix("sis-") for value in policy["spec"]["podSelector"]["matchExpressions"][0]["values"]}
-    assert measured == set(SERVERS)
-    (opened,) = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
-    for name in SERVERS:
-        (deployment,) = [
-            each for each in found if each["kind"] == "Deployment" and each["metadata"]["name"] == f"sis-{name}"
-        ]
-        template = deployment["spec"]["template"]
-        assert {"name": "metrics", "containerPort": opened} in template["spec"]["containers"][0]["ports"]
-        assert template["metadata"]["annotations"]["prometheus.io/port"] == str(opened)
-        (reference,) = [each["configMapRef"]["name"] for each in template["spec"]["containers"][0]["envFrom"]]
-        (config,) = [each for each in found if each["kind"] == "ConfigMap" and each["metadata"]["name"] == reference]
-        assert config["data"][f"SIS_{name.upper()}_METRICS_LISTEN"] == f"0.0.0.0:{opened}"
-        assert config["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"]
+def test_a_component_says_its_namespace_to_overlays_that_do_not() -> None:
+    text = documented(*DOCUMENTED["own"])
+    plain = text.replace("namespace: sis\n", "")
+    assert plain != text
+    directory = written() / "overlays" / "plain"
+    directory.mkdir(exist_ok=True)
+    (directory / "kustomization.yaml").write_text(plain, encoding="utf-8")
+    assert rendered(directory) == manifest("own")
 
 
 def test_the_check_finds_what_is_wrong() -> None:
@@ -186,11 +164,11 @@ def test_what_is_of_the_gateway_api_is_valid(gateway_api: Path) -> None:
     assert compiled(gateway_api, [route]).returncode != 0
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", EVERY)
 def test_checkov_finds_nothing_unexplained(overlay: str, tmp_path: Path) -> None:
-    manifest = tmp_path / "rendered.yaml"
-    manifest.write_text(rendered(K8S / "overlays" / overlay))
-    words = ["--config-file", str(K8S / "checkov.yaml"), "--file", str(manifest), "--skip-download", "--output", "json"]
+    file = tmp_path / "rendered.yaml"
+    file.write_text(manifest(overlay))
+    words = ["--config-file", str(K8S / "checkov.yaml"), "--file", str(file), "--skip-download", "--output", "json"]
     done = subprocess.run(
         [program("uv"), "tool", "run", "--from", CHECKOV, "checkov", *words],
         capture_output=True,
@@ -215,7 +193,7 @@ def test_hadolint_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", EVERY)
 def test_a_pod_is_confined(overlay: str) -> None:
     for workload in workloads(overlay):
         spec, name = pod(workload), workload["metadata"]["name"]
@@ -242,11 +220,11 @@ def test_a_pod_is_confined(overlay: str) -> None:
     assert not deny["spec"].get("ingress")
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", EVERY)
 def test_a_process_is_asked_where_it_answers(overlay: str) -> None:
     for name, workload in servers(overlay):
         container = pod(workload)["containers"][0]
-        port = int(environment(overlay, workload)[f"SIS_{name.upper()}_PROBE_LISTEN"].rpartition(":")[2])
+        port = int(environment(overlay, container)[f"SIS_{name.upper()}_PROBE_LISTEN"].rpartition(":")[2])
         assert container["livenessProbe"]["grpc"] == {"port": port, "service": LIVENESS}
         assert container["startupProbe"]["grpc"] == {"port": port, "service": LIVENESS}
         assert container["readinessProbe"]["grpc"] == {"port": port}
@@ -257,21 +235,7 @@ def test_a_process_is_asked_where_it_answers(overlay: str) -> None:
         assert pod(workload)["terminationGracePeriodSeconds"] >= before + drain + 10, name
 
 
-def environment(overlay: str, workload: Document) -> dict[str, str]:
-    """What the main container of a workload sees, files of secrets apart."""
-    configuration = {
-        each["metadata"]["name"]: each["data"] for each in documents(overlay) if each["kind"] == "ConfigMap"
-    }
-    container = pod(workload)["containers"][0]
-    found: dict[str, str] = {}
-    for source in container.get("envFrom", ()):
-        found |= configuration[source["configMapRef"]["name"]]
-    for variable in container.get("env", ()):
-        found[variable["name"]] = variable.get("value", "pod-name")
-    return found
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", EVERY)
 def test_a_process_understands_its_environment(overlay: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By its own settings: each variable is one of them, and together they are enough."""
     values = {
@@ -281,7 +245,7 @@ def test_a_process_understands_its_environment(overlay: str, monkeypatch: pytest
     }
     for name, workload in servers(overlay):
         prefix = f"SIS_{name.upper()}_"
-        given = environment(overlay, workload)
+        given = environment(overlay, pod(workload)["containers"][0])
         secrets = tmp_path / name
         secrets.mkdir()
         for wanted, value in values.items():
@@ -294,58 +258,31 @@ def test_a_process_understands_its_environment(overlay: str, monkeypatch: pytest
         known = {f"{prefix}{field}".upper() for field in type(settings).model_fields}
         if isinstance(settings, CredentialsSettings):
             known |= {f"{prefix}VAULT_{field}".upper() for field in type(settings.vault).model_fields}
-        unknown = given.keys() - known - {"SIS_SECRETS", "SIS_HUB_ENROLMENT"}
+        unknown = given.keys() - known - {"SIS_SECRETS", "SIS_HUB_ENROLMENT", "OTEL_EXPORTER_OTLP_ENDPOINT"}
         assert not unknown, name
 
 
 @pytest.mark.parametrize("overlay", ["single-node", "production"])
-def test_a_process_reaches_what_its_environment_names(overlay: str) -> None:
-    """The Service is there, leads to such pods, and the policies of both sides let it pass."""
-    found = documents(overlay)
-    services = {each["metadata"]["name"]: each["spec"] for each in found if each["kind"] == "Service"}
-    policies = [each["spec"] for each in found if each["kind"] == "NetworkPolicy"]
-    reached = 0
+def test_what_a_process_is_given_is_named_and_there(overlay: str, tmp_path: Path) -> None:
+    """A variable names each file of a Secret that is no variable itself; and the file of each variable is mounted."""
+    single_node.make(tmp_path)
     for name, workload in servers(overlay):
-        labels = workload["spec"]["template"]["metadata"]["labels"]
-        for variable, value in environment(overlay, workload).items():
-            address = re.fullmatch(r"(?:dns:///)?(sis-[a-z]+):([0-9]+)|https://(sis-[a-z]+):([0-9]+)", value)
-            if address is None:
-                continue
-            service, port = (group for group in address.groups() if group)
-            assert port in {str(each["port"]) for each in services[service]["ports"]}, variable
-            target = services[service]["selector"]
-            assert passes(policies, "egress", "to", labels, target, int(port)), f"{name}: {variable}"
-            assert passes(policies, "ingress", "from", target, labels, int(port)), f"{name}: {variable}"
-            reached += 1
-    assert reached >= 8
-
-
-def passes(policies: list[Document], way: str, peer: str, own: Document, other: Document, port: int) -> bool:
-    """Whether one of the policies for pods with the labels `own` lets them talk with those with `other`."""
-    for policy in policies:
-        if not policy["podSelector"].get("matchLabels", {}).items() <= own.items():
-            continue
-        for rule in policy.get(way, ()):
-            peers = [each.get("podSelector", {}).get("matchLabels", {"": ""}) for each in rule.get(peer, ())]
-            ports = [each["port"] for each in rule["ports"]]
-            if port in ports and (peer not in rule or any(each.items() <= other.items() for each in peers)):
-                return True
-    return False
-
-
-def test_production_is_spread_scaled_and_never_emptied() -> None:
-    found = documents("production")
-    for name in SERVERS:
-        of = {each["kind"]: each.get("spec", {}) for each in found if each["metadata"]["name"] == f"sis-{name}"}
-        assert of["PodDisruptionBudget"]["maxUnavailable"] == 1
-        assert of["HorizontalPodAutoscaler"]["minReplicas"] >= 2
-        assert "replicas" not in of["Deployment"], "the autoscaler says how many"
-        assert of["Deployment"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
-        keys = {each["topologyKey"] for each in of["Deployment"]["template"]["spec"]["topologySpreadConstraints"]}
-        assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
-        assert (of["Service"].get("clusterIP") == "None") == (name != "gateway"), "gRPC balances by itself"
+        if name == "agent":
+            continue  # it has none
+        given = environment(overlay, pod(workload)["containers"][0])
+        paths = {value for value in given.values() if value.startswith("/etc/sis/secrets/")}
+        (volume,) = [each for each in pod(workload)["volumes"] if each["name"] == "secrets"]
+        if "projected" in volume:
+            sources = [source["secret"] for source in volume["projected"]["sources"]]
+            mounted = {item["path"] for source in sources for item in source["items"]}
+        else:
+            mounted = {each.name for each in (tmp_path / name).iterdir()} - {single_node.COMPLETE}
+            if name == "credentials":  # what `sis vault bootstrap` writes beside them
+                mounted |= {"role-id", "secret-id"}
+        files = {f"/etc/sis/secrets/{each}" for each in mounted if not each.startswith("SIS_")}
+        assert paths == files, name
 
 
 def test_no_secret_is_in_a_manifest() -> None:
-    for overlay in OVERLAYS:
+    for overlay in EVERY:
         assert not [each for each in documents(overlay) if each["kind"] == "Secret"]
