@@ -1,18 +1,21 @@
 // The Job Queue: a page of jobs, live, with the toolbar of the user guide.
 
-import { ApiError, follow, get } from "../lib/api.js";
 import { fill, h, icon, text } from "../lib/dom.js";
 import { count, number } from "../lib/format.js";
 import { query, setQuery } from "../lib/router.js";
 import { RUN_STATES, TYPE_FILTERS, VERBS } from "../lib/words.js";
 import { empty, loading, problem } from "../parts/states.js";
-import { COLUMNS, JobRow } from "./rows.js";
+import { LivePage } from "./live.js";
+import { COLUMNS, JobRow, place } from "./rows.js";
 import { actOnMany } from "./verbs.js";
 
-const PAGE_SIZE = 50;
 const TYPING_MILLISECONDS = 300;
-const COUNT_MILLISECONDS = 3_000;
 const VERBS_HERE = ["JOB_VERB_ACTIVATE", "JOB_VERB_CANCEL", "JOB_VERB_DELETE"];
+const LATEST_FIRST = new Set(["job_id", "create_time", "start_time", "complete_time"]);
+/** What a list is sorted by that changes while a job stands in it, as it is called in a job. */
+const KEYS_THAT_CHANGE = { status: "status", start_time: "startTime", complete_time: "completeTime" };
+
+const sorting = (field, descending) => (descending ? `${field} desc` : field);
 
 export class JobList extends HTMLElement {
   constructor() {
@@ -21,10 +24,14 @@ export class JobList extends HTMLElement {
     this._picked = new Set();
     this._allMatching = false;
     this._total = 0;
-    this._waiting = new Map();
-    this._tokens = [];
-    this._life = new AbortController();
-    this._loaded = new AbortController();
+    this._newest = 0n;
+    this._pending = null;
+    this._live = new LivePage({
+      onPage: (page, asked) => this._fetched(page, asked),
+      onChange: (change) => this._changed(change),
+      onState: (state) => this._tellState(state),
+      onTrouble: (error) => this._failed(error),
+    });
   }
 
   connectedCallback() {
@@ -35,9 +42,8 @@ export class JobList extends HTMLElement {
   }
 
   disconnectedCallback() {
-    this._life.abort();
-    this._loaded.abort();
-    clearTimeout(this._counting);
+    this._live.close();
+    clearTimeout(this._typing);
   }
 
   /** Show what the address says. */
@@ -72,35 +78,51 @@ export class JobList extends HTMLElement {
       type: "button", disabled: true, onclick: () => this._act(verb),
     }, icon(VERBS[verb].icon), VERBS[verb].word)]));
     this._heading = h("span", { class: "soft", role: "status" });
-    this._live = h("span", { class: "live-mark" });
+    this._mark = h("span", { class: "live-mark" });
     this._box = h("input", {
       type: "checkbox", "aria-label": "Select all jobs on this page", onchange: () => this._pickPage(this._box.checked),
     });
+    this._sorting = h("select", {
+      class: "sorting", "aria-label": "Sort by", onchange: () => this._narrow({ order: this._sorting.value }),
+    }, COLUMNS.filter(([field]) => field).map(([field, word]) => [true, false].map((descending) =>
+      h("option", { value: sorting(field, descending) }, `${word}, ${descending ? "descending" : "ascending"}`))));
     this._heads = COLUMNS.map(([field, word, name]) => this._head(field, word, name));
     this._body = h("tbody", {});
     this._table = h("table", { class: "jobs" },
       h("caption", { class: "visually-hidden" }, "Jobs"),
-      h("thead", {}, h("tr", {}, h("th", { class: "pick", scope: "col" }, this._box), this._heads)),
+      h("thead", {}, h("tr", {}, h("th", { class: "pick", scope: "col" },
+        h("label", {}, this._box, h("span", {}, "All jobs on this page"))), this._heads)),
       this._body);
     this._note = h("div", {});
+    this._trouble = h("div", { class: "banner warn", hidden: true, role: "alert" });
     this._banner = h("div", { class: "banner", hidden: true, role: "status" });
-    this._news = h("button", { class: "news", type: "button", hidden: true, onclick: () => this._settle(true) });
-    this._before = h("button", { type: "button", onclick: () => this._back() }, icon("left"), "Newer");
+    this._news = h("button", { class: "news", type: "button", hidden: true, onclick: () => this._showNews() });
+    this._beforeWord = h("span", {}, "Newer");
+    this._before = h("button", { type: "button", onclick: () => this._back() }, icon("left"), this._beforeWord);
     this._after = h("button", { type: "button", onclick: () => this._next() }, "Older", icon("right"));
     this._pages = h("nav", { class: "row pages", "aria-label": "Pages" }, this._before, this._after);
     // What is new is announced over the list, not above it: nothing moves for it.
-    this._sheet = h("div", { class: "list-place", onpointerleave: () => this._settle() },
-      this._news, h("div", { class: "sheet" }, this._table, this._note));
+    this._sheet = h("div", {
+      class: "list-place", tabindex: "-1", onpointerleave: () => this._settle(), onfocusout: () => setTimeout(() => this._settle()),
+    }, this._news, h("div", { class: "sheet" }, this._table, this._note));
     this.replaceChildren(
       h("header", { class: "row spread" },
-        h("div", { class: "row" }, h("h1", {}, "Jobs"), this._heading, this._live),
+        h("div", { class: "row" }, h("h1", {}, "Jobs"), this._heading, this._mark),
         h("a", { class: "button primary", href: "/jobs/new" }, icon("plus"), "Create New")),
       h("div", { class: "row toolbar", role: "toolbar", "aria-label": "Jobs" },
-        h("button", { type: "button", onclick: () => this._load() }, icon("refresh"), "Refresh"),
-        this._type, this._state, this._text,
-        h("span", { class: "row" }, [...this._verbs.values()])),
-      this._banner, this._sheet,
-      this._pages);
+        h("button", { type: "button", onclick: () => this._load() }, icon("refresh"), h("span", {}, "Refresh")),
+        this._type, this._state, this._sorting, this._text,
+        h("span", { class: "row verbs" }, [...this._verbs.values()])),
+      // At the foot of the screen, so that a choice moves no row.
+      h("div", { class: "dock" }, this._trouble, this._banner),
+      this._sheet, this._pages);
+  }
+
+  _tellState(state) {
+    this._mark.dataset.state = state;
+    text(this._mark, { live: "Live", waiting: "Reconnecting …", stopped: "Not live" }[state] ?? "");
+    // Rows that stayed because the server was away are fetched once it is there again.
+    if (state === "live" && !this._trouble.hidden) this._live.stale();
   }
 
   _head(field, word, name) {
@@ -133,165 +155,173 @@ export class JobList extends HTMLElement {
     return filter;
   }
 
-  _parameters() {
-    return Object.fromEntries(Object.entries(this._filter()).map(([name, value]) => [`filter.${name}`, value]));
-  }
-
   _narrow(changes, replace = false) {
-    this._tokens = [];
     setQuery({ ...changes, page: "" }, { replace });
   }
 
   _sort(field) {
     const [order, descending] = this._order();
-    const next = order === field ? !descending : ["job_id", "create_time", "start_time", "complete_time"].includes(field);
-    this._narrow({ order: next ? `${field} desc` : field });
+    const next = order === field ? !descending : LATEST_FIRST.has(field);
+    this._narrow({ order: sorting(field, next) });
+  }
+
+  // The entry of the history has the tokens of the pages before: they are right after Back and after a reload. Whoever
+  // comes by a copied address has none, and can go to the first page.
+
+  _trail() {
+    return history.state?.trail ?? [];
   }
 
   _next() {
-    this._tokens.push(query().get("page") ?? "");
-    setQuery({ page: this._nextToken });
+    const trail = [...this._trail(), query().get("page") ?? ""];
+    setQuery({ page: this._nextToken }, { state: { trail } });
+    scrollTo(0, 0);
   }
 
   _back() {
-    setQuery({ page: this._tokens.pop() ?? "" });
+    const trail = this._trail();
+    const page = trail.at(-1) ?? "";
+    setQuery({ page }, { state: { trail: trail.slice(0, -1) } });
+    scrollTo(0, 0);
   }
 
-  // Loading, and following
+  _tellPages() {
+    const first = !query().get("page");
+    text(this._beforeWord, first || this._trail().length ? "Newer" : "First Page");
+    // A button that has the focus hands it on before it is disabled, which would lose it.
+    const focused = document.activeElement;
+    this._before.disabled = this._after.disabled = false;
+    if (focused === this._before && first) this._after.focus();
+    if (focused === this._after && !this._nextToken) this._before.focus();
+    this._before.disabled = first;
+    this._after.disabled = !this._nextToken;
+    this._pages.hidden = first && !this._nextToken;
+  }
 
-  async _load() {
-    this._loaded.abort();
-    const loaded = (this._loaded = new AbortController());
+  // The page that is shown
+
+  _load() {
     const [order, descending] = this._order();
     for (const head of this._heads) head.tell?.(order, descending);
+    this._sorting.value = sorting(order, descending);
     if (!this._rows.size) fill(this._note, loading());
-    try {
-      const page = await get("/v1/jobs", {
-        ...this._parameters(),
-        pageSize: PAGE_SIZE,
-        pageToken: query().get("page") ?? "",
-        orderBy: query().get("order") ?? "",
-      }, { signal: loaded.signal });
-      this._show(page);
-      await this._follow(page.watchToken, loaded.signal);
-    } catch (error) {
-      if (loaded.signal.aborted) return;
-      if (error instanceof ApiError && ["RESUME_EXPIRED", "INVALID_TOKEN"].includes(error.reason)) {
-        if (error.reason === "INVALID_TOKEN" && query().get("page")) setQuery({ page: "" }, { replace: true });
-        else this._load();
-        return;
-      }
-      this._rows.clear();
-      fill(this._body);
-      fill(this._note, problem(error, () => this._load()));
-    }
+    const wanted = query();
+    const asked = { filter: this._filter(), pageToken: wanted.get("page") ?? "", orderBy: wanted.get("order") ?? "" };
+    this._wanted = JSON.stringify(asked);
+    this._live.load(asked);
   }
 
-  _show(page) {
+  _fetched(page, asked) {
+    this._trouble.hidden = true;
+    this._shown = this._wanted;
+    this._total = Number(page.totalSize);
+    this._whole = page.jobs.length === this._total;
+    this._pending = page;
+    this._settle(asked);
+    this._tellTotal();
+  }
+
+  /** Rows of this list stay while it cannot be had; those of another go. */
+  _failed(error) {
+    if (error.reason === "INVALID_TOKEN" && query().get("page")) {
+      setQuery({ page: "" }, { replace: true });
+      return;
+    }
+    if (this._rows.size && this._shown === this._wanted) {
+      const again = h("button", { class: "link", type: "button", onclick: () => this._load() }, "Try again");
+      fill(this._trouble, h("span", {}, `These rows may be old: ${error.message}`), again);
+      this._trouble.hidden = false;
+      return;
+    }
+    this._rows.clear();
+    this._body.replaceChildren();
+    this._picked.clear();
+    this._pending = null;
+    this._table.hidden = this._pages.hidden = this._news.hidden = this._trouble.hidden = true;
+    text(this._heading, "");
+    this._tellState("");
+    fill(this._note, problem(error, () => this._load()));
+    this._sync();
+  }
+
+  /** What the watch says: rows change where they stand; for all else the page is fetched anew. */
+  _changed({ jobs, goneJobIds }) {
+    let stale = false;
+    const key = KEYS_THAT_CHANGE[this._order()[0]];
+    for (const job of jobs) {
+      const row = this._rows.get(job.jobId);
+      stale ||= !row || (key && row.job[key] !== job[key]);
+      row?.update(job);
+      const n = this._pending?.jobs.findIndex((each) => each.jobId === job.jobId) ?? -1;
+      if (n >= 0) this._pending.jobs[n] = job;
+    }
+    for (const id of goneJobIds) {
+      const row = this._rows.get(id);
+      row?.gone();
+      // One that is not shown may have been counted, unless all that match are shown.
+      stale ||= row || !this._whole || this._pending;
+    }
+    if (stale) this._live.stale();
+    if (jobs.length) this._sync();
+  }
+
+  /** Let the list be as it should, unless somebody is busy in it: then what is new waits behind a button. */
+  _settle(now = false) {
+    const page = this._pending;
+    if (!page) return;
+    const ids = [...this._rows.keys()];
+    const same = page.jobs.length === ids.length && page.jobs.every((job, n) => job.jobId === ids[n]);
+    if (!same && !now && this._busy()) {
+      const fresh = page.jobs.filter((job) => !this._rows.has(job.jobId));
+      const allNew = fresh.length && fresh.every((job) => BigInt(job.jobId) > this._newest);
+      text(this._news, allNew ? `Show ${count(fresh.length, "new job")}` : "Show what changed");
+      this._news.hidden = false;
+      return;
+    }
+    this._pending = null;
+    this._show(page, same);
+  }
+
+  _showNews() {
+    this._settle(true);
+    // The button that had the focus is gone.
+    this._sheet.focus({ preventScroll: true });
+  }
+
+  _busy() {
+    const focused = document.activeElement;
+    const selection = getSelection();
+    return this._picked.size > 0 || this._sheet.matches(":hover")
+      || (focused !== this._sheet && this._sheet.contains(focused))
+      || (!selection.isCollapsed && this._sheet.contains(selection.anchorNode));
+  }
+
+  _show(page, same) {
     const former = this._rows;
     this._rows = new Map();
     for (const job of page.jobs) {
       const row = former.get(job.jobId) ?? new JobRow(job, (each, picked) => this._pick(each, picked));
       if (former.has(job.jobId)) row.update(job);
       this._rows.set(job.jobId, row);
+      if (BigInt(job.jobId) > this._newest) this._newest = BigInt(job.jobId);
     }
-    this._body.replaceChildren(...[...this._rows.values()].map((row) => row.element));
+    place(this._body, [...this._rows.values()].map((row) => row.element));
     this._picked = new Set([...this._picked].filter((id) => this._rows.has(id)));
-    this._allMatching = false;
-    this._waiting.clear();
-    this._nextToken = page.nextPageToken;
-    const first = !query().get("page");
-    this._before.disabled = first;
-    this._after.disabled = !page.nextPageToken;
-    this._pages.hidden = first && !page.nextPageToken;
-    this._setTotal(Number(page.totalSize));
+    if (!same) this._allMatching = false;
     this._news.hidden = true;
+    this._table.hidden = !this._rows.size;
+    this._nextToken = page.nextPageToken;
+    this._tellPages();
+    this._tellTotal();
     this._sync();
   }
 
-  _setTotal(total) {
-    this._total = total;
-    text(this._heading, `Total Matching Jobs ${number(total)}`);
+  _tellTotal() {
+    text(this._heading, `Total Matching Jobs ${number(this._total)}`);
     if (this._rows.size) fill(this._note);
+    else if (query().get("page")) fill(this._note, empty("No job is left on this page", "Those before it may have others."));
     else if (Object.keys(this._filter()).length) fill(this._note, empty("No job matches", "Change or clear the filter."));
     else fill(this._note, empty("There are no jobs yet", h("a", { href: "/jobs/new" }, "Create the first one"), "."));
-    this._table.hidden = !this._rows.size;
-  }
-
-  async _follow(token, signal) {
-    const onState = (state) => {
-      this._live.dataset.state = state;
-      text(this._live, state === "live" ? "Live" : "Reconnecting …");
-    };
-    for await (const change of follow("/v1/jobs:watch", { query: this._parameters(), token, signal, onState })) {
-      for (const job of change.jobs) this._changed(job);
-      for (const id of change.goneJobIds) this._gone(id);
-      if (change.jobs.length || change.goneJobIds.length) this._settle();
-    }
-  }
-
-  _changed(job) {
-    const row = this._rows.get(job.jobId);
-    if (row) {
-      row.update(job);
-      this._sync();
-      return;
-    }
-    this._recount();
-    const [order, descending] = this._order();
-    const newest = [...this._rows.keys()].every((id) => BigInt(id) < BigInt(job.jobId));
-    if (order === "job_id" && descending && !query().get("page") && newest) this._waiting.set(job.jobId, job);
-    else if (this._waiting.has(job.jobId)) this._waiting.set(job.jobId, job);
-  }
-
-  _gone(id) {
-    this._waiting.delete(id);
-    this._rows.get(id)?.gone();
-    if (this._rows.has(id)) this._recount();
-  }
-
-  /** Let the list be as it should, unless somebody is busy in it: then what is new waits. */
-  _settle(now = false) {
-    const busy = this._sheet.matches(":hover") || this._sheet.contains(document.activeElement) || this._picked.size;
-    if (busy && !now) {
-      this._news.hidden = !this._waiting.size;
-      text(this._news, `Show ${count(this._waiting.size, "new job")}`);
-      return;
-    }
-    this._news.hidden = true;
-    for (const [id, row] of this._rows) {
-      if (!row.element.classList.contains("gone")) continue;
-      row.element.remove();
-      this._rows.delete(id);
-      this._picked.delete(id);
-    }
-    if (this._waiting.size) {
-      const fresh = [...this._waiting.values()].sort((a, b) => (BigInt(a.jobId) < BigInt(b.jobId) ? 1 : -1));
-      this._waiting.clear();
-      const rows = fresh.slice(0, PAGE_SIZE).map((job) => new JobRow(job, (each, picked) => this._pick(each, picked)));
-      this._body.prepend(...rows.map((row) => row.element));
-      this._rows = new Map([...rows.map((row) => [row.job.jobId, row]), ...this._rows]);
-      for (const [id, row] of [...this._rows].slice(PAGE_SIZE)) {
-        row.element.remove();
-        this._rows.delete(id);
-        this._picked.delete(id);
-      }
-    }
-    this._setTotal(this._total);
-    this._sync();
-  }
-
-  /** How many match is asked anew, not too often. */
-  _recount() {
-    this._counting ??= setTimeout(async () => {
-      this._counting = undefined;
-      try {
-        const page = await get("/v1/jobs", { ...this._parameters(), pageSize: 1 }, { signal: this._loaded.signal });
-        this._setTotal(Number(page.totalSize));
-      } catch {
-        // The watch tells when the server is away.
-      }
-    }, COUNT_MILLISECONDS);
   }
 
   // Selecting, and acting
@@ -307,6 +337,7 @@ export class JobList extends HTMLElement {
     this._picked = new Set(picked ? this._rows.keys() : []);
     this._allMatching = false;
     this._sync();
+    this._settle();
   }
 
   _sync() {
@@ -343,7 +374,7 @@ export class JobList extends HTMLElement {
   async _act(verb) {
     const what = this._allMatching ? { filter: this._filter(), total: this._total } : { jobs: this._chosen() };
     if (await actOnMany(verb, what)) {
-      this._picked.clear();
+      this._pickPage(false);
       this._load();
     }
   }

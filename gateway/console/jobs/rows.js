@@ -4,7 +4,7 @@ import { h, set, text } from "../lib/dom.js";
 import { NOT_APPLICABLE, moment } from "../lib/format.js";
 import { hasEnded, siteWord, statusTone, statusWord, typeWord } from "../lib/words.js";
 
-/** The columns: field to sort by, word, and the class by which narrow pages leave them out. */
+/** The columns: field to sort by, word, and class. */
 export const COLUMNS = [
   ["job_id", "Job Id", "id"],
   ["display_name", "Name", "name"],
@@ -16,6 +16,17 @@ export const COLUMNS = [
   ["start_time", "Started On", "started"],
   ["complete_time", "Completed On", "completed"],
 ];
+
+/** Have an element hold these children in this order; those that stay and are not overtaken are not touched. */
+export function place(parent, elements) {
+  const staying = new Set(elements);
+  for (const child of [...parent.children]) if (!staying.has(child)) child.remove();
+  let next = parent.firstElementChild;
+  for (const element of elements) {
+    if (element === next) next = next.nextElementSibling;
+    else parent.insertBefore(element, next);
+  }
+}
 
 export class JobRow {
   constructor(job, onPick) {
@@ -30,7 +41,8 @@ export class JobRow {
     this._badge = h("span", { class: "badge" });
     this._progress = h("span", { class: "soft small" });
     this._target = h("td", { class: "target" });
-    this._times = ["created", "started", "completed"].map((name) => h("td", { class: name }));
+    this._times = ["Created", "Started", "Completed"].map((word) =>
+      h("td", { class: word.toLowerCase(), "data-label": word }));
     this.element = h("tr", {},
       h("td", { class: "pick" }, this.box),
       h("td", { class: "id" }, h("a", { href: address, tabindex: "-1" }, job.jobId)),
@@ -38,7 +50,7 @@ export class JobRow {
       h("td", { class: "type" }, typeWord(job.type)),
       h("td", { class: "status" }, this._badge, " ", this._progress),
       this._target,
-      h("td", { class: "children none" }, NOT_APPLICABLE),
+      h("td", { class: "children none", "data-label": "Child Jobs" }, NOT_APPLICABLE),
       this._times);
     this._show();
   }
@@ -75,7 +87,7 @@ export class JobRow {
     [job.createTime, job.startTime, job.completeTime].forEach((time, n) => {
       if (this._times[n].dataset.time === (time ?? "none")) return;
       this._times[n].dataset.time = time ?? "none";
-      this._times[n].replaceChildren(moment(time));
+      this._times[n].replaceChildren(moment(time, { brief: true }));
     });
   }
 }

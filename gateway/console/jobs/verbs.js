@@ -4,7 +4,7 @@ import { post, remove, stream } from "../lib/api.js";
 import { fill, h } from "../lib/dom.js";
 import { count, number } from "../lib/format.js";
 import { navigate } from "../lib/router.js";
-import { VERBS } from "../lib/words.js";
+import { VERBS, hasEnded } from "../lib/words.js";
 import { ask, field, reasonField } from "../parts/dialog.js";
 import { say } from "../parts/toasts.js";
 
@@ -60,13 +60,13 @@ export async function act(job, verb) {
  * true when something may have been done.
  */
 export async function actOnMany(verb, { jobs = [], filter = null, total = jobs.length }) {
-  const { word, done } = VERBS[verb];
+  const { word, done, underWay } = VERBS[verb];
   const able = jobs.filter((job) => job.permittedVerbs.includes(verb)).length;
   const meter = h("progress", { max: String(total), value: "0", "aria-label": `Jobs ${done}` });
   const told = h("p", { role: "status" });
   const running = h("div", { hidden: true }, meter, told);
-  const refused = [];
-  let finished = 0;
+  let outcome = null;
+  let touched = false;
   const stopping = new AbortController();
   const asked = await ask({
     title: filter ? `${word} all ${count(total, "job")} that match?` : `${word} ${count(total, "job")}?`,
@@ -80,6 +80,7 @@ export async function actOnMany(verb, { jobs = [], filter = null, total = jobs.l
     action: word,
     danger: DANGEROUS.has(verb),
     act: async (form, element) => {
+      outcome = { finished: 0, underWay: 0, refused: [] };
       running.hidden = false;
       for (const button of element.querySelectorAll("button[type=button]")) button.replaceChildren("Stop");
       const body = { verb, reason: form.get("reason"), requestId: verb === "JOB_VERB_RERUN" ? crypto.randomUUID() : "" };
@@ -89,19 +90,28 @@ export async function actOnMany(verb, { jobs = [], filter = null, total = jobs.l
       element.closest("dialog").addEventListener("close", closed, { once: true });
       for await (const item of stream("POST", "/v1/jobs:apply", { body, signal: stopping.signal })) {
         if (!item.result) continue;
-        if (item.result.error) refused.push(item.result);
-        else finished += 1;
-        meter.value = finished + refused.length;
-        fill(told, `${number(finished)} ${done}, ${number(refused.length)} refused`);
+        if (item.result.error) outcome.refused.push(item.result);
+        else if (underWay && item.result.job && !hasEnded(item.result.job)) outcome.underWay += 1;
+        else outcome.finished += 1;
+        const { finished, underWay: going, refused } = outcome;
+        touched ||= finished + going > 0;
+        meter.value = finished + going + refused.length;
+        fill(told, [`${number(finished)} ${done}`, going > 0 && `${number(going)} ${underWay}`,
+          `${number(refused.length)} refused`].filter(Boolean).join(", "));
       }
     },
   });
-  if (asked) tell(done, finished, refused);
-  return asked || finished > 0;
+  // Closed before it was asked for, there is nothing to tell.
+  if (outcome) tell(VERBS[verb], outcome, asked ? null : total);
+  return asked || touched;
 }
 
-function tell(done, finished, refused) {
-  const what = `${count(finished, "job")} ${done}`;
+/** What became of them; of those that were chosen, where somebody stopped it before all had their turn. */
+function tell({ done, underWay }, { finished, underWay: going, refused }, chosen) {
+  const accepted = [(finished || !going) && `${count(finished, "job")} ${done}`, going > 0 && `${count(going, "job")} ${underWay}`]
+    .filter(Boolean).join(", ");
+  const reached = finished + going + refused.length;
+  const what = chosen === null ? accepted : `Stopped after ${number(reached)} of ${count(chosen, "job")}: ${accepted}`;
   if (!refused.length) {
     say(what);
     return;

@@ -6,6 +6,9 @@ const dayAndTime = new Intl.DateTimeFormat(undefined, {
   year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
   hourCycle: "h23",
 });
+const dayOfYear = new Intl.DateTimeFormat(undefined, {
+  month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
+});
 const timeOfDay = new Intl.DateTimeFormat(undefined, {
   hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
 });
@@ -15,13 +18,19 @@ const digits = new Intl.NumberFormat();
 
 export const NOT_APPLICABLE = "n/a";
 
-/** A moment in the reader's zone, with UTC for whoever looks closer; n/a where there is none. */
-export function moment(time, { empty = NOT_APPLICABLE, short = false } = {}) {
+/**
+ * A moment in the reader's zone, with UTC for whoever looks closer; n/a where there is none. `short` is the time of day
+ * alone, `brief` leaves out the year where it is this one.
+ */
+export function moment(time, { empty = NOT_APPLICABLE, short = false, brief = false } = {}) {
   if (!time) return h("span", { class: "none" }, empty);
-  return h("time", { datetime: time, title: `${utc(time)} (shown in ${zone})` }, short ? clock(time) : local(time));
+  const thisYear = new Date(time).getFullYear() === new Date().getFullYear();
+  const shown = short ? clock(time) : brief && thisYear ? withoutYear(time) : local(time);
+  return h("time", { datetime: time, title: `${utc(time)} (shown in ${zone})` }, shown);
 }
 
 export const local = (time) => dayAndTime.format(new Date(time)).replace(",", "");
+const withoutYear = (time) => dayOfYear.format(new Date(time)).replace(",", "");
 export const clock = (time) => timeOfDay.format(new Date(time));
 
 /** In UTC, to the second. */

@@ -32,22 +32,22 @@ export function start(element, missing, whenFailed) {
   show();
 }
 
-/** Go to an address. With `replace`, it takes the place of the present one in the history. */
-export function navigate(address, { replace = false } = {}) {
+/** Go to an address. With `replace`, it takes the place of the present one in the history; `state` is kept beside it. */
+export function navigate(address, { replace = false, state = null } = {}) {
   const before = location.pathname;
-  history[replace ? "replaceState" : "pushState"](null, "", address);
+  history[replace ? "replaceState" : "pushState"](state, "", address);
   if (location.pathname === before && current?.addressChanged) current.addressChanged();
   else show();
 }
 
 /** Change parameters of the present address; what is empty is left out. */
-export function setQuery(changes, { replace = false } = {}) {
+export function setQuery(changes, options) {
   const address = new URL(location.href);
   for (const [name, value] of Object.entries(changes)) {
     address.searchParams.delete(name);
     for (const each of [value].flat()) if (each) address.searchParams.append(name, each);
   }
-  navigate(address.href, { replace });
+  navigate(address.href, options);
 }
 
 export const query = () => new URLSearchParams(location.search);

@@ -4,7 +4,7 @@ const short = (value, prefix) => (value ?? "").replace(prefix, "");
 
 /** By status: its word, and the colour in which it is shown. */
 const STATUSES = {
-  DEFERRED: ["Deferred", "calm"],
+  DEFERRED: ["Deferred", "held"],
   WAITING: ["Waiting", "calm"],
   STARTING: ["Starting", "live"],
   RUNNING: ["Running", "live"],
@@ -84,9 +84,10 @@ export const VERDICTS = {
   LOG_VERDICT_GAPPED: ["Gapped", "bad", "a part of it is missing"],
 };
 
+/** What can be done to a job: its word, what was done, and what is under way where that takes its time. */
 export const VERBS = {
   JOB_VERB_ACTIVATE: { word: "Activate", done: "activated", path: "activate", icon: "play" },
-  JOB_VERB_CANCEL: { word: "Cancel", done: "canceled", path: "cancel", icon: "stop" },
+  JOB_VERB_CANCEL: { word: "Cancel", done: "canceled", underWay: "being canceled", path: "cancel", icon: "stop" },
   JOB_VERB_ABORT: { word: "Abort", done: "aborted", path: "abort", icon: "bolt" },
   JOB_VERB_DELETE: { word: "Delete", done: "deleted", path: "", icon: "trash" },
   JOB_VERB_RERUN: { word: "Rerun", done: "rerun", path: "rerun", icon: "again" },
