@@ -1,4 +1,7 @@
-"""The web console in a real browser: `make bench-console`. Figures, no verdicts."""
+"""The web console in a real browser: `make bench-console`. Figures, no verdicts.
+
+`make bench-console JOBS=1000000` fills the list with that many jobs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from sis.stack import state as states
 from sis.stack.layout import Layout
 from sis.stack.postgres import USER
 
-JOBS = 100_000
+JOBS = int(os.environ.get("JOBS", "100_000"))
 RUNS = 5
 LINES_PER_SECOND = 5_000
 WATCHED_SECONDS = 20
@@ -42,6 +45,8 @@ window.frames_ = []; let last = performance.now();
 const note = (now) => { frames_.push(now - last); last = now; requestAnimationFrame(note); };
 requestAnimationFrame(note);
 """
+# Takes the rows that are there away, so that those that come are not mistaken for them.
+_TAKE_ROWS_AWAY = "document.querySelector('table.jobs tbody').replaceChildren()"
 
 
 def main() -> None:
@@ -196,16 +201,18 @@ def _long_list(browser: Browser, data: Path) -> list[Figure]:
         ),
         ("by completion, the console opened", lambda: page.goto("/jobs?order=complete_time+desc", wait_until="commit")),
     ):
-        page.goto("/jobs")
-        page.wait_for_selector("table.jobs tbody tr")
-        page.wait_for_timeout(500)
-        with page.expect_response(lambda response: "/v1/jobs?" in response.url) as answered:
+        taken = []
+        for _ in range(RUNS):
+            page.goto("/jobs")
+            page.wait_for_selector("table.jobs tbody tr")
+            page.wait_for_timeout(500)
+            page.evaluate(_TAKE_ROWS_AWAY)
             began = time.perf_counter()
             act()
-        answered.value.finished()
-        page.wait_for_function("() => document.querySelector('table.jobs tbody tr')")
-        seconds = time.perf_counter() - began
-        found.append(Figure(name, f"{seconds * 1000:.0f} ms", "to the rows; the aim: under 200"))
+            page.wait_for_selector("table.jobs tbody tr")
+            taken.append(time.perf_counter() - began)
+        most = f"most {max(taken) * 1000:.0f} ms; to the rows; the aim: under 200"
+        found.append(Figure(name, f"{statistics.median(taken) * 1000:.0f} ms", most))
     page.context.close()
     return found
 

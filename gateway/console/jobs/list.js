@@ -88,7 +88,7 @@ export class JobList extends HTMLElement {
       h("option", { value: sorting(field, descending) }, `${word}, ${descending ? "descending" : "ascending"}`))));
     this._heads = COLUMNS.map(([field, word, name]) => this._head(field, word, name));
     this._body = h("tbody", {});
-    this._table = h("table", { class: "jobs" },
+    this._table = h("table", { class: "jobs", hidden: true },
       h("caption", { class: "visually-hidden" }, "Jobs"),
       h("thead", {}, h("tr", {}, h("th", { class: "pick", scope: "col" },
         h("label", {}, this._box, h("span", {}, "All jobs on this page"))), this._heads)),
