@@ -15,6 +15,8 @@ customElements.define("sis-job-list", JobList);
 const later = (load, name) => async (parts) => new ((await load())[name])(parts);
 const createJob = () => import("./jobs/create.js");
 const jobPage = () => import("./jobs/page.js");
+// Safari has no idle callbacks.
+const whenIdle = globalThis.requestIdleCallback ?? ((act) => setTimeout(act, 500));
 
 route("/", () => new JobList());
 route("/jobs", () => new JobList());
@@ -46,7 +48,8 @@ class App extends HTMLElement {
     const shell = new Shell();
     this.replaceChildren(shell);
     // What is wanted most after the list is there before somebody asks for it.
-    requestIdleCallback(() => Promise.all([jobPage(), createJob()]), { timeout: 3_000 });
+    // If it cannot be had now, it is fetched, and told of, when it is wanted.
+    whenIdle(() => Promise.allSettled([jobPage(), createJob()]), { timeout: 3_000 });
     start(shell.outlet, missing, (retry) => problem({ code: 0, message: "This page could not be fetched." }, retry));
   }
 }

@@ -52,31 +52,45 @@ export function url(path, query = {}) {
   return text ? `${path}?${text}` : path;
 }
 
-/** Like `fetch`, with a JSON body or a file. An ended session is begun anew, and the request made again. */
-async function send(method, path, { query, body, file, contentType, accept, signal, resign = true } = {}) {
+/** Like `fetch`, with a JSON body or a file. Raises ApiError for an answer that is no success. */
+async function send(method, path, { query, body, file, contentType, accept, signal } = {}) {
   const headers = { accept: accept ?? "application/json" };
   if (body !== undefined || file) headers["content-type"] = contentType ?? "application/json";
   const request = { method, headers, body: file ?? (body === undefined ? undefined : JSON.stringify(body)), signal };
+  let response;
+  try {
+    response = await fetch(url(path, query), { ...request, cache: "no-store", credentials: "same-origin" });
+  } catch {
+    if (signal?.aborted) throw signal.reason;
+    throw unreachable();
+  }
+  if (response.ok) return response;
+  const found = await response.json().catch(() => null);
+  throw new ApiError(response.status, found, Number(response.headers.get("retry-after") ?? 0));
+}
+
+/**
+ * What `attempt` gives; when the session has ended, one is begun and it is attempted again. A person may take any time
+ * to sign in, so each attempt has a deadline of its own.
+ */
+async function signedIn(attempt) {
   for (;;) {
-    let response;
     try {
-      response = await fetch(url(path, query), { ...request, cache: "no-store", credentials: "same-origin" });
+      return await attempt();
     } catch (error) {
-      if (signal?.aborted) throw signal.reason;
-      throw unreachable();
-    }
-    if (response.ok) return response;
-    const found = await response.json().catch(() => null);
-    if (response.status === 401 && resign && signIn) {
+      if (error.code !== 401 || !signIn) throw error;
       await signIn();
-      continue;
     }
-    throw new ApiError(response.status, found, Number(response.headers.get("retry-after") ?? 0));
   }
 }
 
 /** The answer to a call, as JSON. Raises ApiError. */
-export async function call(method, path, options = {}) {
+export function call(method, path, { resign = true, ...options } = {}) {
+  const attempt = () => callOnce(method, path, options);
+  return resign ? signedIn(attempt) : attempt();
+}
+
+async function callOnce(method, path, options) {
   const limit = AbortSignal.timeout(CALL_MILLISECONDS);
   const signal = options.signal ? AbortSignal.any([options.signal, limit]) : limit;
   try {
@@ -96,7 +110,7 @@ export const remove = (path, query) => call("DELETE", path, { query });
 
 /** Send a file as it is. Raises ApiError. */
 export async function upload(path, file, contentType) {
-  const response = await send("POST", path, { file, contentType });
+  const response = await signedIn(() => send("POST", path, { file, contentType }));
   return response.json();
 }
 
@@ -113,13 +127,15 @@ export async function* stream(method, path, { query, body, signal, onOpen } = {}
   // Only while something is awaited: whoever reads may take their time.
   const soon = async (promise) => {
     timer = setTimeout(() => silence.abort(), SILENCE_MILLISECONDS);
-    const found = await promise;
-    clearTimeout(timer);
-    return found;
+    try {
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+    }
   };
   try {
     const request = { query, body, accept: "application/x-ndjson", signal: either };
-    const response = await soon(send(method, path, request));
+    const response = await signedIn(() => soon(send(method, path, request)));
     onOpen?.();
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";

@@ -4,7 +4,7 @@ import { openSession } from "../lib/api.js";
 import { fill, h } from "../lib/dom.js";
 import { applyTheme } from "./shell.js";
 
-const WHERE = "The stack of `sis up` keeps it in the file admin.token of its data directory; `sis status` names it.";
+const where = () => ["The stack of ", h("code", {}, "sis up"), " keeps it in the file admin.token of its data directory; ", h("code", {}, "sis status"), " names it."];
 
 /** The form. `done` is called once there is a session. */
 function form(lead, done) {
@@ -37,7 +37,7 @@ function form(lead, done) {
     h("label", { for: "token" }, "Token"),
     token,
     error,
-    h("p", { id: "token-hint", class: "hint" }, WHERE),
+    h("p", { id: "token-hint", class: "hint" }, where()),
     button);
 }
 
@@ -57,8 +57,22 @@ let asking = null;
 /** Ask over the present page, which stays as it is. Whoever asks meanwhile waits for the same answer. */
 export function signInAgain() {
   asking ??= new Promise((resolve) => {
-    const dialog = h("dialog", { class: "dialog", "aria-labelledby": "again-title", oncancel: (e) => e.preventDefault() });
+    const show = () => {
+      dialog.showModal();
+      dialog.querySelector("input").focus();
+    };
+    let signed = false;
+    const dialog = h("dialog", {
+      class: "dialog",
+      "aria-labelledby": "again-title",
+      oncancel: (event) => event.preventDefault(),
+      // Browsers close it all the same when somebody insists. Whoever waits for it would wait for ever.
+      onclose: () => {
+        if (!signed) show();
+      },
+    });
     const done = () => {
+      signed = true;
       dialog.close();
       dialog.remove();
       asking = null;
@@ -68,8 +82,7 @@ export function signInAgain() {
       h("h2", { id: "again-title" }, "Your session has ended"),
       form("Sign in again to go on. Nothing that you typed is lost.", done));
     document.body.append(dialog);
-    dialog.showModal();
-    dialog.querySelector("input").focus();
+    show();
   });
   return asking;
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,29 +131,6 @@ def test_when_and_where(console: Console, client: Client) -> None:
     # In the reader's zone, which is Berlin's here.
     assert job.not_before.ToJsonString() == "2031-01-02T02:04:00Z"
     client.jobs.cancel(job.job_id)
-
-
-def test_a_session_that_ends_in_the_middle_of_a_form_loses_nothing(console: Console, client: Client) -> None:
-    page = begin(console, "core.shell", "interrupted")
-    page.get_by_label("script").fill("echo kept")
-    console.context.clear_cookies()
-    console.button("Create job").click()
-    dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("Your session has ended")
-    dialog.get_by_label("Token").fill("wrong")
-    dialog.get_by_role("button", name="Sign in").click()
-    expect(dialog).to_contain_text("not known here")
-    dialog.get_by_label("Token").fill(console.token)
-    dialog.get_by_role("button", name="Sign in").click()
-    expect(page.locator("h1 + .badge")).to_have_text("Success")
-    expect(page.locator(".log")).to_contain_text("kept")
-
-
-def test_signing_out(opened: Callable[..., Console]) -> None:
-    console = opened()
-    console.page.get_by_role("button", name="Sign out").click()
-    expect(console.page.get_by_label("Token")).to_be_visible()
-    assert console.context.request.get("/v1/jobs").status == 401
 
 
 def test_keysafe(console: Console, client: Client) -> None:
