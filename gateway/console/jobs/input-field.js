@@ -4,8 +4,11 @@ import { post } from "../lib/api.js";
 import { h, uid } from "../lib/dom.js";
 import { bytes } from "../lib/format.js";
 import { field } from "../parts/dialog.js";
+import { absent } from "./credential-field.js";
 
 const FILE_BYTES = 1024 * 1024;
+/** As credentials are called that were typed for one job, and end with it. */
+const FOR_ONE_JOB = /^job-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 /** Bytes in base64. */
 export function encoded(data) {
@@ -15,15 +18,42 @@ export function encoded(data) {
 }
 
 export class InputField {
-  /** `given` is what a copied job has; `former` is the field of that name of another operation, whose text is kept. */
+  /**
+   * `given` is what a copied job has. `former` is the field of that name of another operation or version: what somebody
+   * gave it stays, if this one takes the same type.
+   */
   constructor(input, credentials, given, former) {
     this.input = input;
-    this._given = given;
-    const text = given?.plain ?? given?.list?.items.join("\n") ?? (former?.input.type === input.type && !input.sensitive ? former.control.value : undefined);
-    this.control = input.sensitive ? this._secret(credentials, given?.credentialRef) : this._plain(text ?? input.defaultValue ?? "");
-    const note = [input.description, input.type === "list" && "One item a line.", input.pattern && `Must match ${input.pattern}`];
-    this.element = field(input.name, this.control, { hint: note.filter(Boolean).join(" "), required: input.required });
+    const same = former?.input.type === input.type && former.input.sensitive === input.sensitive ? former : null;
+    this._given = given ?? same?._given;
+    this.control = input.sensitive ? this._secret(credentials, same) : this._plain(given ? textOf(given) : (same?.changed ?? input.defaultValue ?? ""));
+    this._shown = given ? this.control.value : same?._shown;
+    if (same && input.type === "file" && !input.sensitive) this.control.files = same.control.files;
+    this.element = field(input.name, this.control, {
+      hint: this._hint(), required: input.required, mark: input.type === "list" && !input.sensitive ? "one a line" : "",
+    });
     if (this._typed) this.control.after(this._typed);
+  }
+
+  /** What somebody made of the default; undefined where it is still that. */
+  get changed() {
+    return this.control.value === (this.input.defaultValue ?? "") ? undefined : this.control.value;
+  }
+
+  /** The control at which what is wrong is told. */
+  get place() {
+    return this._typed && !this.control.value ? this._typed : this.control;
+  }
+
+  _hint() {
+    const { description, pattern, type } = this.input;
+    const file = this._given?.file;
+    return [
+      description,
+      pattern && [type === "list" ? " Each has" : " Has", " to match the regular expression ", h("code", {}, pattern), "."],
+      file && ` Unless another is chosen, it is ${file.name} of the copied job.`,
+      FOR_ONE_JOB.test(this._given?.credentialRef) && " What was typed for the copied job has ended with that: type it again.",
+    ].filter(Boolean);
   }
 
   _plain(text) {
@@ -42,14 +72,20 @@ export class InputField {
   }
 
   /** A credential that there is, or a secret that is typed: it becomes one for this job alone. */
-  _secret(credentials, chosen) {
-    this._typed = h("input", { type: "password", autocomplete: "off", "aria-label": `${this.input.name}: the secret`, hidden: Boolean(chosen) });
+  _secret(credentials, same) {
+    const given = this._given?.credentialRef ?? "";
+    const chosen = same ? same.control.value : FOR_ONE_JOB.test(given) ? "" : given;
+    this._stored = same?._stored;
+    this._typed = h("input", {
+      id: uid("field"), type: "password", autocomplete: "off", "aria-label": `${this.input.name}: the secret`, value: same?._typed.value, hidden: chosen !== "",
+    });
     const select = h("select", {
       id: uid("field"), name: `parameters.${this.input.name}`,
       onchange: () => (this._typed.hidden = select.value !== ""),
     },
       h("option", { value: "" }, "Type it, for this job alone"),
-      credentials.map((each) => h("option", { value: each.name, selected: each.name === chosen }, `Credential ${each.name}`)));
+      credentials.map((each) => h("option", { value: each.name, selected: each.name === chosen }, `Credential ${each.name}`)),
+      chosen && !credentials.some((each) => each.name === chosen) && absent(chosen));
     this._typed.addEventListener("input", () => (this._stored = null));
     return select;
   }
@@ -60,7 +96,10 @@ export class InputField {
     if (sensitive) return this._readSecret();
     if (type === "file") return this._readFile();
     const text = this.control.value;
-    if (text === "") return this.input.required && type === "string" ? { plain: "" } : null;
+    // A text box may not be able to hold all that a job was given.
+    if (this._given && text === this._shown && (type === "string" || type === "list")) return this._given;
+    // Left out, it would be its default.
+    if (text === "") return type === "string" && (this.input.required || this.input.defaultValue) ? { plain: "" } : null;
     if (type === "list") return { list: { items: text.split("\n").filter((item) => item !== "") } };
     return { plain: type === "integer" ? text.trim() : text };
   }
@@ -80,13 +119,22 @@ export class InputField {
     if (!this._typed.value) return null;
     // Made once, however often the form is sent.
     this._stored ??= { name: `job-${crypto.randomUUID()}`, requestId: crypto.randomUUID() };
-    await post("/v1/credentials", {
-      ...this._stored,
-      kind: "CREDENTIAL_KIND_TOKEN",
-      forOneJob: true,
-      description: `Typed for ${this.input.name}`,
-      value: { secret: encoded(new TextEncoder().encode(this._typed.value)) },
-    });
+    try {
+      await post("/v1/credentials", {
+        ...this._stored,
+        kind: "CREDENTIAL_KIND_TOKEN",
+        forOneJob: true,
+        description: `Typed for ${this.input.name}`,
+        value: { secret: encoded(new TextEncoder().encode(this._typed.value)) },
+      });
+    } catch (error) {
+      // The form knows nothing of this request, but it does of the input.
+      if (error.violations?.size) error.violations = new Map([[`parameters.${this.input.name}`, [...error.violations.values()].join("; ")]]);
+      throw error;
+    }
     return { credentialRef: this._stored.name };
   }
 }
+
+/** The value of a copied job as a control holds it. */
+const textOf = (given) => given.plain ?? given.list?.items.join("\n") ?? "";

@@ -1,7 +1,6 @@
 // Where a job may run: a group or an agent, and who of them is online.
 
 import { fill, h, uid } from "../lib/dom.js";
-import { count } from "../lib/format.js";
 
 export class SiteField extends HTMLElement {
   constructor(agents, target) {
@@ -9,6 +8,7 @@ export class SiteField extends HTMLElement {
     this._groups = Map.groupBy(agents, (each) => each.group);
     this._agents = agents;
     this._kind = target?.agent ? "agent" : "group";
+    this._wantedKind = this._kind;
     this._wanted = target?.agent || target?.group || "";
     this._name = uid("site");
   }
@@ -30,23 +30,25 @@ export class SiteField extends HTMLElement {
 
   _offer() {
     const names = this._kind === "group" ? [...this._groups.keys()] : this._agents.map((each) => each.name);
+    // A copied job goes where its original went, whoever is known there now.
+    if (this._wanted && this._kind === this._wantedKind && !names.includes(this._wanted)) names.push(this._wanted);
     fill(this.control, names.map((name) => h("option", { value: name, selected: name === this._wanted }, this._label(name))));
     this._tell();
   }
 
   _members(name) {
-    return this._kind === "group" ? this._groups.get(name) : this._agents.filter((each) => each.name === name);
+    return this._kind === "group" ? (this._groups.get(name) ?? []) : this._agents.filter((each) => each.name === name);
   }
 
   _label(name) {
     const members = this._members(name);
     const online = members.filter((each) => each.online).length;
     if (this._kind === "agent") return `${name} (${online ? "online" : "offline"})`;
-    return `${name} (${online} of ${count(members.length, "agent")} online)`;
+    return `${name} (${online} of ${members.length} online)`;
   }
 
   _tell() {
-    const members = this._members(this.control.value) ?? [];
+    const members = this._members(this.control.value);
     const online = members.filter((each) => each.online);
     if (!this._agents.length) fill(this._note, "No agent has ever been connected. ", h("a", { href: "/agents" }, "Pair one"), " first.");
     else if (!online.length) fill(this._note, "Nobody of it is online: the job will wait.");

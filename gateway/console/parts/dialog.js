@@ -11,7 +11,7 @@ export function ask({ title, content = [], action, danger = false, act = () => {
     const heading = uid("dialog");
     const error = h("p", { class: "error", role: "alert" });
     const confirm = h("button", { class: danger ? "danger" : "primary", type: "submit" }, action);
-    const dismiss = h("button", { type: "button", onclick: () => dialog.close() }, danger ? "Do nothing" : "Close");
+    const dismiss = h("button", { type: "button", onclick: () => dialog.close() }, danger ? "Go back" : "Close");
     const form = h("form", {
       method: "dialog",
       novalidate: true,
@@ -46,13 +46,14 @@ export function ask({ title, content = [], action, danger = false, act = () => {
   });
 }
 
-/** A field with its label. */
-export function field(label, input, { hint = "", required = false } = {}) {
+/** A field with its label; `mark` is a word behind that. */
+export function field(label, input, { hint = "", required = false, mark = "" } = {}) {
   input.id ||= uid("field");
-  const note = hint ? h("p", { class: "hint", id: `${input.id}-hint` }, hint) : null;
+  const note = hint.length ? h("p", { class: "hint", id: `${input.id}-hint` }, hint) : null;
   if (note) input.setAttribute("aria-describedby", note.id);
   return h("div", { class: "field" },
-    h("label", { for: input.id }, label, required && h("span", { class: "mark", "aria-hidden": "true" }, " required")),
+    h("label", { for: input.id }, label, mark && h("span", { class: "mark" }, ` ${mark}`),
+      required && h("span", { class: "mark", "aria-hidden": "true" }, " required")),
     input, note);
 }
 

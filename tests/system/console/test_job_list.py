@@ -186,7 +186,7 @@ def test_two_people_act_on_one_job(opened: Callable[..., Console], client: Clien
     dialog = one.page.get_by_role("dialog")
     dialog.get_by_role("button", name="Cancel", exact=True).click()
     expect(dialog.get_by_role("alert")).to_contain_text("is succeeded, which does not permit cancel")
-    dialog.get_by_role("button", name="Do nothing").click()
+    dialog.get_by_role("button", name="Go back").click()
     expect(one.button("Cancel")).to_be_disabled()
     expect(one.button("Rerun")).to_be_enabled()
 
