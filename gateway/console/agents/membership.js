@@ -1,10 +1,24 @@
 // Who belongs to the suite: pairing an agent, and cutting one off.
 
 import { post } from "../lib/api.js";
-import { h, icon } from "../lib/dom.js";
+import { fill, h, icon } from "../lib/dom.js";
 import { moment } from "../lib/format.js";
 import { ask, field, reasonField } from "../parts/dialog.js";
+import { badge } from "../parts/states.js";
 import { say } from "../parts/toasts.js";
+
+const LATE_MILLISECONDS = 4 * 3600 * 1000;
+
+/**
+ * Until when its certificate is good, with a warning where it should have been renewed long ago: agents do that when a
+ * third of its life is left. How long that is nobody tells; it is not longer than from the enrolment to its end.
+ */
+export function certificateEnd({ enrolTime, notAfter }) {
+  const left = new Date(notAfter) - Date.now();
+  const late = Math.min(LATE_MILLISECONDS, (new Date(notAfter) - new Date(enrolTime)) / 6);
+  if (left <= 0) return [moment(notAfter), " ", badge("Over", "bad")];
+  return left < late ? [moment(notAfter), " ", badge("Ends soon", "warn")] : moment(notAfter);
+}
 
 /** The word for how an agent stands, and its colour. */
 export function stateOf(agent, identity) {
@@ -31,6 +45,17 @@ export async function pair({ name = "", group = "default" } = {}) {
     },
   });
   if (!asked) return false;
+  const told = h("span", { role: "status" });
+  const copy = async () => {
+    code.select();
+    try {
+      await navigator.clipboard.writeText(made.code);
+      fill(told, "The code was copied.");
+    } catch {
+      // Browsers refuse it, and have no clipboard at all where the page came without TLS.
+      fill(told, "This browser does not let the page copy it. The code is selected: copy it with the keyboard.");
+    }
+  };
   const code = h("textarea", { readonly: true, rows: "4", "aria-label": "Pairing code", value: made.code });
   await ask({
     title: "The pairing code",
@@ -40,7 +65,7 @@ export async function pair({ name = "", group = "default" } = {}) {
       code,
       h("p", {}, "On the agent's machine, with the address at which agents enrol:"),
       h("pre", {}, h("code", {}, "sis-agent enrol --hub HOST:PORT --code -")),
-      h("button", { type: "button", onclick: async () => (await navigator.clipboard.writeText(made.code), say("The code was copied.")) }, icon("copy"), "Copy the code"),
+      h("div", { class: "row" }, h("button", { type: "button", onclick: copy }, icon("copy"), "Copy the code"), told),
     ],
   });
   code.value = "";

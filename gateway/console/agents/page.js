@@ -1,15 +1,14 @@
 // One agent: what it says of itself, what it has in hand, and by what it belongs to the suite.
 
 import { all, get } from "../lib/api.js";
-import { fill, h, icon } from "../lib/dom.js";
+import { h, icon } from "../lib/dom.js";
 import { moment } from "../lib/format.js";
-import { badge, empty, loading, problem } from "../parts/states.js";
+import { Polled } from "../parts/polled.js";
+import { badge, empty, problem } from "../parts/states.js";
 import { table } from "../parts/table.js";
-import { pair, revoke, stateOf } from "./membership.js";
+import { certificateEnd, pair, revoke, stateOf } from "./membership.js";
 
-const LOOK_MILLISECONDS = 5_000;
-
-export class AgentPage extends HTMLElement {
+export class AgentPage extends Polled {
   constructor({ name }) {
     super();
     this._name = name;
@@ -18,47 +17,39 @@ export class AgentPage extends HTMLElement {
   connectedCallback() {
     document.title = `${this._name} - Agents - SIS`;
     this.className = "page";
-    fill(this, loading());
-    this._load();
+    super.connectedCallback();
   }
 
-  disconnectedCallback() {
-    clearTimeout(this._timer);
+  async fetch() {
+    const [found, identities] = await Promise.all([
+      get(`/v1/agents/${encodeURIComponent(this._name)}`).catch(gone),
+      all("/v1/agentIdentities", "identities"),
+    ]);
+    const identity = identities.find((each) => each.name === this._name);
+    if (!found && !identity) throw Object.assign(new Error(`There is no agent ${this._name}.`), { code: 404 });
+    return { agent: found?.agent, identity };
   }
 
-  async _load() {
-    clearTimeout(this._timer);
-    try {
-      const [found, identities] = await Promise.all([
-        get(`/v1/agents/${encodeURIComponent(this._name)}`).catch(gone),
-        all("/v1/agentIdentities", "identities"),
-      ]);
-      const identity = identities.find((each) => each.name === this._name);
-      if (!found && !identity) throw Object.assign(new Error(`There is no agent ${this._name}.`), { code: 404 });
-      this._show(found?.agent, identity);
-      if (this.isConnected) this._timer = setTimeout(() => this._load(), LOOK_MILLISECONDS);
-    } catch (error) {
-      fill(this, problem(error, error.code === 404 ? null : () => this._load()), h("p", { class: "state" }, h("a", { href: "/agents" }, "To the agents")));
-    }
+  missing(error, retry) {
+    return [problem(error, retry), h("p", { class: "state" }, h("a", { href: "/agents" }, "To the agents"))];
   }
 
-  _show(agent, identity) {
-    // Somebody may be about to press one of its buttons.
-    const held = this.contains(document.activeElement) ? document.activeElement.textContent : null;
-    fill(this,
+  content({ agent, identity }) {
+    this._group = agent?.group ?? identity?.group;
+    return [
       h("header", {},
         h("p", { class: "small" }, h("a", { href: "/agents" }, "Agents"), ` / ${this._name}`),
         h("div", { class: "row spread" },
           h("div", { class: "row" }, h("h1", {}, this._name), badge(...stateOf(agent, identity))),
           h("div", { class: "row" },
-            h("button", { type: "button", onclick: () => this._pair(agent, identity) }, icon("again"), "Pair again"),
-            identity && !identity.revoked && h("button", { type: "button", onclick: () => this._revoke() }, icon("close"), "Revoke")))),
+            h("button", { type: "button", onclick: () => this._pair(), "data-key": "pair" }, icon("again"), "Pair again"),
+            identity && !identity.revoked && h("button", { type: "button", "data-key": "revoke", onclick: () => this._revoke() }, icon("close"), "Revoke")))),
       h("div", { class: "facts-grid" }, this._program(agent), this._identity(identity)),
       h("h2", {}, "Jobs in hand"),
       agent?.attempts.length
-        ? table("Jobs in hand", ["Job", "Attempt"], agent.attempts.map((each) => [h("a", { href: `/jobs/${each.jobId}` }, `Job ${each.jobId}`), String(each.number)]))
-        : h("div", { class: "sheet" }, empty("It has none")));
-    if (held) [...this.querySelectorAll("button")].find((each) => each.textContent === held)?.focus();
+        ? table("Jobs in hand", ["Job", "Attempt"], agent.attempts.map((each) => [h("a", { href: `/jobs/${each.jobId}` }, `Job ${each.jobId}`), String(each.number)]), agent.attempts.map((each) => each.jobId))
+        : h("div", { class: "sheet", "data-key": "none" }, empty("It has none")),
+    ];
   }
 
   _program(agent) {
@@ -76,18 +67,18 @@ export class AgentPage extends HTMLElement {
     if (!identity) return panel("Identity", [["Enrolled", "never"]]);
     return panel("Identity", [
       ["Enrolled", moment(identity.enrolTime)], ["Paired by", identity.pairer],
-      ["Certificate", h("span", { class: "mono" }, identity.serial)], ["Until", moment(identity.notAfter)],
+      ["Certificate", h("span", { class: "mono" }, identity.serial)], ["Until", identity.revoked ? moment(identity.notAfter) : certificateEnd(identity)],
       identity.revoked && ["Revoked", [moment(identity.revokeTime), ` by ${identity.revoker}`]],
       identity.revokeReason && ["Because", identity.revokeReason],
     ]);
   }
 
-  async _pair(agent, identity) {
-    if (await pair({ name: this._name, group: agent?.group ?? identity?.group })) this._load();
+  async _pair() {
+    if (await pair({ name: this._name, group: this._group })) this.look();
   }
 
   async _revoke() {
-    if (await revoke(this._name)) this._load();
+    if (await revoke(this._name)) this.look();
   }
 }
 customElements.define("sis-agent-page", AgentPage);

@@ -12,6 +12,14 @@ import { say } from "../parts/toasts.js";
 import { replace } from "./form.js";
 
 const USES = 100;
+const ROLES = { admin: "Admin", run_as: "Run As" };
+
+/** As what a job used it: "credential.token" is what the operation calls "token", "param.key" its input "key". */
+function roleWord(ref) {
+  const [kind, ...name] = ref.split(".");
+  if (!name.length) return ROLES[ref] ?? ref;
+  return kind === "param" ? `Input ${name.join(".")}` : `Credential ${name.join(".")}`;
+}
 
 export class CredentialPage extends HTMLElement {
   constructor({ name }) {
@@ -37,16 +45,19 @@ export class CredentialPage extends HTMLElement {
   }
 
   _show(credential, usage) {
-    const facts = [
+    const facts = (...found) => h("dl", { class: "facts" }, found.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    const account = facts(
       ["Kind", CREDENTIAL_KINDS[credential.kind]],
       credential.kind !== "CREDENTIAL_KIND_TOKEN" && ["Account", credential.domain ? `${credential.domain}\\${credential.username}` : credential.username],
       ["State", badge(...(CREDENTIAL_STATES[credential.state] ?? [credential.state, "warn"]))],
       ["Description", credential.description || h("span", { class: "none" }, "none")],
-      ["Secret", ["•••••••• ", h("span", { class: "soft small" }, `version ${credential.version}`)]],
+    );
+    const secret = facts(
+      ["Value", ["•••••••• ", h("span", { class: "soft small" }, `version ${credential.version}`)]],
       ["Created", [moment(credential.createTime), ` by ${credential.creator}`]],
       ["Replaced", credential.updater ? [moment(credential.updateTime), ` by ${credential.updater}`] : "never"],
       ["Last used", moment(credential.lastUseTime, { empty: "never" })],
-    ];
+    );
     fill(this,
       h("header", {},
         h("p", { class: "small" }, h("a", { href: "/credentials" }, "KeySafe"), ` / ${credential.name}`),
@@ -54,8 +65,9 @@ export class CredentialPage extends HTMLElement {
           h("div", { class: "row" },
             h("button", { type: "button", onclick: () => this._replace(credential) }, icon("again"), "Replace secret"),
             h("button", { type: "button", onclick: () => this._delete() }, icon("trash"), "Delete")))),
-      h("div", { class: "facts-grid" }, h("section", { class: "card" }, h("h2", {}, "Credential"),
-        h("dl", { class: "facts" }, facts.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))),
+      h("div", { class: "facts-grid" },
+        h("section", { class: "card" }, h("h2", {}, "Credential"), account),
+        h("section", { class: "card" }, h("h2", {}, "Secret"), secret)),
       h("h2", {}, "Who used it"),
       usage.length ? this._uses(usage) : h("div", { class: "sheet" }, empty("No job has used it yet")));
   }
@@ -63,12 +75,14 @@ export class CredentialPage extends HTMLElement {
   _uses(usage) {
     return table("Uses", ["Job", "As", "At agent", "For", "Version", "From", "Until"], usage.map((use) => [
       h("a", { href: `/jobs/${use.jobId}` }, `Job ${use.jobId}`),
-      use.ref, use.agent, use.requester, use.version, moment(use.takeTime), moment(use.endTime, { empty: "in use" }),
+      roleWord(use.ref), use.agent, use.requester, use.version, moment(use.takeTime), moment(use.endTime, { empty: "in use" }),
     ]));
   }
 
   async _replace(credential) {
-    if (await replace(credential)) this._load();
+    await replace(credential);
+    // If it was refused, because somebody else was faster, say, what is shown is old.
+    this._load();
   }
 
   async _delete() {

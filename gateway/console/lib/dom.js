@@ -1,4 +1,6 @@
-// Elements, made of what they are: no text ever becomes markup.
+// Elements, made of what they are: no text ever becomes markup, and none deceives about what it says.
+
+import { visible } from "../log/ansi.js";
 
 /**
  * An element. `properties` are attributes; `on…` are listeners, a `class` may be a list with falsy members, true sets an
@@ -20,12 +22,22 @@ export function set(element, key, value) {
   else if (key === "class") element.className = [value].flat().filter(Boolean).join(" ");
   else if (PROPERTIES.has(key)) element[key] = value ?? (key === "value" ? "" : false);
   else if (value === false || value === null || value === undefined) element.removeAttribute(key);
-  else element.setAttribute(key, value === true ? "" : value);
+  else element.setAttribute(key, value === true ? "" : READ.has(key) ? harmless(value) : value);
 }
+
+/** Attributes that people read. */
+const READ = new Set(["title", "aria-label", "placeholder", "data-label"]);
+
+/**
+ * A text as it is shown: whoever named something may have put characters into it that turn the direction of what stands
+ * beside it, or that nobody sees. They are shown as what they are; what an input holds stays as it is.
+ */
+const harmless = (value) => String(value).replace(/[^\n]+/g, visible);
 
 export function append(element, children) {
   for (const child of [children].flat(Infinity)) {
-    if (child !== null && child !== undefined && child !== false) element.append(child);
+    if (child instanceof Node) element.append(child);
+    else if (child !== null && child !== undefined && child !== false) element.append(harmless(child));
   }
 }
 
@@ -37,7 +49,53 @@ export function fill(element, ...children) {
 
 /** Set a text only where it differs, so that a selection in it survives. */
 export function text(element, value) {
-  if (element.textContent !== value) element.textContent = value;
+  const shown = harmless(value);
+  if (element.textContent !== shown) element.textContent = shown;
+}
+
+/**
+ * Like `fill`, but what is there already stays, with its focus, its selection and its listeners: these must not depend on
+ * what changes. Elements with a `data-key` are found again by it, wherever they stand.
+ */
+export function update(element, ...children) {
+  const wanted = new DocumentFragment();
+  append(wanted, children);
+  renewChildren(element, [...wanted.childNodes]);
+}
+
+function renewChildren(element, wanted) {
+  const keys = new Set(wanted.map(keyOf));
+  for (const child of [...element.childNodes]) if (keyOf(child) && !keys.has(keyOf(child))) child.remove();
+  const keyed = new Map([...element.children].map((child) => [keyOf(child), child]));
+  let place = element.firstChild;
+  for (const next of wanted) {
+    const found = keyOf(next) ? keyed.get(keyOf(next)) : place && !keyOf(place) && place;
+    if (!found || found.nodeName !== next.nodeName) {
+      element.insertBefore(next, place);
+      continue;
+    }
+    if (found === place) place = place.nextSibling;
+    else element.insertBefore(found, place);
+    renew(found, next);
+  }
+  while (place) {
+    const after = place.nextSibling;
+    place.remove();
+    place = after;
+  }
+}
+
+const keyOf = (node) => node.dataset?.key ?? "";
+
+function renew(node, next) {
+  if (node.isEqualNode(next)) return;
+  if (node.nodeType === Node.TEXT_NODE) {
+    node.data = next.data;
+    return;
+  }
+  for (const { name } of [...node.attributes]) if (!next.hasAttribute(name)) node.removeAttribute(name);
+  for (const { name, value } of next.attributes) if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+  renewChildren(node, [...next.childNodes]);
 }
 
 let ids = 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,7 +14,10 @@ from playwright.sync_api import expect
 from sis.client import Client
 from sis.credentials.v1 import credential_pb2
 from sis.credentials.v1 import credential_service_pb2 as credentials_pb
+from sis.packages import archive
 from sis.queue.v1 import job_pb2
+from tests.support.enrolled import EnrolledAgent, pairing_code
+from tests.support.numbered_job import shell_job
 from tests.support.stack import Stack
 from tests.system.console.console import Console
 from tests.system.console.test_job_list import ended, made
@@ -29,11 +33,36 @@ PAYLOADS = [
     "\u202egnp.exe",
 ]
 EVERYWHERE = " ".join(PAYLOADS)
+MANIFEST = """
+name: hostile
+version: 1.0.0
+publisher: {text}
+description: {text}
+platforms: [linux]
+operations:
+  run:
+    description: {text}
+    command: [/bin/true]
+    inputs:
+      word: {{type: string, description: {text}, hint: {text}, default: {text}}}
+      one: {{type: enum, choices: [{text}], description: {text}}}
+      paper: {{type: file, description: {text}}}
+    credentials:
+      login: {{description: {text}}}
+    outputs:
+      answer: {{description: {text}}}
+"""
 
 
 @pytest.fixture(scope="module")
-def hostile_job(stack: Stack) -> int:
-    """A job with payloads in every field that takes a text, and in what it writes."""
+def hostile_job(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """A job with payloads in every field that takes a text, and in what it writes. After it come one that was canceled
+    for such a reason, and one of a package with such texts, with such a file; an agent was revoked for such a reason."""
+    agent = EnrolledAgent(stack, tmp_path_factory.mktemp("agent") / "state", slots=1)
+    done = agent.enrol(pairing_code(stack, "hostile", "hostile"))
+    assert done.returncode == 0, done.stderr
+    assert stack.cli("agents", "revoke", "hostile", "--reason", EVERYWHERE).returncode == 0
+    source = tmp_path_factory.mktemp("package")
     with stack.client() as client:
         client.credentials.create(
             credentials_pb.CreateCredentialRequest(
@@ -56,6 +85,14 @@ printf '50 {PAYLOADS[3]}\\n' >> "$SIS_PROGRESS"
         job_id = made(client, EVERYWHERE[:200], script, labels={"label": PAYLOADS[1]})
         ended(client, job_id)
         held = made(client, EVERYWHERE[:200], deferred=True)
+        (source / "package.yaml").write_text(MANIFEST.format(text=json.dumps(EVERYWHERE)))
+        client.packages.push(archive.pack(source))
+        request = shell_job("", deferred=True)
+        request.package.name = "hostile"
+        del request.parameters["script"]
+        request.parameters["paper"].file.name = EVERYWHERE[:200]
+        request.parameters["paper"].file.content = b"paper"
+        client.jobs.create(request)
         client.jobs.cancel(held, reason=EVERYWHERE)
         assert client.jobs.get(job_id).status == job_pb2.JOB_STATUS_SUCCEEDED
         return job_id
@@ -73,6 +110,13 @@ printf '50 {PAYLOADS[3]}\\n' >> "$SIS_PROGRESS"
         "/jobs/{job}?view=history",
         "/jobs/{next}?view=history",
         "/jobs/new?copy={job}",
+        "/jobs/{after}",
+        "/jobs/new?copy={after}",
+        "/jobs/new?package=hostile",
+        "/packages",
+        "/packages/hostile",
+        "/agents",
+        "/agents/hostile",
         "/credentials",
         "/credentials/hostile",
         "/jobs?text=%3Cscript%3Ewindow.owned%3D1%3C/script%3E&type=%22%3E%3Cimg%20src=x%20onerror=window.owned=1%3E",
@@ -81,11 +125,13 @@ printf '50 {PAYLOADS[3]}\\n' >> "$SIS_PROGRESS"
     ],
 )
 def test_no_text_becomes_markup(console: Console, hostile_job: int, path: str) -> None:
-    page = console.go(path.format(job=hostile_job, next=hostile_job + 1))
+    page = console.go(path.format(job=hostile_job, next=hostile_job + 1, after=hostile_job + 2))
     expect(page.locator("main h1, main .state, main table").first).to_be_visible()
     page.wait_for_load_state("networkidle") if "view" not in path and path != "/jobs" else None
     assert page.evaluate("() => window.owned") is None
     assert page.locator("main img, main script, main iframe").count() == 0
+    # Nothing turns the direction of what is beside it, or says more than can be seen.
+    assert not set(page.locator("body").inner_text()) & {"\u202e", "\x1b"}
     assert page.evaluate("() => [...document.links].every(link => /^https?:/.test(link.href))")
 
 
