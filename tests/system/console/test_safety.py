@@ -36,7 +36,7 @@ EVERYWHERE = " ".join(PAYLOADS)
 MANIFEST = """
 name: hostile
 version: 1.0.0
-publisher: {text}
+publisher: {line}
 description: {text}
 platforms: [linux]
 operations:
@@ -45,7 +45,7 @@ operations:
     command: [/bin/true]
     inputs:
       word: {{type: string, description: {text}, hint: {text}, default: {text}}}
-      one: {{type: enum, choices: [{text}], description: {text}}}
+      one: {{type: enum, choices: [{line}], description: {text}}}
       paper: {{type: file, description: {text}}}
     credentials:
       login: {{description: {text}}}
@@ -57,7 +57,7 @@ operations:
 @pytest.fixture(scope="module")
 def hostile_job(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> int:
     """A job with payloads in every field that takes a text, and in what it writes. After it come one that was canceled
-    for such a reason, and one of a package with such texts, with such a file; an agent was revoked for such a reason."""
+    for such a reason, and one of a package with such texts, with such a file; an agent was revoked for that reason."""
     agent = EnrolledAgent(stack, tmp_path_factory.mktemp("agent") / "state", slots=1)
     done = agent.enrol(pairing_code(stack, "hostile", "hostile"))
     assert done.returncode == 0, done.stderr
@@ -85,12 +85,14 @@ printf '50 {PAYLOADS[3]}\\n' >> "$SIS_PROGRESS"
         job_id = made(client, EVERYWHERE[:200], script, labels={"label": PAYLOADS[1]})
         ended(client, job_id)
         held = made(client, EVERYWHERE[:200], deferred=True)
-        (source / "package.yaml").write_text(MANIFEST.format(text=json.dumps(EVERYWHERE)))
+        (source / "package.yaml").write_text(
+            MANIFEST.format(text=json.dumps(EVERYWHERE), line=json.dumps(" ".join(PAYLOADS[:5])))
+        )
         client.packages.push(archive.pack(source))
         request = shell_job("", deferred=True)
         request.package.name = "hostile"
         del request.parameters["script"]
-        request.parameters["paper"].file.name = EVERYWHERE[:200]
+        request.parameters["paper"].file.name = PAYLOADS[1]
         request.parameters["paper"].file.content = b"paper"
         client.jobs.create(request)
         client.jobs.cancel(held, reason=EVERYWHERE)
@@ -110,7 +112,7 @@ printf '50 {PAYLOADS[3]}\\n' >> "$SIS_PROGRESS"
         "/jobs/{job}?view=history",
         "/jobs/{next}?view=history",
         "/jobs/new?copy={job}",
-        "/jobs/{after}",
+        "/jobs/{after}?view=history",
         "/jobs/new?copy={after}",
         "/jobs/new?package=hostile",
         "/packages",
