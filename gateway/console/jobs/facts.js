@@ -2,12 +2,16 @@
 
 import { h } from "../lib/dom.js";
 import { NOT_APPLICABLE, bytes, duration, moment, number, seconds } from "../lib/format.js";
-import {
-  PRIORITIES, STOPS, VERDICTS, hasEnded, packageWord, siteWord, statusTone, statusWord, typeWord,
-} from "../lib/words.js";
+import { PRIORITIES, STOPS, VERDICTS, hasEnded, packageWord, siteWord, typeWord } from "../lib/words.js";
 import { badge } from "../parts/states.js";
 
 const HIDDEN_VALUE = "••••••";
+
+/** What the job itself says of how it goes, or has ended. */
+export function outcome(job) {
+  const { failureReason: reason, statusMessage: words } = job;
+  return [words || reason, reason && words && h("span", { class: "soft small mono" }, ` ${reason}`)];
+}
 
 /** The panels. */
 export function facts(job) {
@@ -16,16 +20,14 @@ export function facts(job) {
 
 function panel(title, rows) {
   return h("section", { class: "card" }, h("h2", {}, title),
-    h("dl", { class: "facts" }, rows.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value || h("span", { class: "none" }, NOT_APPLICABLE))])));
+    h("dl", { class: "facts" }, rows.filter(Boolean).map(([name, value]) => [
+      h("dt", {}, name),
+      h("dd", { class: value?.classList?.contains("long") && "wide" }, value || h("span", { class: "none" }, NOT_APPLICABLE))])));
 }
 
 function summary(job) {
   return panel("Summary", [
     ["Type", typeWord(job.type)],
-    ["Status", badge(statusWord(job.status), statusTone(job.status))],
-    (job.failureReason || job.statusMessage) && ["Because", [job.statusMessage || job.failureReason,
-      job.failureReason && job.statusMessage && h("span", { class: "soft small mono" }, ` ${job.failureReason}`)]],
-    job.wait && ["Waits", [job.wait.message, job.wait.retryTime && [" Tried again ", moment(job.wait.retryTime)]]],
     ["Created by", job.creator],
     ["Created On", moment(job.createTime)],
     ["Started On", moment(job.startTime)],
@@ -82,10 +84,11 @@ function parameter(value) {
   return long(value.plain);
 }
 
-/** A text of any length, of which some lines are shown at once. */
+/** A text of any length, of which some lines are shown at once. Empty lines around it are left out. */
 function long(text) {
-  const scrolls = text.length > 200 || text.split("\n").length > 5;
-  return h("div", { class: ["mono", "value"], tabindex: scrolls ? "0" : null, role: scrolls ? "group" : null, "aria-label": scrolls ? "Value" : null }, text);
+  const shown = text.replace(/^\s*\n|\s+$/g, "");
+  if (!shown.includes("\n") && shown.length < 80) return h("span", { class: "mono" }, shown);
+  return h("div", { class: "mono long", tabindex: "0", role: "group", "aria-label": "Value" }, shown);
 }
 
 function outputs(job) {

@@ -1,13 +1,15 @@
 // One job: what is known of it, live, and its log.
 
 import { follow, get } from "../lib/api.js";
-import { fill, h, icon, set, text } from "../lib/dom.js";
-import { query, setQuery } from "../lib/router.js";
+import { fill, h, icon, renew, set, text } from "../lib/dom.js";
+import { moment } from "../lib/format.js";
+import { navigate, query } from "../lib/router.js";
 import { VERBS, hasEnded, statusName, statusTone, statusWord } from "../lib/words.js";
 import { LogView } from "../log/view.js";
 import { LogWindow } from "../log/window.js";
-import { loading, problem } from "../parts/states.js";
-import { facts } from "./facts.js";
+import { empty, loading, problem } from "../parts/states.js";
+import { report, say } from "../parts/toasts.js";
+import { facts, outcome } from "./facts.js";
 import { DebugLog } from "./debug-log.js";
 import { historyTable } from "./history.js";
 import { processes } from "./processes.js";
@@ -58,15 +60,16 @@ export class JobPage extends HTMLElement {
       for await (const news of follow(path, { query: { tailBytes: TAIL_BYTES }, signal, onState })) {
         if (news.job) this._show(news.job);
         else if (news.history) this._addEntry(news.history);
-        else if (news.frames) this._view?.live?.(news.frames.frames);
+        else if (news.frames) this._view?.live?.(news.frames.frames, news.frames.attempt);
       }
       this._showState("over");
+      this._view?.over?.();
       // What was settled with the last of it.
       this._show((await get(`/v1/jobs/${this._id}`, {}, { signal })).job);
     } catch (error) {
       if (this._life.signal.aborted) return;
       this._view?.remove();
-      fill(this, problem(error, error.code === 404 ? null : () => this._again()),
+      fill(this, error.code === 404 ? gone(this._id, error.message) : problem(error, () => this._again()),
         h("p", { class: "state" }, h("a", { href: "/jobs" }, "To the jobs")));
     }
   }
@@ -83,10 +86,11 @@ export class JobPage extends HTMLElement {
     if (this._entries.length && Number(entry.sequence) <= Number(this._entries.at(-1).sequence)) return;
     this._entries.push(entry);
     this._view?.entry?.(entry);
-    if (this._shown === "history") this._showView(true);
+    if (this._shown === "history") renew(this._place, historyTable(this._entries));
   }
 
   _build() {
+    this._shown = null;
     this._badge = h("span", { class: "badge" });
     this._mark = h("span", { class: "live-mark" });
     this._name = h("h1", {});
@@ -99,8 +103,9 @@ export class JobPage extends HTMLElement {
         h("button", { type: "button", onclick: () => this._act(verb) }, icon(VERBS[verb].icon), VERBS[verb].word),
       ]),
     ]);
+    this._outcome = h("p", { class: "outcome" });
     this._why = h("div", { class: "notice warn why", hidden: true, role: "status" });
-    this._facts = h("div", { class: "facts-grid" });
+    this._facts = h("section", { class: "facts-grid", "aria-label": "What is known of the job" });
     this._tabs = new Map(Object.entries(VIEWS).map(([name, word]) => [
       name, h("a", { href: name ? `?view=${name}` : location.pathname }, word),
     ]));
@@ -114,10 +119,13 @@ export class JobPage extends HTMLElement {
             this._buttons.get("JOB_VERB_ACTIVATE"),
             h("a", { class: "button", href: `/jobs/new?copy=${this._id}` }, icon("copy"), "Copy"),
             [...this._buttons.values()].slice(1))),
-        this._progress),
-      this._why, this._facts,
-      h("nav", { class: "tabs", "aria-label": "Views of the job" }, [...this._tabs.values()]),
-      this._place);
+        this._outcome, this._progress),
+      this._why,
+      h("div", { class: "job-body" },
+        h("div", { class: "job-views" },
+          h("nav", { class: "tabs", "aria-label": "Views of the job" }, [...this._tabs.values()]),
+          this._place),
+        this._facts));
   }
 
   _showState(state) {
@@ -138,6 +146,7 @@ export class JobPage extends HTMLElement {
     text(this._name, job.displayName);
     text(this._badge, statusWord(job.status));
     set(this._badge, "class", ["badge", statusTone(job.status)]);
+    renew(this._outcome, outcome(job));
     const going = !hasEnded(job) && (job.progressPercent > 0 || job.progressText !== "");
     this._progress.hidden = !going;
     this._meter.value = job.progressPercent;
@@ -146,10 +155,10 @@ export class JobPage extends HTMLElement {
       const forced = verb === "JOB_VERB_ABORT" && job.forcePermitted;
       button.disabled = !job.permittedVerbs.includes(verb) && !forced;
     }
-    fill(this._facts, facts(job));
+    renew(this._facts, facts(job));
     if (moved) this._explain();
     if (first) this._showView();
-    else if (this._shown === "processes") this._showView(true);
+    else if (this._shown === "processes") renew(this._place, processes(job));
   }
 
   /** While it waits, say for whom. */
@@ -161,21 +170,25 @@ export class JobPage extends HTMLElement {
     try {
       const found = await get(`/v1/jobs/${this._id}:explain`, {}, { signal: this._life.signal });
       const holders = found.causes.flatMap((cause) => cause.holders);
-      fill(this._why,
-        h("b", {}, "Why it waits: "), found.summary,
+      // Only what has changed: this is read out.
+      renew(this._why,
+        h("b", {}, "Why it waits: "), found.summary.replace(/^It waits: /, ""),
         holders.length > 0 && h("ul", { class: "holders" }, holders.slice(0, 10).map((holder) => h("li", {},
           `${holder.agent}: `, h("a", { href: `/jobs/${holder.jobId}` }, `job ${holder.jobId}`), ` (${statusWord(holder.status)})`))));
     } catch (error) {
       if (this._life.signal.aborted) return;
-      fill(this._why, error.message);
+      renew(this._why, error.message);
     }
     this._asking = setTimeout(() => this._explain(), EXPLAIN_MILLISECONDS);
   }
 
-  _showView(again = false) {
+  _showView() {
     const wanted = query().get("view") ?? "";
     const name = wanted in VIEWS ? wanted : "";
-    if (!again && this._shown === name) return;
+    if (this._shown === name) {
+      this._view.addressChanged?.();
+      return;
+    }
     this._shown = name;
     for (const [each, tab] of this._tabs) {
       if (each === name) tab.setAttribute("aria-current", "page");
@@ -188,26 +201,44 @@ export class JobPage extends HTMLElement {
   _made(name) {
     const log = () => new LogWindow(this._id, this._entries);
     const download = `/v1/jobs/${this._id}/output`;
+    const live = !hasEnded(this._job);
     switch (name) {
       case "output":
-        return new LogView(log(), { sources: ["out", "err"], label: "Console output", download });
+        return new LogView(log(), { sources: ["out", "err"], label: "Console output", download, live });
       case "debug":
-        return new DebugLog(this._id, log, query().get("part") ?? "standard", (part) => setQuery({ part }));
+        return new DebugLog(this._id, log, live);
       case "processes":
         return processes(this._job);
       case "history":
         return historyTable(this._entries);
       default:
-        return new LogView(log(), { sources: ["out", "err", "site", "server"], label: "Monitor", download });
+        return new LogView(log(), { sources: ["out", "err", "site", "server"], label: "Monitor", download, live });
     }
   }
 
   async _act(verb) {
-    if ((await act(this._job, verb)) && verb === "JOB_VERB_DELETE") history.length > 1 ? history.back() : location.assign("/jobs");
-    else if (this.isConnected && this._job) {
-      const { job } = await get(`/v1/jobs/${this._id}`);
-      this._show(job);
+    const done = await act(this._job, verb);
+    if (done && verb === "JOB_VERB_DELETE") {
+      say(`Job ${this._id} was deleted.`);
+      navigate("/jobs", { replace: true });
+      return;
+    }
+    try {
+      const { job } = await get(`/v1/jobs/${this._id}`, {}, { signal: this._life.signal });
+      if (this._job) this._show(job);
+    } catch (error) {
+      if (!this._life.signal.aborted) report(error);
     }
   }
 }
 customElements.define("sis-job-page", JobPage);
+
+/** Why it is no job any more, in the words of the server, of which those on the command line are left out. */
+function gone(id, words) {
+  const told = words.replace(/^job_id: /, "").replace(/; `sis jobs list`.*$/s, "");
+  if (!told.includes(" was deleted by ")) {
+    return empty(`There is no job ${id}`, "It may have been deleted, or its number may be misspelt.");
+  }
+  const [, before, time, after] = /^(.*? at )([\dT:-]+Z)(.*)$/s.exec(told) ?? [null, told, "", ""];
+  return empty(`Job ${id} was deleted`, before[0].toUpperCase(), before.slice(1), time && moment(time), after, ".");
+}

@@ -14,30 +14,49 @@ const METHODS = {
   environment: "by the marks that processes bear, which proves nothing where none are found",
 };
 
-/** Those that the evidence names, or that are known so far. */
+/** All that are known, with what the evidence says of them. */
 export function processes(job) {
   const evidence = job.stopEvidence;
-  const found = evidence?.processes?.length ? evidence.processes : job.processes;
+  const found = known(job, evidence);
   if (!found.length) return empty("No process is known", job.attempt ? "Nothing of this job was started yet." : "No agent has claimed it.");
-  const alive = new Set((evidence?.survivors ?? []).map((each) => each.pid));
+  const alive = new Set((evidence?.survivors ?? []).map(key));
   return h("div", {},
     evidence && proof(job, evidence),
-    table("Processes", ["PID", "Parent", "Name", "Runs as", "Role", "Started", "Signals", "End"], found.map((each) => [
+    table("Processes", ["Name", "Role", "PID", "Parent", "Runs as", "Started", "Signals", "End"], found.map((each) => [
+      h("span", { class: "mono" }, each.name),
+      ROLES[each.role],
       h("span", { class: "mono" }, each.pid),
       each.parentPid !== "0" && h("span", { class: "mono soft" }, each.parentPid),
-      h("span", { class: "mono" }, each.name),
       each.identity,
-      ROLES[each.role],
       moment(each.startTime, { short: true }),
-      each.signals.length > 0 && h("span", { class: "mono" }, each.signals.join(", ")),
-      alive.has(each.pid) ? badge("still there", "bad") : endWord(each),
+      each.signals.length ? h("span", { class: "mono" }, each.signals.join(", ")) : h("span", { class: "none" }, "none"),
+      alive.has(key(each)) ? badge("still there", "bad") : end(each),
     ])));
+}
+
+/** A process id is given again; with the time of its start it names one process. */
+const key = (process) => `${process.pid} ${process.startTime}`;
+
+/**
+ * The evidence is about the tree of the payload: the package executor above it is told by the log alone. And of those
+ * that survive, the evidence names also what was too much to be recorded.
+ */
+function known(job, evidence) {
+  const found = new Map(job.processes.map((each) => [key(each), each]));
+  for (const each of evidence?.processes ?? []) found.set(key(each), each);
+  for (const each of evidence?.survivors ?? []) if (!found.has(key(each))) found.set(key(each), each);
+  return [...found.values()];
+}
+
+function end(process) {
+  const ended = process.ended && !process.endSignal && process.exitCode === undefined;
+  return ended ? ["ended", h("span", { class: "soft" }, ", its exit code was not seen")] : endWord(process);
 }
 
 function proof(job, evidence) {
   const [word, tone] = STOPS[job.stopState] ?? ["", ""];
   const how = METHODS[evidence.method];
-  return h("div", { class: ["notice", tone === "bad" && "bad"] },
+  return h("div", { class: ["notice", ["good", "bad"].includes(tone) && tone] },
     badge(word, tone), " ",
     evidence.treeEmpty ? "The tree of its processes was seen empty" : "The tree of its processes was not seen empty",
     how && `, ${how}`,

@@ -4,6 +4,7 @@ const routes = [];
 let outlet = null;
 let failed = null;
 let current = null;
+let heading = null;
 
 /** Have addresses of a pattern, such as "/jobs/:id", shown by the element that `make` gives, or promises, for its parts. */
 export function route(pattern, make) {
@@ -71,7 +72,26 @@ async function show() {
   if (location.pathname !== path) return;
   current = page;
   page.dataset.path = path;
+  const first = !outlet.hasChildNodes();
   outlet.replaceChildren(page);
   scrollTo(0, 0);
+  if (!first) focusHeading(page);
   dispatchEvent(new CustomEvent("sis-page"));
+}
+
+/** Have the focus on the page's main heading, once that is there, unless somebody has gone elsewhere by then. */
+function focusHeading(page) {
+  heading?.disconnect();
+  outlet.focus({ preventScroll: true });
+  const look = () => {
+    const found = page.querySelector("h1");
+    if (!found) return;
+    heading.disconnect();
+    if (document.activeElement !== outlet) return;
+    found.tabIndex = -1;
+    found.focus({ preventScroll: true });
+  };
+  heading = new MutationObserver(look);
+  heading.observe(page, { childList: true, subtree: true });
+  look();
 }

@@ -13,6 +13,7 @@ export class LogSearch {
     this._open = open;
     this._end = end;
     this._text = "";
+    this._pattern = null;
     this._input = h("input", { type: "search", placeholder: "Search the log", "aria-label": "Search the log", maxlength: "200" });
     this.form = h("form", { class: "row log-search", role: "search", onsubmit: (event) => this._submit(event) },
       this._input, h("button", { type: "submit", class: "quiet", "aria-label": "Search" }, icon("search")));
@@ -27,7 +28,7 @@ export class LogSearch {
 
   /** Whether a line has the text. */
   matches(line) {
-    return this._text !== "" && line.toLowerCase().includes(this._text.toLowerCase());
+    return this._pattern !== null && line.search(this._pattern) >= 0;
   }
 
   async _submit(event) {
@@ -38,6 +39,8 @@ export class LogSearch {
       this._close();
       return;
     }
+    // By the rules of one character for another: in lower case, some are two.
+    this._pattern = new RegExp(this._text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "giu");
     this._found = 0;
     this._next = 1;
     fill(this._list);
@@ -73,6 +76,7 @@ export class LogSearch {
   _close() {
     this._searching?.abort();
     this._text = "";
+    this._pattern = null;
     this._input.value = "";
     this.results.hidden = true;
     this._end();
@@ -85,14 +89,12 @@ export class LogSearch {
     current?.classList.add("current");
     if (!CSS.highlights) return;
     const ranges = [];
-    const wanted = this._text.toLowerCase();
     const walker = document.createTreeWalker(scroller, NodeFilter.SHOW_TEXT);
-    for (let node = walker.nextNode(); node && ranges.length < 2_000; node = walker.nextNode()) {
-      const where = node.data.toLowerCase();
-      for (let at = where.indexOf(wanted); at >= 0; at = where.indexOf(wanted, at + wanted.length)) {
+    for (let node = this._pattern && walker.nextNode(); node && ranges.length < 2_000; node = walker.nextNode()) {
+      for (const match of node.data.matchAll(this._pattern)) {
         const range = new Range();
-        range.setStart(node, at);
-        range.setEnd(node, at + wanted.length);
+        range.setStart(node, match.index);
+        range.setEnd(node, match.index + match[0].length);
         ranges.push(range);
       }
     }

@@ -1,7 +1,7 @@
 // A log on the page: a window of its lines, which goes along with who scrolls, or with what is written.
 
 import { fill, h, icon, text } from "../lib/dom.js";
-import { clock, count, utc } from "../lib/format.js";
+import { clock, count, fromLocal, utc } from "../lib/format.js";
 import { report, say } from "../parts/toasts.js";
 import { show } from "./ansi.js";
 import { LineMaker } from "./lines.js";
@@ -18,13 +18,14 @@ const FAR_PIXELS = 3_000;
 const PAINT_MILLISECONDS = 80;
 
 export class LogView extends HTMLElement {
-  /** `log` is a LogWindow. `sources` are those whose lines are shown. */
-  constructor(log, { sources, label, download = "" }) {
+  /** `log` is a LogWindow. `sources` are those whose lines are shown; while it is `live`, more of them may come. */
+  constructor(log, { sources, label, download = "", live = true }) {
     super();
     this._log = log;
     this._sources = new Set(sources);
     this._label = label;
     this._download = download;
+    this._live = live;
     this._life = new AbortController();
     this._blocks = [];
     this._lines = 0;
@@ -34,6 +35,8 @@ export class LogView extends HTMLElement {
     this._maker = new LineMaker();
     this._moving = 0;
     this._moves = Promise.resolve();
+    this._found = 0;
+    this._since = "";
   }
 
   connectedCallback() {
@@ -66,6 +69,13 @@ export class LogView extends HTMLElement {
     this._plan();
   }
 
+  /** There will be no more. */
+  over() {
+    this._live = false;
+    this._showFollowing();
+    this._showPlace();
+  }
+
   // What is on the page
 
   _build() {
@@ -82,28 +92,32 @@ export class LogView extends HTMLElement {
     this._times = this._toggle("clock", "Times", "times", this._sources.has("site"));
     this._place = h("input", {
       type: "range", min: "1", class: "place", "aria-label": "Place in the log",
+      hidden: true,
       oninput: () => {
         clearTimeout(this._sliding);
         this._sliding = setTimeout(() => this._jump({ firstSequence: Number(this._place.value) }), 150);
       },
     });
-    this._where = h("span", { class: "small soft where" });
+    this._where = h("span", { class: "small soft where", hidden: true });
     this._time = h("input", {
-      type: "datetime-local", step: "1", "aria-label": "Go to a time",
-      onchange: () => this._time.value && this._jump({ time: new Date(this._time.value).toISOString() }),
+      type: "datetime-local", step: "1",
+      onchange: () => this._time.value && this._jump({ time: fromLocal(this._time.value) }),
     });
+    this._nothing = h("p", { class: "log-nothing", hidden: true });
+    this._downloading = this._download && h("a", { class: "button quiet", href: this._download, download: "" }, icon("down"), "Download");
     this._latest = h("button", { type: "button", class: "latest", hidden: true, onclick: () => this._toEnd() },
       icon("down"), "To the latest line");
-    this._search = new LogSearch(this._log, (match) => this._showMatch(match), () => (this._found = 0));
-    this.replaceChildren(
-      h("div", { class: "log-tools row" },
-        this._follow, this._wrap, this._times,
-        h("button", { type: "button", class: "quiet", onclick: () => this._copy() }, icon("copy"), "Copy"),
-        this._download && h("a", { class: "button quiet", href: this._download, download: "" }, icon("down"), "Download"),
-        h("span", { class: "grow" }), this._search.form),
-      this._search.results,
-      h("div", { class: "log-frame" }, this._scroller, this._latest),
-      h("div", { class: "log-place row", hidden: true }, this._where, this._place, this._time));
+    this._search = new LogSearch(this._log, (match) => this._showMatch(match), () => {
+      this._seek("");
+      this._mark();
+    });
+    this._tools = h("div", { class: "log-tools row" }, this._follow, this._wrap, this._times,
+      h("button", { type: "button", class: "quiet", onclick: () => this._copy() }, icon("copy"), "Copy"),
+      this._downloading, h("span", { class: "grow" }), this._search.form);
+    this._foot = h("div", { class: "log-place row" }, this._where, this._place, h("span", { class: "grow" }),
+      h("label", { class: "row" }, h("span", { class: "small" }, "Go to a time"), this._time));
+    fill(this, this._tools, this._search.results,
+      h("div", { class: "log-frame" }, this._scroller, this._nothing, this._latest), this._foot);
     this._showFollowing();
   }
 
@@ -155,10 +169,10 @@ export class LogView extends HTMLElement {
     this._blocks = [];
     this._lines = 0;
     const page = document.createDocumentFragment();
-    for (const item of merged(this._log.frames, this._log.eligible())) this._put(this._block(item), page);
+    for (const item of this._log.items()) this._put(this._block(item), page);
     this._showGrown();
     this._scroller.replaceChildren(page);
-    if (this._found) this._mark();
+    this._mark();
     this._showPlace();
   }
 
@@ -293,11 +307,14 @@ export class LogView extends HTMLElement {
 
   async _jump(place) {
     this._setFollowing(false);
+    this._seek(place.time ?? "", this._found);
     await this._move(async (signal) => {
       await this._log.jump(place, signal);
       this._rebuild();
       this._scroller.scrollTop = 0;
     });
+    // What stands before it is wanted too, even where nothing has to scroll.
+    this._scrolled();
   }
 
   async _toEnd(anew = false) {
@@ -347,7 +364,7 @@ export class LogView extends HTMLElement {
   }
 
   _showFollowing() {
-    this._follow.setAttribute("aria-pressed", String(this._following));
+    this._follow.hidden = !this._live;
     fill(this._follow, icon(this._following ? "pause" : "play"), this._following ? "Pause" : "Follow");
     this._latest.hidden = this._following || !this._log.total;
   }
@@ -355,7 +372,13 @@ export class LogView extends HTMLElement {
   _showPlace() {
     if (!this._place) return;
     const { total, first, last, atStart, atEnd } = this._log;
-    this._place.parentElement.hidden = atStart && atEnd;
+    const whole = atStart && atEnd;
+    const nothing = whole && !this._lines && !this._moving;
+    text(this._nothing, this._live ? "Nothing was written yet." : "Nothing was written.");
+    this._nothing.hidden = !nothing;
+    this._tools.hidden = this._foot.hidden = nothing;
+    if (this._downloading) this._downloading.hidden = !total;
+    this._place.hidden = this._where.hidden = whole;
     this._place.max = String(Math.max(1, total));
     if (document.activeElement !== this._place) this._place.value = String(this._following ? total : first);
     text(this._where, `Parts ${first} to ${last} of ${count(total, "part")}`);
@@ -366,18 +389,29 @@ export class LogView extends HTMLElement {
 
   async _showMatch(match) {
     const sequence = Number(match.sequence);
+    this._seek("", sequence);
     if (!this._blocks.some((block) => block.sequence === sequence)) {
       await this._jump({ firstSequence: Math.max(1, sequence - 2) });
     }
+    // Meanwhile the search may have been closed, or another match chosen.
+    if (this._found !== sequence) return;
     this._setFollowing(false);
-    this._found = sequence;
     this._mark()?.element.scrollIntoView({ block: "center" });
   }
 
-  /** Mark what was searched for, and the line that somebody wants to see: the last one with it up to where it was found. */
+  /** Have one line stand out from now on: the first one since a time, or what the search has found in a frame; or none. */
+  _seek(since, found = 0) {
+    this._since = since;
+    this._found = found;
+  }
+
+  /** Mark that line, and what is searched for: what was found is in the last line with it up to its frame. */
   _mark() {
-    const near = this._blocks.filter((block) => block.sequence && block.sequence <= this._found).flatMap((block) => block.lines);
-    const line = near.findLast((each) => this._search.matches(each.element.textContent));
+    const lines = (blocks) => blocks.flatMap((block) => block.lines);
+    const line = this._since
+      ? lines(this._blocks).find((each) => compareTimes(each.time, this._since) >= 0)
+      : lines(this._blocks.filter((block) => block.sequence && block.sequence <= this._found))
+        .findLast((each) => this._search.matches(each.element.textContent));
     this._search.highlight(this._scroller, line?.element);
     return line;
   }
@@ -394,15 +428,3 @@ export class LogView extends HTMLElement {
   }
 }
 customElements.define("sis-log", LogView);
-
-/** Frames and entries by time; each keeps its own order. */
-export function merged(frames, entries) {
-  const found = [];
-  let n = 0;
-  for (const frame of frames) {
-    while (n < entries.length && compareTimes(entries[n].time, frame.time) <= 0) found.push({ entry: entries[n++] });
-    found.push({ frame });
-  }
-  while (n < entries.length) found.push({ entry: entries[n++] });
-  return found;
-}

@@ -55,6 +55,19 @@ export class LogWindow {
     return this.entries.filter((entry) => compareTimes(entry.time, from) >= 0 && compareTimes(entry.time, to) <= 0);
   }
 
+  /** Its frames and their entries by time: {frame} or {entry}. Each of the two keeps its own order. */
+  items() {
+    const entries = this.eligible();
+    const found = [];
+    let n = 0;
+    for (const frame of this.frames) {
+      while (n < entries.length && compareTimes(entries[n].time, frame.time) <= 0) found.push({ entry: entries[n++] });
+      found.push({ frame });
+    }
+    while (n < entries.length) found.push({ entry: entries[n++] });
+    return found;
+  }
+
   /** Have the frames before its first one; how many came. */
   async before(signal) {
     if (this.atStart) return 0;
