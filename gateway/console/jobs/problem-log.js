@@ -59,9 +59,13 @@ export class ProblemLog extends HTMLElement {
     try {
       const query = { view: "DEBUG_LOG_VIEW_PROBLEM" };
       for await (const item of stream("GET", this._path, { query, signal })) {
-        if (item.history) this._add({ entry: item.history });
-        for (const frame of item.frames?.frames ?? []) this._add({ frame, attempt: item.frames.attempt });
-        if (this._shown >= this._room) await this._asked(signal);
+        const found = item.history
+          ? [{ entry: item.history }]
+          : (item.frames?.frames ?? []).map((frame) => ({ frame, attempt: item.frames.attempt }));
+        for (const each of found) {
+          if (this._shown >= this._room) await this._asked(signal);
+          if (!signal.aborted) this._add(each);
+        }
       }
       const came = this._came;
       this._came = null;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Self
 
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
@@ -54,6 +55,18 @@ class Console:
         expect(self.page.get_by_role("navigation", name="Views of the job")).to_be_visible()
         return self.page
 
+    def shown(self, job_id: int, view: str = "", **changes: Any) -> Page:
+        """The page of a job that ended, as it would be if the server said these fields of it."""
+        path = f"/v1/jobs/{job_id}"
+        found = self.context.request.get(path).json()
+        found["job"].update(changes)
+        self.page.route(f"**{path}", lambda route: route.fulfill(json=found))
+        news = json.dumps(found) + "\n"
+        self.page.route(
+            f"**{path}:monitor?*", lambda route: route.fulfill(body=news, content_type="application/x-ndjson")
+        )
+        return self.job(job_id, view)
+
     def row(self, job_id: int) -> Locator:
         """A row of the list."""
         return self.page.locator("table.jobs tbody tr", has=self.page.get_by_label(f"Select job {job_id}", exact=True))
@@ -69,8 +82,31 @@ class Console:
         dialog.get_by_role("button", name=action, exact=True).click()
         expect(dialog).to_have_count(0)
 
+    def tab_to(self, wanted: Locator, *, back: bool = False) -> list[str]:
+        """Press Tab, or Shift and Tab, until this has the focus; what had it meanwhile. Whatever has it is in sight."""
+        passed = []
+        for _ in range(80):
+            self.page.keyboard.press("Shift+Tab" if back else "Tab")
+            name, hidden = self.page.evaluate(_FOCUSED)
+            assert not hidden, f"{name} has the focus, and is covered"
+            passed.append(name)
+            if wanted.evaluate("wanted => wanted === document.activeElement"):
+                return passed
+        raise AssertionError(f"Tab does not reach it: {passed}")
+
     def log_lines(self) -> list[str]:
         """What the log on the page says, line by line."""
         lines = self.page.locator(".log .line")
         found: list[str] = lines.evaluate_all("lines => lines.map((line) => line.textContent)")
         return found
+
+
+_FOCUSED = """() => {
+    const found = document.activeElement;
+    const bar = document.querySelector(".bar").getBoundingClientRect();
+    const place = found.getBoundingClientRect();
+    const inBar = found.closest(".bar, .skip") !== null || found === document.body;
+    const name = found.getAttribute("aria-label") || found.textContent.trim() || found.name || found.tagName;
+    return [name, !inBar && place.bottom <= bar.bottom];
+}"""
+"""What has the focus, and whether the bar covers all of it."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from playwright.sync_api import expect
 
 from sis.client import Client
 from sis.queue.v1 import job_pb2
 from tests.support.numbered_job import until
-from tests.support.stack import Stack
-from tests.support.tcp_proxy import proxied
 from tests.system.console.console import Console
 from tests.system.console.test_job_list import ended, made
 
@@ -33,7 +31,8 @@ def test_details(console: Console, client: Client) -> None:
     job_id = made(client, "details", 'echo out; echo err >&2; echo "answer=42" >> "$SIS_OUTPUT"; exit 0')
     ended(client, job_id)
     page = console.job(job_id)
-    for words in ("Executed successfully", "administrator", "core.shell", "answer", "42", "Confirmed", "Complete"):
+    expect(page.locator(".outcome")).to_have_text("Executed successfully")
+    for words in ("administrator", "core.shell", "answer", "42", "Confirmed", "Complete"):
         expect(page.locator(".facts-grid")).to_contain_text(words)
     expect(page.locator(".log .line.out")).to_have_text(["out"])
     expect(page.locator(".log .line.err")).to_have_text(["err"])
@@ -41,15 +40,12 @@ def test_details(console: Console, client: Client) -> None:
     page.get_by_role("link", name="Console Output").click()
     expect(page.locator(".log .line")).to_have_text(["out", "err"])
     page.get_by_role("link", name="Processes").click()
-    expect(page.get_by_role("cell", name="Payload", exact=True)).to_be_visible()
-    expect(page.get_by_text("was seen empty")).to_be_visible()
+    for role in ("Package executor", "Payload"):
+        expect(page.get_by_role("cell", name=role, exact=True)).to_be_visible()
+    expect(page.locator(".notice.good")).to_contain_text("was seen empty")
     page.get_by_role("link", name="History").click()
-    expect(page.get_by_role("cell", name=re.compile("Claimed by agent local-1"))).to_be_visible()
-    page.get_by_role("link", name="Debug Log").click()
-    expect(page.locator(".log")).to_contain_text("Payload processing started")
-    page.get_by_label("Problem").check()
-    expect(page.locator(".log .line.err")).to_have_text(["err"])
-    assert "part=problem" in page.url
+    claimed = page.get_by_role("row", name=re.compile("Claimed: attempt 1"))
+    expect(claimed.get_by_role("cell", name="agent local-1", exact=True)).to_be_visible()
 
 
 def test_output_can_be_downloaded(console: Console, client: Client, tmp_path: Path) -> None:
@@ -82,119 +78,135 @@ def test_cancel_abort_rerun_copy_delete(console: Console, client: Client) -> Non
     page.go_back()
     console.button("Delete").click()
     console.confirm("Delete")
-    expect(page).not_to_have_url(re.compile(f"/jobs/{job_id + 1}$"))
+    expect(page).to_have_url(re.compile("/jobs$"))
+    expect(page.get_by_text(f"Job {job_id + 1} was deleted.")).to_be_visible()
 
 
-@pytest.mark.parametrize("fate", ["deferred", "running", "succeeded", "canceled"])
+FATES = {
+    "deferred": "DEFERRED",
+    "waiting": "WAITING",
+    "running": "RUNNING",
+    "canceling": "CANCEL_REQUESTED",
+    "succeeded": "SUCCEEDED",
+    "failed": "FAILED",
+    "canceled": "CANCELED",
+}
+SCRIPTS = {"running": "sleep 600", "canceling": "trap '' TERM; while :; do sleep 0.1; done", "failed": "exit 1"}
+
+
+@pytest.mark.parametrize("fate", FATES)
 def test_buttons_are_enabled_as_the_server_permits(console: Console, client: Client, fate: str) -> None:
-    script = "sleep 600" if fate == "running" else "true"
-    job_id = made(client, fate, script, deferred=fate in ("deferred", "canceled"))
-    if fate == "canceled":
+    job_id = made(
+        client,
+        fate,
+        SCRIPTS.get(fate, "true"),
+        site="group:nobody-is-there" if fate == "waiting" else "group:local",
+        deferred=fate in ("deferred", "canceled"),
+        cancel_grace=Duration(seconds=120),
+    )
+
+    def reached(status: str) -> None:
+        until(lambda: client.jobs.get(job_id).status == job_pb2.JobStatus.Value(f"JOB_STATUS_{status}"), status)
+
+    if fate == "canceling":
+        reached("RUNNING")
+    if fate in ("canceled", "canceling"):
         client.jobs.cancel(job_id)
-    wanted = {"deferred": "DEFERRED", "running": "RUNNING", "succeeded": "SUCCEEDED", "canceled": "CANCELED"}[fate]
-    until(lambda: client.jobs.get(job_id).status == job_pb2.JobStatus.Value(f"JOB_STATUS_{wanted}"), wanted)
+    reached(FATES[fate])
     console.job(job_id)
     permitted = client.jobs.get(job_id).permitted_verbs
     for word, verb in VERBS.items():
         expect(console.button(word)).to_be_enabled(enabled=verb in permitted)
-    if fate == "running":
+    if fate in ("waiting", "running", "canceling"):
         client.jobs.abort(job_id)
+
+
+def test_a_job_whose_agent_is_gone_is_let_go_by_force(console: Console, client: Client) -> None:
+    job_id = made(client, "awol")
+    ended(client, job_id)
+    page = console.shown(job_id, status="JOB_STATUS_AWOL", permittedVerbs=["JOB_VERB_CANCEL"], forcePermitted=True)
+    expect(page.locator("h1 + .badge")).to_have_text("AWOL")
+    for word in VERBS:
+        expect(console.button(word)).to_be_enabled(enabled=word in ("Cancel", "Abort"))
+    page.route("**:abort", lambda route: route.fulfill(json={"job": {}}))
+    console.button("Abort").click()
+    expect(page.get_by_label("Its agent is gone")).to_have_value("force")
+    with page.expect_request("**:abort") as asked:
+        console.confirm("Abort", "the machine was scrapped")
+    assert asked.value.post_data_json == {"reason": "the machine was scrapped", "force": True}
+
+
+def test_a_stop_that_was_not_confirmed(console: Console, client: Client) -> None:
+    """Survivors are named beside what was recorded, and those that were too many to be recorded."""
+    job_id = made(client, "survivors", "exec sleep 0.1")
+    ended(client, job_id)
+    evidence = console.context.request.get(f"/v1/jobs/{job_id}").json()["job"]["stopEvidence"]
+    payload = next(each for each in evidence["processes"] if each["role"] == "PROCESS_ROLE_PAYLOAD")
+    another = {**payload, "pid": "4000001", "name": "unrecorded", "role": "PROCESS_ROLE_DESCENDANT", "ended": False}
+    evidence |= {"treeEmpty": False, "survivors": [payload, another]}
+    page = console.shown(job_id, "processes", stopState="STOP_STATE_UNCONFIRMED", stopEvidence=evidence)
+    expect(page.locator(".notice.bad")).to_contain_text("Not confirmed")
+    expect(page.locator(".facts-grid")).to_contain_text("nobody could see that nothing of it is left")
+    for name, end in (("unrecorded", "still there"), (payload["pid"], "still there"), ("Package executor", "ended")):
+        expect(page.get_by_role("row", name=name)).to_contain_text(end)
+    assert page.locator(".view tbody tr").count() == len(evidence["processes"]) + 2
+
+
+def test_news_leave_the_rest_as_it_is(console: Console, client: Client) -> None:
+    """What is scrolled, selected or focused stays so while the job goes on."""
+    lines = "\n".join(f"# line {n}" for n in range(60))
+    job_id = made(client, "news", f'{lines}\ni=1; while :; do i=$((i+1)); echo "$i at" >> "$SIS_PROGRESS"; sleep 0.2; done')
+    page = console.job(job_id)
+    meter = page.get_by_role("progressbar", name="Progress")
+    expect(meter).to_be_visible()
+    script = page.get_by_label("Value")
+    script.evaluate("script => { script.scrollTop = 100; getSelection().selectAllChildren(script); }")
+    page.get_by_role("link", name="local-1").focus()
+    before = meter.evaluate("meter => meter.value")
+    page.wait_for_function("before => document.querySelector('progress').value > before + 1", arg=before)
+    expect(page.locator(".job-progress")).to_have_text(re.compile(r"\d+ % at"))
+    assert script.evaluate("script => [script.scrollTop, String(getSelection()).includes('# line 59')]") == [100, True]
+    expect(page.get_by_role("link", name="local-1")).to_be_focused()
+    client.jobs.abort(job_id)
+    expect(page.locator(".job-progress")).to_be_hidden()
 
 
 def test_why_it_waits(console: Console, client: Client) -> None:
     job_id = made(client, "waits", site="group:nobody-is-there")
     page = console.job(job_id)
-    expect(page.get_by_text("no agent of group nobody-is-there has ever been connected")).to_be_visible()
+    why = page.locator(".why")
+    expect(why).to_have_text("Why it waits: no agent of group nobody-is-there has ever been connected.")
+    # It is read out when it changes, and at no other time.
+    why.evaluate("""why => {
+        why.changes = 0;
+        new MutationObserver(() => why.changes++).observe(why, { childList: true, subtree: true, characterData: true });
+    }""")
+    for _ in range(2):
+        with page.expect_response("**:explain"):
+            pass
+    assert why.evaluate("why => new Promise(done => requestAnimationFrame(() => done(why.changes)))") == 0
+    holder = {"agent": "local-1", "jobId": "17", "status": "JOB_STATUS_RUNNING"}
+    answer = {"summary": "It waits: all slots are taken.", "causes": [{"holders": [holder]}]}
+    page.route("**:explain", lambda route: route.fulfill(json=answer))
+    expect(why).to_contain_text("all slots are taken.")
+    expect(why.get_by_role("listitem")).to_have_text("local-1: job 17 (Running)")
+    expect(why.get_by_role("link", name="job 17")).to_have_attribute("href", "/jobs/17")
+    page.unroute("**:explain")
     client.jobs.cancel(job_id)
-    expect(page.get_by_text("Why it waits")).to_be_hidden()
-
-
-def test_every_line_once_through_cut_connections(
-    opened: Callable[..., Console], stack: Stack, client: Client, tmp_path: Path
-) -> None:
-    end = tmp_path / "end"
-    script = (
-        f'i=0; while [ ! -e {end} ]; do i=$((i+1)); echo "line $i"; sleep 0.02; done; echo "result=$i" >> "$SIS_OUTPUT"'
-    )
-    job_id = made(client, "cut", script)
-    with proxied(stack.gateway.removeprefix("http://")) as proxy:
-        console = opened(url=f"http://{proxy.endpoint}")
-        page = console.job(job_id)
-        expect(page.locator(".log .line.out").first).to_be_visible()
-        for _ in range(8):
-            before = page.locator(".log .line.out").count()
-            proxy(lambda each: each.cut())
-            page.wait_for_function("before => document.querySelectorAll('.log .line.out').length > before", arg=before)
-        end.touch()
-        expect(page.locator("h1 + .badge")).to_have_text("Success")
-        count = int(next(o.value for o in client.jobs.get(job_id).outputs if o.name == "result"))
-        expect(page.locator(".log .line.out").last).to_have_text(f"line {count}")
-        assert [line for line in console.log_lines() if line.startswith("line ")] == [
-            f"line {n}" for n in range(1, count + 1)
-        ]
-
-
-def test_a_long_log(console: Console, client: Client) -> None:
-    """Only a part of it is on the page; every other part can be had, by its place, its time, and what is written."""
-    script = 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); echo "line $i of many"; done; sleep 2; echo last'
-    job_id = made(client, "long", script)
-    ended(client, job_id)
-    page = console.job(job_id, "output")
-    expect(page.locator(".log .line").last).to_have_text("last")
-    assert page.locator(".log .line").count() < 10_000
-    seen = console.log_lines()
-    numbers = [int(line.split()[1]) for line in seen if line.startswith("line ")]
-    assert numbers == list(range(numbers[0], 100_001))
-    page.locator(".log").evaluate("log => log.scrollTo(0, 0)")
-    page.wait_for_function("first => document.querySelector('.log .line').textContent != first", arg=seen[0])
-    numbers = [int(line.split()[1]) for line in console.log_lines() if line.startswith("line ")]
-    assert numbers == list(range(numbers[0], numbers[-1] + 1))
-    page.get_by_label("Place in the log").fill("1")
-    expect(page.locator(".log .line").first).to_have_text("line 1 of many")
-    page.get_by_label("Search the log").fill("LINE 77777 of")
-    page.keyboard.press("Enter")
-    expect(page.get_by_text("1 matching line")).to_be_visible()
-    page.locator(".matches button").click()
-    expect(page.locator(".log .line.current")).to_have_text("line 77777 of many")
-    expect(page.locator(".log .line.current")).to_be_in_viewport()
-    console.button("To the latest line").click()
-    expect(page.locator(".log .line").last).to_have_text("last")
-
-
-def test_pause_and_follow(console: Console, client: Client) -> None:
-    job_id = made(client, "pause", "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done")
-    page = console.job(job_id, "output")
-    page.wait_for_function("() => document.querySelectorAll('.log .line').length > 100")
-    log = "document.querySelector('.log')"
-    at_bottom = f"() => {log}.scrollHeight - {log}.scrollTop - {log}.clientHeight < 60"
-    assert page.evaluate(at_bottom)
-    console.button("Pause").click()
-    place = page.locator(".log").evaluate("log => log.scrollTop")
-    before = page.locator(".log .line").count()
-    page.wait_for_function("before => document.querySelectorAll('.log .line').length > before + 20", arg=before)
-    assert page.locator(".log").evaluate("log => log.scrollTop") == place
-    console.button("Follow").click()
-    page.wait_for_function(at_bottom)
-    client.jobs.abort(job_id)
-
-
-def test_colours_and_escapes_do_no_harm(console: Console, client: Client) -> None:
-    script = (
-        r"""printf '\033[31mred\033[0m plain\n\033]0;owned\007\n<img src=x onerror=alert(1)>\n\342\200\256desrever\n'"""
-    )
-    job_id = made(client, "colours", script)
-    ended(client, job_id)
-    page = console.job(job_id, "output")
-    expect(page.locator(".log .line").nth(0)).to_have_text("red plain")
-    expect(page.locator(".log .f-1")).to_have_text("red")
-    assert console.log_lines()[1:] == ["\\x1b]0;owned\\x07", "<img src=x onerror=alert(1)>", "\\u202edesrever"]
-    assert page.locator(".log img").count() == 0
+    expect(why).to_be_hidden()
 
 
 def test_a_job_that_is_gone(console: Console, client: Client) -> None:
     job_id = made(client, f"gone {uuid.uuid4().hex}", deferred=True)
     client.jobs.delete(job_id, reason="not needed")
     page = console.go(f"/jobs/{job_id}")
-    expect(page.get_by_text("not needed")).to_be_visible()
+    expect(page.get_by_text(f"Job {job_id} was deleted", exact=True)).to_be_visible()
+    told = page.locator("main .state").first
+    expect(told).to_contain_text(re.compile(r"was deleted by administrator at \d\d/\d\d/\d{4} [\d:]{8}: not needed\."))
+    expect(told).not_to_contain_text("job_id")
+    expect(told).not_to_contain_text("sis jobs list")
+    page = console.go("/jobs/999999")
+    expect(page.get_by_text("There is no job 999999")).to_be_visible()
+    expect(page.locator("main")).not_to_contain_text("sis jobs list")
     page = console.go("/jobs/somewhere/else")
     expect(page.get_by_text("There is nothing here")).to_be_visible()

@@ -1,0 +1,200 @@
+"""The log of a job: live and afterwards, whole or a part of it, searched and copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from sis.client import Client
+from tests.support.stack import Stack
+from tests.support.tcp_proxy import proxied
+from tests.system.console.console import Console
+from tests.system.console.test_job_list import ended, made
+
+pytestmark = pytest.mark.timeout(180)
+
+LOCAL_TIME = """line => {
+    const time = new Date(line.time);
+    return new Date(time - time.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+}"""
+"""When a line was written, as an input for a local time has it."""
+
+
+def test_every_line_once_through_cut_connections(
+    opened: Callable[..., Console], stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    script = (
+        f'i=0; while [ ! -e {end} ]; do i=$((i+1)); echo "line $i"; sleep 0.02; done; echo "result=$i" >> "$SIS_OUTPUT"'
+    )
+    job_id = made(client, "cut", script)
+    with proxied(stack.gateway.removeprefix("http://")) as proxy:
+        console = opened(url=f"http://{proxy.endpoint}")
+        page = console.job(job_id)
+        expect(page.locator(".log .line.out").first).to_be_visible()
+        for _ in range(8):
+            before = page.locator(".log .line.out").count()
+            proxy(lambda each: each.cut())
+            page.wait_for_function("before => document.querySelectorAll('.log .line.out').length > before", arg=before)
+        end.touch()
+        expect(page.locator("h1 + .badge")).to_have_text("Success")
+        count = int(next(o.value for o in client.jobs.get(job_id).outputs if o.name == "result"))
+        expect(page.locator(".log .line.out").last).to_have_text(f"line {count}")
+        assert [line for line in console.log_lines() if line.startswith("line ")] == [
+            f"line {n}" for n in range(1, count + 1)
+        ]
+
+
+def test_a_long_log(console: Console, client: Client) -> None:
+    """Only a part of it is on the page; every other part can be had, by its place, its time, and what is written."""
+    script = 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); echo "line $i of many"; done; sleep 2; echo last'
+    job_id = made(client, "long", script)
+    ended(client, job_id)
+    page = console.job(job_id, "output")
+    expect(page.locator(".log .line").last).to_have_text("last")
+    assert page.locator(".log .line").count() < 10_000
+    seen = console.log_lines()
+    numbers = [int(line.split()[1]) for line in seen if line.startswith("line ")]
+    assert numbers == list(range(numbers[0], 100_001))
+    page.locator(".log").evaluate("log => log.scrollTo(0, 0)")
+    page.wait_for_function("first => document.querySelector('.log .line').textContent != first", arg=seen[0])
+    numbers = [int(line.split()[1]) for line in console.log_lines() if line.startswith("line ")]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    page.get_by_label("Place in the log").fill("1")
+    expect(page.locator(".log .line").first).to_have_text("line 1 of many")
+    page.get_by_label("Search the log").fill("LINE 77777 of")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("1 matching line")).to_be_visible()
+    page.locator(".matches button").click()
+    expect(page.locator(".log .line.current")).to_have_text("line 77777 of many")
+    expect(page.locator(".log .line.current")).to_be_in_viewport()
+    console.button("To the latest line").click()
+    expect(page.locator(".log .line").last).to_have_text("last")
+    at_the_end = page.locator(".log .line").last.evaluate(LOCAL_TIME)
+    page.get_by_label("Place in the log").fill("1")
+    expect(page.locator(".log .line").first).to_have_text("line 1 of many")
+    page.get_by_label("Go to a time").fill(at_the_end)
+    expect(page.locator(".log .line.current")).to_have_text("last")
+    expect(page.locator(".log .line.current")).to_be_in_viewport()
+
+
+def test_pause_and_follow(console: Console, client: Client) -> None:
+    job_id = made(client, "pause", "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done")
+    page = console.job(job_id, "output")
+    page.wait_for_function("() => document.querySelectorAll('.log .line').length > 100")
+    log = "document.querySelector('.log')"
+    at_bottom = f"() => {log}.scrollHeight - {log}.scrollTop - {log}.clientHeight < 60"
+    assert page.evaluate(at_bottom)
+    console.button("Pause").click()
+    place = page.locator(".log").evaluate("log => log.scrollTop")
+    before = page.locator(".log .line").count()
+    page.wait_for_function("before => document.querySelectorAll('.log .line').length > before + 20", arg=before)
+    assert page.locator(".log").evaluate("log => log.scrollTop") == place
+    console.button("Follow").click()
+    page.wait_for_function(at_bottom)
+    client.jobs.abort(job_id)
+
+
+def test_colours_and_escapes_do_no_harm(console: Console, client: Client) -> None:
+    script = (
+        r"""printf '\033[31mred\033[0m plain\n\033]0;owned\007\n<img src=x onerror=alert(1)>\n\342\200\256desrever\n'"""
+    )
+    job_id = made(client, "colours", script)
+    ended(client, job_id)
+    page = console.job(job_id, "output")
+    expect(page.locator(".log .line").nth(0)).to_have_text("red plain")
+    expect(page.locator(".log .f-1")).to_have_text("red")
+    assert console.log_lines()[1:] == ["\\x1b]0;owned\\x07", "<img src=x onerror=alert(1)>", "\\u202edesrever"]
+    assert page.locator(".log img").count() == 0
+
+
+def test_go_to_a_time_in_a_short_log(console: Console, client: Client) -> None:
+    job_id = made(client, "times", "echo first; sleep 2; echo second; sleep 2; echo third")
+    ended(client, job_id)
+    page = console.job(job_id, "output")
+    second = page.locator(".log .line", has_text="second")
+    page.get_by_label("Go to a time").fill(second.evaluate(LOCAL_TIME))
+    expect(page.locator(".log .line.current")).to_have_text("second")
+    assert console.log_lines() == ["first", "second", "third"]
+
+
+def test_a_search_that_is_closed_while_it_jumps(console: Console, client: Client) -> None:
+    job_id = made(client, "closed", 'i=0; while [ $i -lt 30000 ]; do i=$((i+1)); echo "line $i of many"; done')
+    ended(client, job_id)
+    page = console.job(job_id, "output")
+    expect(page.locator(".log .line").last).to_have_text("line 30000 of many")
+    page.get_by_label("Search the log").fill("line 7 of")
+    page.keyboard.press("Enter")
+    held: list[Route] = []
+    page.route("**/log?*", lambda route: held.append(route))
+    with page.expect_request("**/log?*"):
+        page.locator(".matches button").click()
+    console.button("Close the search").click()
+    held[0].continue_()
+    expect(page.locator(".log .line", has_text="line 7 of")).to_have_count(1)
+    assert page.locator(".log .line.current").count() == 0
+
+
+def test_what_is_found_is_marked_whatever_its_letters(console: Console, client: Client) -> None:
+    """In lower case, this letter is two."""
+    job_id = made(client, "letters", "echo 'İİİend'")
+    ended(client, job_id)
+    page = console.job(job_id, "output")
+    page.get_by_label("Search the log").fill("END")
+    page.keyboard.press("Enter")
+    page.locator(".matches button", has_text="İ").click()
+    expect(page.locator(".log .line.current")).to_have_text("İİİend")
+    assert page.evaluate("() => [...CSS.highlights.get('found')].map(String)") == ["end"]
+
+
+def test_wrap_times_and_copy(opened: Callable[..., Console], client: Client) -> None:
+    job_id = made(client, "tools", "echo one; echo two")
+    ended(client, job_id)
+    console = opened(permissions=["clipboard-read", "clipboard-write"])
+    page = console.job(job_id, "output")
+    line = page.locator(".log .line").first
+    for name, state in (
+        ("Wrap lines", "line => getComputedStyle(line).whiteSpace.startsWith('pre-wrap')"),
+        ("Times", "line => /^\"[0-9:]{8}\"$/.test(getComputedStyle(line, '::before').content)"),
+    ):
+        before = line.evaluate(state)
+        expect(console.button(name)).to_have_attribute("aria-pressed", str(before).lower())
+        console.button(name).click()
+        expect(console.button(name)).to_have_attribute("aria-pressed", str(not before).lower())
+        assert line.evaluate(state) is not before
+    console.button("Copy").click()
+    expect(page.get_by_text("Copied: 2 lines.")).to_be_visible()
+    assert page.evaluate("() => navigator.clipboard.readText()") == "one\ntwo"
+    line.evaluate("line => getSelection().selectAllChildren(line)")
+    console.button("Copy").click()
+    expect(page.get_by_text("The selection was copied.")).to_be_visible()
+    assert page.evaluate("() => navigator.clipboard.readText()") == "one"
+
+
+def test_who_scrolls_away_is_left_alone_and_can_come_back(console: Console, client: Client) -> None:
+    job_id = made(client, "scrolls", "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done")
+    page = console.job(job_id, "output")
+    page.wait_for_function("() => document.querySelectorAll('.log .line').length > 100")
+    log = page.locator(".log")
+    log.hover()
+    page.mouse.wheel(0, -400)
+    expect(console.button("Follow")).to_be_visible()
+    page.mouse.wheel(0, 100_000)
+    expect(console.button("Pause")).to_be_visible()
+    before = log.evaluate("log => log.scrollTop")
+    page.wait_for_function("before => document.querySelector('.log').scrollTop != before", arg=before)
+    client.jobs.abort(job_id)
+    expect(console.button("Pause")).to_be_hidden()
+
+
+def test_a_log_that_is_empty_has_no_tools(console: Console, client: Client) -> None:
+    job_id = made(client, "empty", deferred=True)
+    page = console.job(job_id, "output")
+    expect(page.get_by_text("Nothing was written yet.")).to_be_visible()
+    for name in ("Download", "Pause", "Copy"):
+        expect(page.locator(".log-view").get_by_text(name)).to_be_hidden()
+    client.jobs.activate(job_id)
+    expect(page.get_by_text("Nothing was written.", exact=True)).to_be_visible()
