@@ -154,8 +154,9 @@ def test_a_stop_that_was_not_confirmed(console: Console, client: Client) -> None
 
 def test_news_leave_the_rest_as_it_is(console: Console, client: Client) -> None:
     """What is scrolled, selected or focused stays so while the job goes on."""
-    lines = "\n".join(f"# line {n}" for n in range(60))
-    job_id = made(client, "news", f'{lines}\ni=1; while :; do i=$((i+1)); echo "$i at" >> "$SIS_PROGRESS"; sleep 0.2; done')
+    script = "\n".join(f"# line {n}" for n in range(60))
+    script += '\ni=1; while :; do i=$((i+1)); echo "$i at" >> "$SIS_PROGRESS"; sleep 0.2; done'
+    job_id = made(client, "news", script)
     page = console.job(job_id)
     meter = page.get_by_role("progressbar", name="Progress")
     expect(meter).to_be_visible()
