@@ -160,13 +160,13 @@ def test_news_leave_the_rest_as_it_is(console: Console, client: Client) -> None:
     page = console.job(job_id)
     meter = page.get_by_role("progressbar", name="Progress")
     expect(meter).to_be_visible()
-    script = page.get_by_label("Value")
-    script.evaluate("script => { script.scrollTop = 100; getSelection().selectAllChildren(script); }")
+    shown = page.get_by_label("Value")
+    shown.evaluate("script => { script.scrollTop = 100; getSelection().selectAllChildren(script); }")
     page.get_by_role("link", name="local-1").focus()
     before = meter.evaluate("meter => meter.value")
     page.wait_for_function("before => document.querySelector('progress').value > before + 1", arg=before)
     expect(page.locator(".job-progress")).to_have_text(re.compile(r"\d+ % at"))
-    assert script.evaluate("script => [script.scrollTop, String(getSelection()).includes('# line 59')]") == [100, True]
+    assert shown.evaluate("script => [script.scrollTop, String(getSelection()).includes('# line 59')]") == [100, True]
     expect(page.get_by_role("link", name="local-1")).to_be_focused()
     client.jobs.abort(job_id)
     expect(page.locator(".job-progress")).to_be_hidden()
