@@ -1,7 +1,7 @@
 // One job: what is known of it, live, and its log.
 
 import { follow, get } from "../lib/api.js";
-import { fill, h, icon, renew, set, text } from "../lib/dom.js";
+import { fill, h, icon, set, text, update } from "../lib/dom.js";
 import { moment } from "../lib/format.js";
 import { navigate, query } from "../lib/router.js";
 import { VERBS, hasEnded, statusName, statusTone, statusWord } from "../lib/words.js";
@@ -86,7 +86,7 @@ export class JobPage extends HTMLElement {
     if (this._entries.length && Number(entry.sequence) <= Number(this._entries.at(-1).sequence)) return;
     this._entries.push(entry);
     this._view?.entry?.(entry);
-    if (this._shown === "history") renew(this._place, historyTable(this._entries));
+    if (this._shown === "history") update(this._place, historyTable(this._entries));
   }
 
   _build() {
@@ -146,7 +146,7 @@ export class JobPage extends HTMLElement {
     text(this._name, job.displayName);
     text(this._badge, statusWord(job.status));
     set(this._badge, "class", ["badge", statusTone(job.status)]);
-    renew(this._outcome, outcome(job));
+    update(this._outcome, outcome(job));
     const going = !hasEnded(job) && (job.progressPercent > 0 || job.progressText !== "");
     this._progress.hidden = !going;
     this._meter.value = job.progressPercent;
@@ -155,10 +155,10 @@ export class JobPage extends HTMLElement {
       const forced = verb === "JOB_VERB_ABORT" && job.forcePermitted;
       button.disabled = !job.permittedVerbs.includes(verb) && !forced;
     }
-    renew(this._facts, facts(job));
+    update(this._facts, facts(job));
     if (moved) this._explain();
     if (first) this._showView();
-    else if (this._shown === "processes") renew(this._place, processes(job));
+    else if (this._shown === "processes") update(this._place, processes(job));
   }
 
   /** While it waits, say for whom. */
@@ -171,13 +171,13 @@ export class JobPage extends HTMLElement {
       const found = await get(`/v1/jobs/${this._id}:explain`, {}, { signal: this._life.signal });
       const holders = found.causes.flatMap((cause) => cause.holders);
       // Only what has changed: this is read out.
-      renew(this._why,
+      update(this._why,
         h("b", {}, "Why it waits: "), found.summary.replace(/^It waits: /, ""),
         holders.length > 0 && h("ul", { class: "holders" }, holders.slice(0, 10).map((holder) => h("li", {},
           `${holder.agent}: `, h("a", { href: `/jobs/${holder.jobId}` }, `job ${holder.jobId}`), ` (${statusWord(holder.status)})`))));
     } catch (error) {
       if (this._life.signal.aborted) return;
-      renew(this._why, error.message);
+      update(this._why, error.message);
     }
     this._asking = setTimeout(() => this._explain(), EXPLAIN_MILLISECONDS);
   }

@@ -47,28 +47,6 @@ export function fill(element, ...children) {
   append(element, children);
 }
 
-/**
- * Have an element hold these children and no others, and keep of those that are there whatever is the same: what is
- * scrolled, selected or focused in it stays as it is. Listeners are no part of the comparison.
- */
-export function renew(element, ...children) {
-  const fresh = document.createDocumentFragment();
-  append(fresh, children);
-  takeOver(element, fresh);
-}
-
-function takeOver(element, fresh) {
-  const wanted = [...fresh.childNodes];
-  wanted.forEach((child, n) => {
-    const present = element.childNodes[n];
-    if (!present) element.append(child);
-    else if (present.isEqualNode(child)) return;
-    else if (child instanceof Element && present.cloneNode(false).isEqualNode(child.cloneNode(false))) takeOver(present, child);
-    else present.replaceWith(child);
-  });
-  while (element.childNodes.length > wanted.length) element.lastChild.remove();
-}
-
 /** Set a text only where it differs, so that a selection in it survives. */
 export function text(element, value) {
   const shown = harmless(value);
