@@ -169,7 +169,7 @@ def test_a_version_is_deleted(console: Console, library: Library) -> None:
     shown(page, "2.0.0")
     console.button("Delete").click()
     dialog = page.get_by_role("dialog", name=f"Delete {library.name} 2.0.0?")
-    dialog.get_by_role("button", name="Do nothing").click()
+    dialog.get_by_role("button", name="Go back").click()
     assert library.versions() == ["2.0.0", "1.0.0"]
     console.button("Delete").click()
     console.confirm("Delete")
