@@ -211,6 +211,23 @@ def test_what_begins_to_match_appears(console: Console, client: Client) -> None:
     expect(names(console)).to_have_text([f"a {tag}", f"a second {tag}", f"b {tag}", f"c {tag}"])
 
 
+def test_what_has_the_focus_stays(console: Console, client: Client) -> None:
+    """What is new waits while somebody is in the list with the keyboard, and comes once they leave it."""
+    tag = uuid.uuid4().hex
+    first = made(client, f"first {tag}", deferred=True)
+    page = console.go(f"/jobs?text={tag}")
+    box = page.get_by_label(f"Select job {first}", exact=True)
+    box.focus()
+    second = made(client, f"second {tag}", deferred=True)
+    expect(console.button("Show 1 new job")).to_be_visible()
+    expect(box).to_be_focused()
+    expect(console.row(second)).to_have_count(0)
+    page.get_by_label("Filter by name, operation, target").focus()
+    expect(console.row(second)).to_be_visible()
+    for job in (first, second):
+        client.jobs.cancel(job)
+
+
 def test_rows_move_with_what_they_are_sorted_by(console: Console, client: Client) -> None:
     tag = uuid.uuid4().hex
     first, second = (made(client, f"{name} {tag}", "sleep 60", deferred=True) for name in "ab")
