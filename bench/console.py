@@ -197,7 +197,7 @@ def _long_list(browser: Browser, data: Path) -> list[Figure]:
         ("the next page", lambda: page.get_by_role("button", name="Older").click()),
         (
             "a text, the pause after its last letter included",
-            lambda: page.get_by_label("Filter by name").fill("copy 77777"),
+            lambda: page.get_by_label("Filter by name").fill(f"copy {JOBS * 7 // 9}"),
         ),
         ("by completion, the console opened", lambda: page.goto("/jobs?order=complete_time+desc", wait_until="commit")),
     ):
