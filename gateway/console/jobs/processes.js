@@ -29,7 +29,7 @@ export function processes(job) {
       each.parentPid !== "0" && h("span", { class: "mono soft" }, each.parentPid),
       each.identity,
       moment(each.startTime, { short: true }),
-      each.signals.length ? h("span", { class: "mono" }, each.signals.join(", ")) : h("span", { class: "none" }, "none"),
+      each.signals.length ? h("span", { class: "mono" }, signals(each)) : h("span", { class: "none" }, "none"),
       alive.has(key(each)) ? badge("still there", "bad") : end(each),
     ])));
 }
@@ -46,6 +46,14 @@ function known(job, evidence) {
   for (const each of evidence?.processes ?? []) found.set(key(each), each);
   for (const each of evidence?.survivors ?? []) if (!found.has(key(each))) found.set(key(each), each);
   return [...found.values()];
+}
+
+/** Each signal with the time at which it was sent, where that is known. */
+function signals(process) {
+  return process.signals.flatMap((name, place) => {
+    const time = process.signalTimes?.[place];
+    return [place > 0 && ", ", name, time && [" ", moment(time, { short: true })]];
+  });
 }
 
 function end(process) {

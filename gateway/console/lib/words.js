@@ -81,7 +81,7 @@ export const VERDICTS = {
   LOG_VERDICT_OPEN: ["Open", "calm", "more may come"],
   LOG_VERDICT_COMPLETE: ["Complete", "good", "to the last byte"],
   LOG_VERDICT_TRUNCATED: ["Truncated", "warn", "output beyond the cap was discarded at the site"],
-  LOG_VERDICT_GAPPED: ["Gapped", "bad", "a part of it is missing"],
+  LOG_VERDICT_GAPPED: ["Gapped", "bad", "a part of it is missing, or may be"],
 };
 
 /** What can be done to a job: its word, what was done, and what is under way where that takes its time. */
