@@ -50,7 +50,7 @@ test-long: $(stamp) ## the tests that make test runs in a shorter form, at full 
 	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'long and not root' $(OF)
 
 test-system: $(browser_stamp) ## what needs Debian's servers and browser: PgBouncer, Prometheus, Chromium, npm
-	$(bin)/python -m pytest tests/system --ignore=tests/system/image --ignore=tests/system/kubernetes
+	$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/system --ignore=tests/system/image --ignore=tests/system/kubernetes
 
 test-crash: $(stamp) ## kills and stops every process at every named moment, and prints the table
 	$(bin)/python -m tests.crash

@@ -3,10 +3,12 @@ it but LISTEN and migrations."""
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -114,13 +116,20 @@ def test_a_restart_of_the_server_behind_it(suite: OwnSuite, server: Server, tmp_
 def test_no_more_clients(suite: OwnSuite, bouncer: PgBouncer, tmp_path: Path) -> None:
     with NumberedJob(suite.client, tmp_path, site=f"group:{suite.group}") as job:
         job.wait_lines()
-        # The administrator's console is a client too.
-        bouncer.restart(max_client_conn="1")
-        with psycopg.connect(host=str(bouncer.sockets), port=PORT, user="sis", dbname="sis"):
+        with _only_client(bouncer):
             suite.wait_health("queue", NO_CONNECTION)
         bouncer.restart(max_client_conn="100")
         job.wait_lines()
         job.check()
+
+
+def _only_client(bouncer: PgBouncer) -> psycopg.Connection[Any]:
+    """A client beside whom there can be no other. Those of the suite try to be that too."""
+    for _ in range(20):
+        bouncer.restart(max_client_conn="1")
+        with contextlib.suppress(psycopg.OperationalError):
+            return psycopg.connect(host=str(bouncer.sockets), port=PORT, user="sis", dbname="sis", connect_timeout=10)
+    raise AssertionError("another client was the first each time")
 
 
 def test_the_pool_is_exhausted(suite: OwnSuite, bouncer: PgBouncer, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ export class CreateJob extends HTMLElement {
     })]));
     const labels = from.labels ?? {};
     this._labels = h("textarea", {
-      name: "labels", rows: "2", spellcheck: "false", autocomplete: "off", value: Object.entries(labels).map((each) => each.join("=")).join("\n"),
+      name: "labels", rows: "2", spellcheck: "false", autocomplete: "off", value: Object.entries(labels).map((each) => each.join("=")).sort().join("\n"),
     });
     this._copied = { labels, text: this._labels.value };
     this._parameters = h("div", {});

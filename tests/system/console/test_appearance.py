@@ -75,7 +75,7 @@ def test_what_opens_on_pages(opened: Callable[..., Console], gallery: Gallery, a
         look(f"debug-log-{part.lower()}")
     console.go("/jobs")
     console.row(gallery.jobs["failed"]).get_by_role("checkbox").check()
-    expect(page.locator(".banner")).to_be_visible()
+    expect(page.locator(".banner:not([hidden])")).to_be_visible()
     look("selection")
     for name, path, button in (
         ("new-credential", "/credentials", "New credential"),

@@ -208,7 +208,7 @@ def test_a_copy_carries_everything(console: Console, client: Client, package: st
     original = client.jobs.create(request)
     page = console.go(f"/jobs/new?copy={original.job_id}")
     expect(page.get_by_text("it is paper.txt of the copied job")).to_be_visible()
-    expect(page.get_by_label("Labels")).to_have_value("team=blue\nof=it= all = ")
+    expect(page.get_by_label("Labels")).to_have_value("of=it= all = \nteam=blue")
     job = held(console, client)
     assert client.jobs.copy(job.job_id) == client.jobs.copy(original.job_id)
     for each in (job, original):

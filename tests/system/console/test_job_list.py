@@ -415,12 +415,10 @@ def test_sorted_by_every_column(console: Console, client: Client) -> None:
             expected = order if way == "ascending" else order[::-1]
             expect(names(console)).to_have_text([f"{name} {tag}" for name in expected])
     console.button("Status").click()
-    expect(names(console)).to_have_count(3)
     expect(page.get_by_role("columnheader", name="Status")).to_have_attribute("aria-sort", "ascending")
-    ascending_statuses = page.locator("table.jobs td.status").all_inner_texts()
-    assert sorted(word.strip() for word in ascending_statuses) == ["Deferred", "Failed", "Success"]
+    expect(page.locator("table.jobs td.status")).to_have_text(["Deferred", "Failed", "Success"])
     console.button("Status").click()
-    expect(page.locator("table.jobs td.status")).to_have_text(ascending_statuses[::-1])
+    expect(page.locator("table.jobs td.status")).to_have_text(["Success", "Failed", "Deferred"])
     client.jobs.cancel(held)
 
 
