@@ -25,7 +25,7 @@ export function processes(job) {
     table("Processes", ["Name", "Role", "PID", "Parent", "Runs as", "Started", "Signals", "End"], found.map((each) => [
       h("span", { class: "mono" }, each.name),
       ROLES[each.role],
-      h("span", { class: "mono" }, each.pid),
+      h("span", { class: "mono pid" }, each.pid),
       each.parentPid !== "0" && h("span", { class: "mono soft" }, each.parentPid),
       each.identity,
       moment(each.startTime, { short: true }),
@@ -58,7 +58,7 @@ function signals(process) {
 
 function end(process) {
   const ended = process.ended && !process.endSignal && process.exitCode === undefined;
-  return ended ? ["ended", h("span", { class: "soft" }, ", its exit code was not seen")] : endWord(process);
+  return ended ? ["ended", h("span", { class: "soft" }, ", code unseen")] : endWord(process);
 }
 
 function proof(job, evidence) {
