@@ -64,12 +64,6 @@ async def does(api: Api, rig: Rig, job_id: int, verb: int, *, force: bool = Fals
 async def test_the_permitted_verbs_are_those_that_do_something(api: Api, served: Rig, status: Status) -> None:
     facts = list(itertools.product(VERBS, (False, True)))
     ids = await put(served, status, len(facts), [True] * len(facts), [canceled for _, canceled in facts])
-    # Whatever can be run again is about a package that is there.
-    await served.execute(
-        "UPDATE queue.jobs SET package_digest = packages.digest FROM queue.packages"
-        " WHERE packages.name = 'core.shell' AND jobs.job_id = ANY(:ids)",
-        ids=ids,
-    )
     # A cancel is recorded with the wish to stop, which `put` leaves out.
     await served.execute(
         "UPDATE queue.attempts SET stop_wish = 'CANCEL', stop_wished_at = queue.now() FROM queue.jobs"

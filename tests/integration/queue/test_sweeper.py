@@ -568,7 +568,7 @@ async def test_a_sweeper_goes_on_while_another_stands_still_with_its_batch(rig: 
         assert await rig.statuses(released) == {
             job_id: "DEFERRED" if job_id in held else "WAITING" for job_id in released
         }
-        assert list(await rig.statuses(purged)) == purged[:3]
+        assert set(await rig.statuses(purged)) == set(purged[:3])
     await Sweeper(rig.database).sweep()
     assert set((await rig.statuses(released)).values()) == {"WAITING"}
     assert await rig.statuses(purged) == {}

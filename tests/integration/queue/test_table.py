@@ -14,7 +14,7 @@ from services.queue.errors import IllegalTransition
 from services.queue.frames import DIGEST_START
 from services.queue.model import Actor
 from services.queue.states import TERMINAL, Event, Status
-from services.queue.tables import attempts, history
+from services.queue.tables import attempts, history, packages
 from services.queue.tables import jobs as job_table
 from tests.integration.queue.rig import ALICE, Rig
 from tests.unit.queue.test_states import AGREED_MOVES
@@ -27,12 +27,15 @@ async def put(rig: Rig, status: Status, count: int, accepted: list[bool], cancel
     """Jobs in `status`, each with an attempt where it can have one, without a history."""
     rows = {
         "display_name": "x", "type": "PACKAGE", "status": status, "operation": "run", "package_name": "core.shell",
-        "package_version": "1.0.0", "package_digest": "0" * 64, "parameters": {}, "site_kind": "group",
+        "package_version": "1.0.0", "parameters": {}, "site_kind": "group",
         "site_name": rig.group, "priority": 3, "heartbeat_timeout": timedelta(seconds=120), "labels": {},
         "creator": "alice", "attempt": int(status in CLAIMED),
     }  # fmt: skip
     async with rig.database.begin() as connection:
         now = await store.now(connection)
+        # What is repeated is about a package that is there.
+        digest = select(packages.c.digest).where(packages.c.name == rows["package_name"]).limit(1)
+        rows["package_digest"] = (await connection.execute(digest)).scalar_one()
         given = [
             rows | {"created_at": now, "queued_at": now, "cancel_requested_at": now if canceled[n] else None}
             for n in range(count)
