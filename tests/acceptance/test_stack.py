@@ -121,6 +121,7 @@ def test_a_second_up_is_content_in_the_background_and_refused_in_the_foreground(
     assert stack.pid("up") == pid
 
 
+@pytest.mark.long
 def test_kill_9_of_up_takes_everything_along_and_the_next_up_works(stack: Stack) -> None:
     with psycopg.connect(host=str(stack.state.runtime), user=USER, dbname="sis") as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS value")

@@ -122,9 +122,8 @@ def seal(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "way", [sealed, pytest.param(killed, marks=pytest.mark.long), pytest.param(cut_off, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("way", [sealed, killed, cut_off])
 def test_vault_is_away_for_a_while(stack: Stack, tmp_path: Path, way: Way) -> None:
     own = getpass.getuser()
     endure(stack, tmp_path, way, own, f"Run as {own} (credential {{}}), the agent's own account", 100)

@@ -150,7 +150,7 @@ def _steady(value: object) -> object:
     if isinstance(value, list):
         return [_steady(each) for each in value]
     if isinstance(value, str):
-        return re.sub(r"twin-\d+|job \d+|jobs/\d+", "…", value)
+        return re.sub(r"twin-\d+|job \d+|jobs/\d+|[\d-]{10} [\d:]{8} UTC", "…", value)
     return value
 
 
