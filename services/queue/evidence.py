@@ -66,11 +66,11 @@ def append(job: Job, frame: Frame, now: datetime, by: Actor) -> None:
     if frame.at < now - SWEEPER_MARGIN:
         attempt.active_at = now  # it is still handing in what was written while it could not be heard
     if frame.fact is not None:
-        _learn(job, attempt, frame, frame.fact, digest_before, now, by)
+        _learn(job, attempt, frame.fact, frame.at, digest_before, now, by)
 
 
 def _learn(
-    job: Job, attempt: Attempt, frame: Frame, fact: Fact, digest_before: bytes, now: datetime, by: Actor
+    job: Job, attempt: Attempt, fact: Fact, at: datetime, digest_before: bytes, now: datetime, by: Actor
 ) -> None:
     match fact:
         case ProcessStarted():
@@ -85,8 +85,10 @@ def _learn(
             for process in _running(attempt, fact.pid):
                 signals, times = process.setdefault("signals", []), process.setdefault("signalTimes", [])
                 if isinstance(signals, list) and isinstance(times, list) and len(signals) < SIGNALS:
+                    # Of one that was signalled before a release that keeps times, none is another's.
+                    if len(times) == len(signals):
+                        times.append(at.isoformat())
                     signals.append(fact.signal)
-                    times.append(frame.at.isoformat())
                     attempt.processes_changed = True
         case ProcessExited():
             for process in _running(attempt, fact.pid):

@@ -19,13 +19,10 @@ SWEEPER_MARGIN = timedelta(seconds=30)
 """The agent keeps the limits; the sweeper steps in this much later, for an agent that is heard but does not act."""
 NO_OP_ROWS = 1_000
 """In a history longer than this, nobody in a loop can add a row by what changes nothing, and so fill the database."""
-_REPEATABLE = frozenset(
-    {
-        *(Event.ACTIVATE, Event.CANCEL, Event.ABORT),
-        *(Event.SILENCE, Event.FIRST_PROCESS, Event.PAYLOAD_ENDED, Event.RUN_TIMEOUT),
-    }
-)
-"""What may come any number of times to the same job; in a status that it leaves as it is, it changes nothing …"""
+_OF_PEOPLE = {Event.ACTIVATE, Event.CANCEL, Event.ABORT}
+_REPEATABLE = _OF_PEOPLE | {Event.SILENCE, Event.FIRST_PROCESS, Event.PAYLOAD_ENDED, Event.RUN_TIMEOUT}
+"""What may come any number of times to the same job: from people, the clock, the site. In a status that it leaves as it
+is, it changes nothing, but for the first cancel of a job of which nothing is heard."""
 STEEP_TRIES, STEEP_LIMIT = 10, timedelta(minutes=1)
 RETRY_GROWTH, RETRY_LIMIT = 1.1, timedelta(minutes=10)
 """The delay before the next try doubles up to the first limit; after that many tries it grows by this factor up to the
@@ -77,7 +74,6 @@ def note(job: Job, event: Event, now: datetime, by: Actor, message: str = "") ->
 
 
 def _record(job: Job, event: Event, to: Status, now: datetime, by: Actor, message: str) -> None:
-    # … but for the first cancel of a job of which nothing is heard.
     first = event is Event.CANCEL and job.status is Status.AWOL and job.cancel_requested_at is None
     if to is job.status and event in _REPEATABLE and not first and job.history_sequence >= NO_OP_ROWS:
         return

@@ -14,7 +14,8 @@ const RETRY_MILLISECONDS = 5_000;
 
 /**
  * `onPage` is given each page that was fetched, and whether somebody asked for it; `onChange` what the watch says, and
- * `onState` how that stands ("live", "waiting", "stopped"); `onTrouble` the error after which nothing comes until `load` is called again.
+ * `onState` how that stands ("live", "waiting", "stopped"); `onTrouble` the error after which nothing comes until `load`
+ * is called again.
  */
 export class LivePage {
   constructor({ onPage, onChange, onState, onTrouble }) {

@@ -114,6 +114,15 @@ def test_a_log_whose_end_went_with_its_supervisor_is_called_a_gap() -> None:
         assert found.attempt is not None and found.attempt.verdict is LogVerdict.GAPPED
 
 
+def test_a_signal_without_a_time_is_given_that_of_no_other() -> None:
+    found, spool = accepted(), Spool()
+    tell(found, spool.process_started(100), spool.process_signalled(100, "TERM"))
+    assert found.attempt is not None
+    del found.attempt.processes[0]["signalTimes"]  # as the release before has kept it
+    tell(found, spool.process_signalled(100, "KILL"))
+    assert (found.attempt.processes[0]["signals"], found.attempt.processes[0]["signalTimes"]) == (["TERM", "KILL"], [])
+
+
 def test_every_process_is_named_with_its_signals_and_its_end() -> None:
     found, spool = accepted(), Spool()
     tell(
@@ -129,6 +138,7 @@ def test_every_process_is_named_with_its_signals_and_its_end() -> None:
     )
     assert found.attempt is not None
     by_pid = {process["pid"]: process for process in found.attempt.processes}
+    assert len(by_pid["101"]["signalTimes"]) == 2  # type: ignore[arg-type]
     assert by_pid["101"]["signals"] == ["TERM", "KILL"] and by_pid["101"]["endSignal"] == "KILL"
     assert by_pid["100"]["ended"] and by_pid["100"]["exitCode"] == 0
     assert "ended" not in by_pid["99"]
