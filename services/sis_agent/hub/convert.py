@@ -58,6 +58,22 @@ def hello(first: stream.ConnectRequest | None) -> tuple[queue.AgentHello, bytes]
     return found, first.resume_secret
 
 
+def beat(found: stream.Beat) -> list[AttemptKey]:
+    """What an agent says that it has in hand.
+
+    Raises:
+        InvalidArgument: it is more than a hello may name, or what no attempt can be.
+    """
+    # The heartbeats of all sessions go to the queue as one message: what one agent says must leave room for the others.
+    if len(found.attempts) > ATTEMPTS:
+        raise InvalidArgument.field(
+            "beat.attempts", f"has {len(found.attempts):,} attempts; at most {ATTEMPTS:,} are taken"
+        )
+    if any(each.job_id < 1 or each.number < 1 for each in found.attempts):
+        raise InvalidArgument.field("beat.attempts", "must each have a job id and a number from 1 on")
+    return [attempt_key(each) for each in found.attempts]
+
+
 def attempt_key(attempt: queue.Attempt) -> AttemptKey:
     return AttemptKey(attempt.job_id, attempt.number)
 

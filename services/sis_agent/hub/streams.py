@@ -171,7 +171,7 @@ class Streams:
     def _beat(self, session: Session, beat: stream.Beat) -> None:
         free = session.slots.free
         session.slots.beat(
-            map(convert.attempt_key, beat.attempts),
+            convert.beat(beat),
             beat.free_slots,
             draining=beat.draining,
             now=asyncio.get_running_loop().time(),

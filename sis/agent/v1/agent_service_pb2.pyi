@@ -161,7 +161,7 @@ class Beat(_message.Message):
     """Attempts that it could take now."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_dispatch_service_pb2.Attempt]:
-        """Every attempt in hand."""
+        """Every attempt in hand; at most 1,000, as in a hello."""
 
     def __init__(
         self,

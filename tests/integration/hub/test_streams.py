@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Sized
 from functools import partial
 
+import pytest
+
 from services.runtime.errors import InvalidArgument, Unavailable
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.queue.v1 import dispatch_service_pb2 as queue
-from tests.integration.hub.agent_client import AgentClient, accepted, assignment, hello, output
+from tests.integration.hub.agent_client import AgentClient, Key, accepted, assignment, hello, output
 from tests.integration.hub.conftest import Bench
 
 
@@ -154,6 +156,36 @@ async def test_heartbeats_name_only_those_who_were_heard(quick_bench: Bench) -> 
     await loud.beat()
     await quick_bench.queue.until(lambda: len(quick_bench.queue.heartbeats) > before)
     assert [h.session.agent for h in quick_bench.queue.heartbeats[before].heartbeats] == ["loud"]
+
+
+@pytest.mark.parametrize(
+    "attempts", [[(job, 1) for job in range(1, 1_002)], [(0, 1)], [(1, 0)]], ids=["many", "no job", "no number"]
+)
+async def test_a_beat_of_too_many_attempts_ends_its_own_stream_alone(quick_bench: Bench, attempts: list[Key]) -> None:
+    """One message tells the queue of all sessions: what one agent says must not keep it from the others' beats."""
+    quiet = await quick_bench.agent("quiet")
+    await quiet.hello(attempts=[(5, 2)])
+    loud = await quick_bench.agent("loud")
+    await loud.hello()
+    await loud.beat(attempts)
+    error = await loud.end()
+    assert isinstance(error, InvalidArgument)
+    assert [violation.field for violation in error.violations] == ["beat.attempts"]
+    await quick_bench.queue.until(lambda: [s.agent for s in quick_bench.queue.closed] == ["loud"])
+    seen = len(quick_bench.queue.heartbeats)
+    await quiet.beat([(5, 2)], 3)
+    await quick_bench.queue.until(partial(exceeds, quick_bench.queue.heartbeats, seen))
+    (one,) = quick_bench.queue.heartbeats[seen].heartbeats
+    assert (one.session.agent, [(a.job_id, a.number) for a in one.attempts]) == ("quiet", [(5, 2)])
+    assert not quiet.ended
+
+
+async def test_a_beat_may_name_as_many_attempts_as_a_hello(quick_bench: Bench) -> None:
+    agent = await quick_bench.agent()
+    await agent.hello(slots=1_000)
+    await agent.beat([(job, 1) for job in range(1, 1_001)])
+    heartbeats = quick_bench.queue.heartbeats
+    await quick_bench.queue.until(lambda: heartbeats and len(heartbeats[-1].heartbeats[0].attempts) == 1_000)
 
 
 async def test_who_was_heard_while_the_queue_was_away_is_named_later(quick_bench: Bench) -> None:
