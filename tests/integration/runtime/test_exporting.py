@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -257,11 +257,53 @@ def test_there_is_nothing_but_the_measurements(listener: Scrapes) -> None:
 
 
 def test_who_is_silent_is_cut_off(monkeypatch: pytest.MonkeyPatch, listener: Scrapes) -> None:
-    monkeypatch.setattr(scrapes._Handler, "timeout", 0.2)
+    monkeypatch.setattr(scrapes, "REQUEST_SECONDS", 0.2)
     host, _, port = listener.address.rpartition(":")
     with socket.create_connection((host, int(port))) as silent:
         silent.sendall(b"GET /metrics HTTP/1.1\r\n")
         assert _status(listener, "/metrics") == 200
+
+
+@contextmanager
+def _dripping(listener: Scrapes) -> Iterator[None]:
+    """A client that sends a byte now and then, for ever."""
+    host, _, port = listener.address.rpartition(":")
+    enough = threading.Event()
+
+    def drip(client: socket.socket) -> None:
+        with suppress(OSError):
+            while not enough.wait(0.02):
+                client.sendall(b"x")
+
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nName: ")
+        dripper = threading.Thread(target=drip, args=[client])
+        dripper.start()
+        try:
+            yield
+        finally:
+            enough.set()
+            dripper.join()
+
+
+def test_who_drips_is_cut_off_and_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch, listener: Scrapes) -> None:
+    monkeypatch.setattr(scrapes, "REQUEST_SECONDS", 0.2)
+    with _dripping(listener):
+        assert _status(listener, "/metrics") == 200
+    monkeypatch.setattr(scrapes, "REQUEST_SECONDS", 600.0)
+    taken, setup = threading.Event(), scrapes._Handler.setup
+
+    def noted(handler: scrapes._Handler) -> None:
+        setup(handler)
+        taken.set()
+
+    monkeypatch.setattr(scrapes._Handler, "setup", noted)
+    with _dripping(listener):
+        assert taken.wait(20)
+        end = threading.Thread(target=listener.close, daemon=True)
+        end.start()
+        end.join(20)
+        assert not end.is_alive()
 
 
 def test_an_address_that_is_taken_is_named(listener: Scrapes) -> None:
