@@ -1,7 +1,7 @@
 """Who may call what, as data. A method that is not listed here cannot be called.
 
 People prove themselves by a bearer token, processes and agents by a client certificate with a SPIFFE id; a process that
-has none yet, by its join token.
+is to get one, its first or the next, by its join token.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def authenticate(
     A token goes before a certificate. The gateway forwards the tokens of people and says where they call from: its
     `forwarded_origin` counts, nobody else's. The gateway itself is nobody: without a token it calls as anyone. Where
     anyone may call, proofs are not looked at. `join_tokens` are the services by the SHA-256 of their tokens; these are
-    good for methods of Audience.SERVICE alone.
+    good for methods of Audience.SERVICE alone, and there no certificate is: without a token, whoever shows one calls as
+    anyone.
 
     Raises:
         Unauthenticated: a token or identity was shown that is not known here.
@@ -168,6 +169,9 @@ def authenticate(
         return Caller("anyone", "", origin=origin)
     if spiffe_id == GATEWAY_ID:
         origin, spiffe_id = forwarded_origin or origin, None
+    if ACCESS.get(method) is Audience.SERVICE:
+        # Else a copy of a service's certificate, which nobody can revoke, would renew itself for ever.
+        spiffe_id = None
     if authorization:
         digest = hashlib.sha256(_token(authorization).encode()).hexdigest()
         if ACCESS.get(method) is Audience.SERVICE and digest in join_tokens:
@@ -205,9 +209,7 @@ def authorise(method: str, caller: Caller) -> None:
     if audience is None:
         raise PermissionDenied(f"{method}: nobody may call this method")
     if caller.kind == "anyone":
-        by_token = audience in _ROLES or audience is Audience.SERVICE
-        proof = "an `authorization: Bearer <token>`" if by_token else "a client certificate"
-        raise Unauthenticated(f"{method}: send {proof}")
+        raise Unauthenticated(f"{method}: send {_PROOFS.get(audience, 'a client certificate')}")
     if not _permitted(audience, caller):
         raise PermissionDenied(
             f"{method}: this is for {_DESCRIBED[audience]}; you called as {caller.kind} {caller.name!r}",
@@ -215,13 +217,18 @@ def authorise(method: str, caller: Caller) -> None:
         )
 
 
+_PROOFS = {
+    **dict.fromkeys(_ROLES, "an `authorization: Bearer <token>`"),
+    Audience.SERVICE: "an `authorization: Bearer <join token>`; a client certificate does not do here",
+}
+
 _DESCRIBED = {
     Audience.VIEWER: "people with the role viewer",
     Audience.OPERATOR: "people with the role operator",
     Audience.ADMIN: "people with the role admin",
     Audience.HUB: "the hub",
     Audience.AGENT: "agents",
-    Audience.SERVICE: "server processes",
+    Audience.SERVICE: "server processes by their join tokens",
 }
 
 

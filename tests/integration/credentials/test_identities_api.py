@@ -22,7 +22,7 @@ from services.credentials.servicers.agent_identity import AgentIdentityServicer
 from services.credentials.servicers.certificate import CertificateServicer
 from services.runtime import joining
 from services.runtime.channels import Peer, grpc_error, server_channel
-from services.runtime.errors import InvalidArgument, PermissionDenied, SisError
+from services.runtime.errors import InvalidArgument, PermissionDenied, SisError, Unauthenticated
 from services.runtime.identity import Identity
 from services.runtime.server import Listener, Server
 from services.runtime.settings import ServiceSettings
@@ -179,9 +179,23 @@ async def test_an_agents_certificate_makes_nobody_else_of_it(suite: Suite, tmp_p
     for call in (
         stub.EnrolAgent(side.enrolment_request(await suite.pair())),
         stub.RenewAgentCertificate(side.renewal_request(suite.rig.name, 2)),
-        stub.IssueServiceCertificate(pb.IssueServiceCertificateRequest(csr=csr())),
     ):
         assert isinstance(await refused(call), PermissionDenied)
+    joining_call = stub.IssueServiceCertificate(pb.IssueServiceCertificateRequest(csr=csr()))
+    assert isinstance(await refused(joining_call), Unauthenticated)
+
+
+async def test_a_certificate_is_no_join_token(suite: Suite) -> None:
+    """Whoever has a copy of a service's key and certificate has them until they expire, and not for ever."""
+    hub = suite.identity("hub")
+    await hub.ready()
+    stub, request = suite.peer(hub), pb.IssueServiceCertificateRequest(csr=csr())
+    assert isinstance(await refused(stub.IssueServiceCertificate(request)), Unauthenticated)
+    wrong = bearer("no join token")
+    assert isinstance(await refused(stub.IssueServiceCertificate(request, metadata=wrong)), Unauthenticated)
+    # With the token it may well come by the listener for certificates.
+    answer = await stub.IssueServiceCertificate(request, metadata=bearer(JOIN_TOKENS["hub"]))
+    assert "spiffe://sis/service/hub" in names(answer.certificate.certificate_chain)
 
 
 @pytest.mark.parametrize(

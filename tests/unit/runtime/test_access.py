@@ -234,6 +234,17 @@ def test_a_join_token_makes_a_service_for_joining_alone() -> None:
         prove(f"Bearer {JOIN_TOKEN}x", method=JOIN)
 
 
+@pytest.mark.parametrize("name", ["service/hub", "service/queue", "service/gateway", "agent/local/a1"])
+def test_a_certificate_is_no_join_token(name: str) -> None:
+    spiffe_id = f"spiffe://sis/{name}"
+    caller = prove(spiffe_id=spiffe_id, method=JOIN)
+    assert (caller.kind, caller.name, caller.certificate) == ("anyone", "", b"")
+    with pytest.raises(Unauthenticated, match="join token"):
+        authorise(JOIN, caller)
+    # It does no harm to whoever has the token as well, and makes nobody else of it.
+    assert prove(f"Bearer {JOIN_TOKEN}", spiffe_id=spiffe_id, method=JOIN).name == "queue"
+
+
 def test_a_certificate_is_not_shown_in_a_representation() -> None:
     assert "PEM" not in repr(prove(spiffe_id="spiffe://sis/service/hub"))
 
