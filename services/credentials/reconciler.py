@@ -99,15 +99,18 @@ class Reconciler:
             VaultError, Unavailable
         """
         # Vault first: a row is there before its value.
-        stored = await self._values.ids()
-        rows: dict[UUID, State] = {}
-        while True:
-            async with self._database.begin() as connection:
-                page = await reconciler_store.states(connection, max(rows, default=UUID(int=0)))
-            if not page:
-                break
-            rows |= page
-        unknown = stored - rows.keys()
+        unknown = await self._values.ids()
+        late: list[UUID] = []
+        bare: list[UUID] = []
+        # Page by page, in the order of the ids: of deleted credentials there are many, and nothing of them is kept.
+        last = UUID(int=0)
+        while page := await self._states_after(last):
+            last = max(page)
+            late += sorted(key for key, state in page.items() if state in _GONE and key in unknown)
+            bare += sorted(key for key, state in page.items() if state is State.READY and key not in unknown)
+            # One more than is done at once says that there are more.
+            del late[reconciler_store.BATCH + 1 :], bare[reconciler_store.BATCH + 1 :]
+            unknown -= page.keys()
         if unknown:
             # A database that was restored may have forgotten them; nothing but a person can tell.
             _log.warning(
@@ -115,13 +118,15 @@ class Reconciler:
                 len(unknown),
                 extra={"credential_ids": sorted(map(str, unknown))[:20]},
             )
-        late = sorted(stored.intersection(key for key, state in rows.items() if state in _GONE))
         for credential_id in late[: reconciler_store.BATCH]:
             await self._remove_again(credential_id)
-        bare = sorted({key for key, state in rows.items() if state is State.READY} - stored)
         for credential_id in bare[: reconciler_store.BATCH]:
             await self._look_again(credential_id)
         return max(len(late), len(bare)) > reconciler_store.BATCH
+
+    async def _states_after(self, credential_id: UUID) -> dict[UUID, State]:
+        async with self._database.begin() as connection:
+            return await reconciler_store.states(connection, credential_id)
 
     async def _remove_again(self, credential_id: UUID) -> None:
         async with self._database.begin() as connection:

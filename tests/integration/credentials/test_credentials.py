@@ -7,9 +7,11 @@ import logging
 import signal
 from collections.abc import Callable
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
+from weakref import WeakSet
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.credentials import credentials, reconciler_store
 from services.credentials.errors import CredentialChanged, CredentialExists, CredentialNotFound, RequestIdReused
@@ -527,6 +529,42 @@ async def test_a_value_of_a_deleted_credential_is_removed(safe: KeySafe) -> None
     await safe.put_late(made.credential_id, SECRET, 0)
     await safe.sweep()
     await safe.agree()
+
+
+async def test_a_scan_keeps_no_more_than_a_page(
+    safe: KeySafe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rows of what was deleted in a year are many more than the credentials that there are."""
+    strange = await safe.values.ids() | {uuid4()}
+    lost, late, whole = [await safe.create(name) for name in ("lost", "late", "whole")]
+    await safe.values.remove(lost.credential_id)
+    await safe.delete("late")
+    await safe.execute(
+        "INSERT INTO credentials.credentials"
+        " SELECT (jsonb_populate_record(c, jsonb_build_object('credential_id', gen_random_uuid()))).*"
+        " FROM credentials.credentials c, generate_series(1, 3500) WHERE c.name = 'late'"
+    )
+    for credential_id in strange - await safe.values.ids() | {late.credential_id}:
+        await safe.put_late(credential_id, SECRET, 0)
+    rows = [row[0] for row in await safe.execute("SELECT credential_id FROM credentials.credentials ORDER BY 1")]
+    assert len(rows) == 3_503
+    read, asked, kept, states = WeakSet[UUID](), list[int](), list[int](), reconciler_store.states
+
+    async def noted(connection: AsyncConnection, after: UUID) -> dict[UUID, State]:
+        asked.append(after.int)
+        kept.append(len(read))
+        page = await states(connection, after)
+        read.update(page)
+        return page
+
+    monkeypatch.setattr(reconciler_store, "states", noted)
+    assert not await safe.reconciler.scan()
+    assert asked == [0, *(rows[number].int for number in (999, 1_999, 2_999, -1))]
+    assert max(kept) <= 1_000 + len((lost, late)), "a page, and what is to be mended"
+    (warning,) = [each for each in caplog.records if "belong to no credential" in each.getMessage()]
+    assert f" {len(strange)} values " in warning.getMessage()
+    assert await safe.values.ids() == strange | {whole.credential_id}
+    assert [(await safe.get(name)).state for name in ("lost", "whole")] == [State.VALUE_MISSING, State.READY]
 
 
 async def test_what_somebody_else_wrote_into_vault_does_not_count(safe: KeySafe) -> None:
