@@ -16,7 +16,7 @@ from sis.stack import state as states
 from sis.stack.errors import StackError, refusals
 from sis.stack.layout import Layout
 from sis.stack.settings import Options
-from sis.stack.state import AlreadyUpError
+from sis.stack.state import AlreadyUpError, Purpose
 from sis.stack.status import status
 
 DOWN_SECONDS = 30.0
@@ -32,7 +32,8 @@ def up(options: Options, say: Callable[[str], None] = print) -> int:
     that is success too.
 
     Raises:
-        StackError: it could not be started, and nothing is left running; or (foreground) it is up already.
+        StackError: it could not be started, and nothing is left running; or (foreground) it is up already; or a
+            restore is under way.
     """
     layout = Layout(options.data.expanduser().absolute())
     with refusals():
@@ -40,7 +41,7 @@ def up(options: Options, say: Callable[[str], None] = print) -> int:
 
 
 def _up(layout: Layout, options: Options, say: Callable[[str], None]) -> int:
-    if states.holder(layout) is None:
+    if states.keeper(layout) is None:
         try:
             if options.detach:
                 detached.start(layout, options, say)
@@ -51,7 +52,7 @@ def _up(layout: Layout, options: Options, say: Callable[[str], None]) -> int:
         else:
             return 0
     if not options.detach:
-        raise AlreadyUpError(states.holder(layout))
+        raise AlreadyUpError(states.keeper(layout))
     _join(layout, options, say)
     return 0
 
@@ -88,7 +89,8 @@ def down(data: Path, say: Callable[[str], None] = print) -> int:
     DOWN_SECONDS.
 
     Raises:
-        StackError: what was left behind by a killed `sis up` cannot be ended, or a file cannot be read.
+        StackError: what was left behind by a killed `sis up` cannot be ended, or a file cannot be read; or a restore,
+            which is not stopped, is under way.
     """
     with refusals():
         return _down(Layout(data.expanduser().absolute()), say)
@@ -96,7 +98,7 @@ def down(data: Path, say: Callable[[str], None] = print) -> int:
 
 def _down(layout: Layout, say: Callable[[str], None]) -> int:
     state = states.read(layout)
-    up = states.holder(layout)
+    up = states.keeper(layout)
     if up is not None:
         up.signal(signal.SIGTERM)
         if processes.wait_gone([up], DOWN_SECONDS):
@@ -106,7 +108,7 @@ def _down(layout: Layout, say: Callable[[str], None]) -> int:
             return 1
         say("the stack is down")
     elif state is not None:
-        with states.lock(layout):
+        with states.lock(layout, Purpose.DOWN):
             leftovers.end(layout)
         say("the stack is down; its `sis up` had been killed")
     else:

@@ -2,7 +2,7 @@
 
 stack.json      what runs now, and how to reach it (see `state`); only while the stack is up
 settings.json   what the first `sis up` chose, and the ports picked last
-up.lock         held by the `sis up` that runs, which is named in it
+up.lock         held by the `sis up` that runs, or by a restore, and names it
 admin.token     the administrator's token
 tls/            the CA of the stack's PKI, and how the credential service logs in to Vault
 vault/          OpenBao: its storage, its seal key, and the keys of its administrator

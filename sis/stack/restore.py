@@ -30,6 +30,7 @@ from sis.stack.postgres import DATABASE, Postgres
 from sis.stack.processes import Child
 from sis.stack.replicas import Ports
 from sis.stack.settings import Options, Settings
+from sis.stack.state import Purpose
 
 _START_SECONDS = 60.0
 _RECOVERY_SECONDS = 3600.0
@@ -48,7 +49,7 @@ def restore(data: Path, source: Path, say: Callable[[str], None] = print) -> Non
         os.umask(0o077)
         layout = Layout(data.expanduser().absolute())
         layout.create()
-        with states.lock(layout):
+        with states.lock(layout, Purpose.RESTORE):
             _restore(layout, BackupDirectory(source.expanduser().absolute()), say)
 
 

@@ -1,12 +1,14 @@
-"""`stack.json`: what runs now and how to reach it; and the lock that keeps a data directory to one `sis
-up`."""
+"""`stack.json`: what runs now and how to reach it; and the lock that keeps a data directory to one `sis up`, or to
+one other who has it in hand."""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -105,23 +107,46 @@ def write(layout: Layout, state: StackState) -> None:
     write_private(layout.stack, state.model_dump_json(indent=2).encode() + b"\n")
 
 
+class Purpose(enum.StrEnum):
+    """What a data directory is held for."""
+
+    UP = "up"
+    DOWN = "down"
+    """To end what a killed `sis up` has left behind."""
+    RESTORE = "restore"
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    by: Identity
+    purpose: Purpose
+
+
 @contextlib.contextmanager
-def lock(layout: Layout) -> Iterator[None]:
-    """Be the only `sis up` of this data directory. The kernel takes the lock back however the process ends.
+def lock(layout: Layout, purpose: Purpose = Purpose.UP) -> Iterator[None]:
+    """Be the only one who has this data directory in hand. The kernel takes the lock back however the process ends.
 
     Raises:
-        AlreadyUpError: another process holds it.
+        AlreadyUpError: a `sis up` holds it.
+        UnderWayError: another process holds it, for something else.
     """
     descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyUpError(holder(layout)) from None
+            raise AlreadyUpError(keeper(layout)) from None
         identity = this_process()
+        # A version that knows of no purpose takes whoever it can read for a `sis up`, and `sis down` ends that.
+        words = [processes.boot_id(), str(identity.pid), str(identity.start_ticks)]
+        if purpose is not Purpose.UP:
+            words.append(purpose)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{processes.boot_id()} {identity.pid} {identity.start_ticks}\n".encode(), 0)
-        yield
+        os.pwrite(descriptor, f"{' '.join(words)}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)  # this process may live on
     finally:
         os.close(descriptor)
 
@@ -136,12 +161,29 @@ def this_process() -> Identity:
 
 def holder(layout: Layout) -> Identity | None:
     """The living `sis up` of this data directory, if any."""
+    found = _hold(layout)
+    return found.by if found is not None and found.purpose is Purpose.UP else None
+
+
+def keeper(layout: Layout) -> Identity | None:
+    """As `holder`, for whoever is about to start or stop a stack.
+
+    Raises:
+        UnderWayError: another process has the data directory in hand, and must not be disturbed.
+    """
+    found = _hold(layout)
+    if found is not None and found.purpose is not Purpose.UP:
+        raise UnderWayError(found.by, found.purpose)
+    return None if found is None else found.by
+
+
+def _hold(layout: Layout) -> _Hold | None:
     try:
-        boot, pid, ticks = layout.lock.read_text(encoding="ascii").split()
-        identity = Identity(int(pid), int(ticks))
+        boot, pid, ticks, *purpose = layout.lock.read_text(encoding="ascii").split()
+        found = _Hold(Identity(int(pid), int(ticks)), Purpose(" ".join(purpose) or Purpose.UP))
     except (OSError, ValueError):
         return None
-    return identity if boot == processes.boot_id() and identity.alive else None
+    return found if boot == processes.boot_id() and found.by.alive else None
 
 
 class AlreadyUpError(StackError):
@@ -150,3 +192,11 @@ class AlreadyUpError(StackError):
     def __init__(self, holder: Identity | None) -> None:
         self.holder = holder
         super().__init__(f"the stack is up already{f', kept by PID {holder.pid}' if holder else ''}")
+
+
+class UnderWayError(StackError):
+    """Something else than a `sis up` has this data directory in hand."""
+
+    def __init__(self, holder: Identity, purpose: Purpose) -> None:
+        what = "a restore" if purpose is Purpose.RESTORE else f"a `sis {purpose}`"
+        super().__init__(f"{what} is under way (PID {holder.pid}); wait for it")

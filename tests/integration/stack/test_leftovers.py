@@ -14,9 +14,10 @@ import pytest
 
 from sis.stack import control, leftovers, processes
 from sis.stack import state as states
+from sis.stack.errors import StackError
 from sis.stack.layout import Layout
 from sis.stack.processes import Identity
-from sis.stack.state import AlreadyUpError, ProcessState, StackState
+from sis.stack.state import AlreadyUpError, ProcessState, Purpose, StackState
 from sis.stack.status import status
 
 
@@ -137,6 +138,36 @@ def test_only_one_holds_the_lock_and_it_ends_with_its_holder(layout: Layout) -> 
         holder = states.holder(layout)
         assert holder is not None
         assert holder.pid == os.getpid()
+
+
+def test_nobody_is_named_whose_hold_is_over(layout: Layout) -> None:
+    for purpose in Purpose:
+        with states.lock(layout, purpose):
+            pass
+        assert states.keeper(layout) is None
+
+
+def test_what_a_former_version_wrote_is_a_sis_up(layout: Layout) -> None:
+    own = states.this_process()
+    layout.lock.write_text(f"{processes.boot_id()} {own.pid} {own.start_ticks}\n")
+    assert states.holder(layout) == states.keeper(layout) == own
+
+
+@pytest.mark.parametrize(
+    "words", ["", "1", "{boot} {pid} x", "{boot} {pid} {ticks} more", "{boot} {pid} {ticks} up up"]
+)
+def test_a_lock_that_cannot_be_read_names_nobody(layout: Layout, words: str) -> None:
+    own = states.this_process()
+    layout.lock.write_text(words.format(boot=processes.boot_id(), pid=own.pid, ticks=own.start_ticks))
+    assert states.keeper(layout) is None
+
+
+def test_one_down_does_not_end_another(layout: Layout) -> None:
+    states.write(layout, _state(layout))
+    told = f"a `sis down` is under way .PID {os.getpid()}.; wait for it"
+    with states.lock(layout, Purpose.DOWN), pytest.raises(StackError, match=told):
+        control.down(layout.data)
+    assert states.holder(layout) is None
 
 
 def test_payloads_that_go_on_are_named_and_those_that_ended_are_not(
