@@ -30,6 +30,8 @@ from services.runtime.identity import Identity
 
 UNARY_SECONDS = 20.0
 STREAM_SECONDS = 3_600.0
+RESUMABLE_SECONDS = 1_800.0
+"""Of a stream that can go on where it was. Whoever does nothing but watch reads anew before the session has ended."""
 UPLOAD_SECONDS = 600.0
 TAKE_SECONDS = 30.0
 """How long a service may leave a piece of an upload waiting."""
@@ -112,7 +114,9 @@ class Upstreams:
         """Call a method that answers with a stream."""
         service = service_of(binding)
         method = self._peers[service].stub.methods[binding.full_name]
-        return Stream(service, method(request, timeout=STREAM_SECONDS, metadata=metadata))
+        resumable = "resume_token" in binding.method.input_type.fields_by_name
+        seconds = RESUMABLE_SECONDS if resumable else STREAM_SECONDS
+        return Stream(service, method(request, timeout=seconds, metadata=metadata))
 
     def upload(self, binding: Binding, metadata: Metadata) -> Upload:
         """Call a method that takes a stream and answers once."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 import warnings
 from typing import Final
@@ -16,10 +17,15 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 MOST_BCRYPT_ROUNDS: Final = 256
 """Of an OpenSSH key; `ssh-keygen` makes 16 or 24 unless told otherwise."""
-MOST_ITERATIONS: Final = 2_100_000
-"""Of a PKCS #8 key: iterations of PBKDF2, or the cost of scrypt."""
+MOST_ITERATIONS: Final = 1_000_000
+"""Of PBKDF2, in a PKCS #8 key. Other threads of the process stand still meanwhile, for less than a second."""
+MOST_SCRYPT: Final = 2**19
+"""Of scrypt, in a PKCS #8 key: N, r and p, multiplied; each takes 128 bytes. OpenSSL's own is a quarter of it."""
 
-_ARMOUR: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{0,40}PRIVATE KEY)-----\s(.*?)-----END \1-----", re.DOTALL)
+_KINDS: Final = rb"(?:OPENSSH |ENCRYPTED |RSA |DSA |EC |)PRIVATE KEY"
+_ARMOUR: Final = re.compile(rb"-----BEGIN (" + _KINDS + rb")-----\s(.*?)-----END \1-----", re.DOTALL)
+_SCRYPT: Final = bytes.fromhex("2b06010401da47040b")
+"""Its object identifier, 1.3.6.1.4.1.11591.4.11 (RFC 7914)."""
 _OPENSSH_MAGIC: Final = b"openssh-key-v1\0"
 
 
@@ -50,7 +56,8 @@ def check(key: bytes, passphrase: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old ciphers: a site may have to live with them
-            load(key, passphrase or None)
+            # This block and no other, as its cost is the one that was read.
+            load(found[0] + b"\n", passphrase or None)
     except UnsupportedAlgorithm:
         raise BadKey("is a private key of a kind that is not supported") from None
     except (ValueError, TypeError):
@@ -105,6 +112,11 @@ def _check_iterations(raw: bytes) -> None:
         raise ValueError
     if any(number > MOST_ITERATIONS for number in _integers(raw, start, end)):
         raise BadKey(f"takes too long to open: encrypt it with at most {MOST_ITERATIONS:,} iterations")
+    # In a salt these bytes may stand by chance or by intent, so the iterations are looked at in any case.
+    if (at := raw.find(_SCRYPT, start, end)) >= 0:
+        _, start, end = _element(raw, at + len(_SCRYPT))
+        if math.prod(_integers(raw, start, end)[:3]) > MOST_SCRYPT:
+            raise BadKey(f"takes too long to open: encrypt it with scrypt's N · r · p at most {MOST_SCRYPT:,}")
 
 
 def _integers(raw: bytes, start: int, end: int) -> list[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -15,11 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import removals
 from services.queue.model import WaitReason
+from services.queue.sessions import ONLINE_WITHIN
 from services.queue.states import Status
 from sis.packages import platforms
 
-ONLINE_WITHIN = timedelta(seconds=60)
-"""An agent whose session is open but was not heard for this long is not online: its hub has died."""
 AGENTS = 1_000
 """Looked at, those first that can take a job the soonest."""
 NAMES = 20

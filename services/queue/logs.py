@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -246,7 +247,8 @@ async def debug_log(
         entries = [e for e in entries if e.to_status in _PROBLEMS]
     remaining = entries
     async for rows in _scan(database, job_id, _VIEWS[view]):
-        due = [e for e in remaining if e.at <= rows[-1].at]
+        # In the order of the history, also where the clock was set back in the midst of it.
+        due = list(itertools.takewhile(lambda entry, until=rows[-1].at: entry.at <= until, remaining))
         remaining = remaining[len(due) :]
         for content in _merged(due, rows):
             yield content

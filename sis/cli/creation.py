@@ -100,8 +100,10 @@ def _create_with_secrets(client: Client, request: pb.CreateJobRequest, typed: Se
         asked = True
         job = client.jobs.create(request)
     except BaseException as error:
-        # Where the answer was lost there may be a job, which needs them. What nobody binds expires within the hour.
-        if not asked or (isinstance(error, ApiError) and not error.passing):
+        # Where the answer was lost there may be a job, which needs them; and one that an earlier run of the command has
+        # created may have them, with a request id. What nobody binds expires within the hour.
+        refused = not asked or (isinstance(error, ApiError) and not error.passing)
+        if refused and not request.request_id:
             for each in made:
                 with contextlib.suppress(ClientError):
                     credentials.delete(each)

@@ -47,7 +47,7 @@ export class CreateJob extends HTMLElement {
       ]);
       this._credentials = credentials.filter((each) => each.state === "CREDENTIAL_STATE_READY");
       this._build(packages, agents, copy.request);
-      await this._choosePackage(copy.request.package?.version, copy.request);
+      await this._choosePackage(query().get("version") ?? copy.request.package?.version, copy.request);
     } catch (error) {
       fill(this, problem(error, () => this.connectedCallback()));
     }
@@ -63,7 +63,8 @@ export class CreateJob extends HTMLElement {
     const wanted = query().get("package") ?? from.package?.name;
     this._name = h("input", { name: "displayName", maxlength: "200", autocomplete: "off", value: from.displayName ?? "" });
     this._package = h("select", { name: "package.name", onchange: () => this._choosePackage() },
-      [...this._versions.keys()].map((name) => h("option", { value: name, selected: name === wanted }, name)));
+      [...this._versions.keys()].map((name) => h("option", { value: name, selected: name === wanted }, name)),
+      wanted && !this._versions.has(wanted) && removed(wanted));
     this._version = h("select", { name: "package.version", onchange: () => this._loadPackage() });
     this._operation = h("select", { name: "operation", onchange: () => this._showOperation() });
     this._about = h("p", { class: "hint field" });
@@ -127,7 +128,8 @@ export class CreateJob extends HTMLElement {
 
   async _choosePackage(version, from) {
     const versions = this._versions.get(this._package.value) ?? [];
-    fill(this._version, versions.map((each) => h("option", { value: each.version, selected: each.version === version }, each.version)));
+    fill(this._version, versions.map((each) => h("option", { value: each.version, selected: each.version === version }, each.version)),
+      version && !versions.some((each) => each.version === version) && removed(version));
     await this._loadPackage(from);
   }
 
@@ -248,12 +250,21 @@ export class CreateJob extends HTMLElement {
       const request = this._request();
       request.parameters = await this._parameterValues();
       const { job } = await post("/v1/jobs", request);
-      say([`Job ${job.jobId} was created.`]);
+      await this._tie(job.jobId);
       navigate(`/jobs/${job.jobId}`);
     } catch (error) {
       this._tell(error);
     } finally {
       this._submit.disabled = false;
+    }
+  }
+
+  async _tie(jobId) {
+    try {
+      for (const each of this._inputs) await each.tie(jobId);
+      say(`Job ${jobId} was created.`);
+    } catch (error) {
+      say(`Job ${jobId} was created, but has its secret only if it starts within the hour: ${error.message}`, { bad: true });
     }
   }
 
@@ -301,3 +312,6 @@ export class CreateJob extends HTMLElement {
   }
 }
 customElements.define("sis-create-job", CreateJob);
+
+/** A choice that is not there any more: no other one takes its place unseen. */
+const removed = (value) => h("option", { value, selected: true }, `${value} (not in the library)`);

@@ -75,7 +75,7 @@ export class InputField {
   _secret(credentials, same) {
     const given = this._given?.credentialRef ?? "";
     const chosen = same ? same.control.value : FOR_ONE_JOB.test(given) ? "" : given;
-    this._stored = same?._stored;
+    this._stored = same?._stored ?? null;
     this._typed = h("input", {
       id: uid("field"), type: "password", autocomplete: "off", "aria-label": `${this.input.name}: the secret`, value: same?._typed.value, hidden: chosen !== "",
     });
@@ -118,21 +118,42 @@ export class InputField {
     if (this.control.value) return { credentialRef: this.control.value };
     if (!this._typed.value) return null;
     // Made once, however often the form is sent.
+    const repeated = this._stored !== null;
     this._stored ??= { name: `job-${crypto.randomUUID()}`, requestId: crypto.randomUUID() };
     try {
-      await post("/v1/credentials", {
-        ...this._stored,
-        kind: "CREDENTIAL_KIND_TOKEN",
-        forOneJob: true,
-        description: `Typed for ${this.input.name}`,
-        value: { secret: encoded(new TextEncoder().encode(this._typed.value)) },
-      });
+      await this._store();
     } catch (error) {
+      // It has expired: no job took it within its hour.
+      if (repeated && error.reason === "CREDENTIAL_NOT_FOUND") {
+        this._stored = null;
+        return this._readSecret();
+      }
       // The form knows nothing of this request, but it does of the input.
       if (error.violations?.size) error.violations = new Map([[`parameters.${this.input.name}`, [...error.violations.values()].join("; ")]]);
       throw error;
     }
     return { credentialRef: this._stored.name };
+  }
+
+  /** Tie the secret that was typed to the job that was created with it, so that it waits as long as that. Raises ApiError. */
+  async tie(jobId) {
+    if (!this._stored || this.control.value) return;
+    try {
+      await post(`/v1/credentials/${this._stored.name}:bind`, { jobId });
+    } catch (error) {
+      // The job has ended already, and the secret with it.
+      if (error.reason !== "CREDENTIAL_NOT_FOUND") throw error;
+    }
+  }
+
+  _store() {
+    return post("/v1/credentials", {
+      ...this._stored,
+      kind: "CREDENTIAL_KIND_TOKEN",
+      forOneJob: true,
+      description: `Typed for ${this.input.name}`,
+      value: { secret: encoded(new TextEncoder().encode(this._typed.value)) },
+    });
   }
 }
 

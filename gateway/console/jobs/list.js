@@ -236,6 +236,7 @@ export class JobList extends HTMLElement {
     this._rows.clear();
     this._body.replaceChildren();
     this._picked.clear();
+    this._allMatching = false;
     this._pending = null;
     this._table.hidden = this._pages.hidden = this._news.hidden = this._trouble.hidden = true;
     text(this._heading, "");

@@ -1,7 +1,7 @@
 // A page of the list that stays as the server has it: fetched, followed, and fetched anew when what changed cannot simply
 // be put in its place. It knows nothing of how it is shown.
 
-import { ApiError, follow, get } from "../lib/api.js";
+import { ApiError, delay, follow, get } from "../lib/api.js";
 
 export const PAGE_SIZE = 50;
 // From a change until the page is fetched for it: what follows closely comes with it.
@@ -11,6 +11,7 @@ const GATHER_MILLISECONDS = 250;
 const REST_MILLISECONDS = 1_000;
 const REST_SHARE = 20;
 const RETRY_MILLISECONDS = 5_000;
+const LOST_PLACE = new Set(["RESUME_EXPIRED", "INVALID_TOKEN"]);
 
 /**
  * `onPage` is given each page that was fetched, and whether somebody asked for it; `onChange` what the watch says, and
@@ -85,13 +86,13 @@ export class LivePage {
     this._again = false;
     this._fetching?.abort();
     const fetching = (this._fetching = new AbortController());
-    // What the watch says meanwhile may be newer than what is fetched.
+    // What the watch says meanwhile may be newer than what is fetched. One that begins with the page says all since then.
     this._heard = new Map();
     const began = performance.now();
     try {
       const { filter, ...rest } = this._query;
       const page = await get("/v1/jobs", { ...parameters(filter), ...rest, pageSize: PAGE_SIZE }, { signal: fetching.signal });
-      page.jobs = page.jobs.map((job) => this._heard.get(job.jobId) ?? job);
+      if (!asked) page.jobs = page.jobs.map((job) => this._heard.get(job.jobId) ?? job);
       return page;
     } catch (error) {
       if (fetching.signal.aborted) return null;
@@ -119,12 +120,22 @@ export class LivePage {
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof ApiError)) throw error;
-      if (["RESUME_EXPIRED", "INVALID_TOKEN"].includes(error.reason)) await this.load(this._query);
+      if (LOST_PLACE.has(error.reason)) await this._loadAgain(signal);
       else {
         this._onState("stopped");
         this._onTrouble(error);
       }
     }
+  }
+
+  /** After a watch that cannot go on where it was: at once where the page is not fresh, else a while after it came. */
+  async _loadAgain(signal) {
+    const rest = this._ended + RETRY_MILLISECONDS - performance.now();
+    if (rest > 0) {
+      this._onState("waiting");
+      await delay(rest, signal).catch(() => {});
+    }
+    if (!signal.aborted) await this.load(this._query);
   }
 }
 

@@ -73,7 +73,10 @@ export class ProblemLog extends HTMLElement {
       this._come(came);
       this._tell();
     } catch (error) {
-      if (!signal.aborted) fill(this, problem(error, () => this._begin()));
+      if (signal.aborted) return;
+      // Whoever reads slowly is cut off in the end.
+      if (this._shown && error.passing) this._goOn(signal);
+      else fill(this, problem(error, () => this._begin()));
     }
   }
 

@@ -44,7 +44,7 @@ async function marked(element, act) {
 }
 
 /** Ask for a new credential, and store it; whether one was. */
-export function create() {
+export async function create() {
   const requestId = crypto.randomUUID();
   const account = h("div", {});
   const secrets = h("div", {});
@@ -57,7 +57,8 @@ export function create() {
     fill(secrets, secretFields(kind.value));
   };
   show();
-  return ask({
+  let stored = "";
+  const done = await ask({
     title: "New credential",
     action: "Store",
     content: [
@@ -70,14 +71,16 @@ export function create() {
         name: form.get("name"), kind: kind.value, username: form.get("username") ?? "", domain: form.get("domain") ?? "",
         description: form.get("description"), value: value(form), requestId,
       });
-      say(`The credential ${credential.name} was stored.`);
+      stored = credential.name;
     }),
   });
+  if (done) say(`The credential ${stored} was stored.`);
+  return done;
 }
 
 /** Ask for another secret of a credential, and replace it; whether it was. */
-export function replace(credential) {
-  return ask({
+export async function replace(credential) {
+  const done = await ask({
     title: `Replace the secret of ${credential.name}?`,
     action: "Replace",
     content: [
@@ -90,7 +93,8 @@ export function replace(credential) {
       const body = { version: credential.version, value: value(form), description: form.get("description") };
       if (form.get("username") !== null) body.username = form.get("username");
       await post(`/v1/credentials/${encodeURIComponent(credential.name)}:replace`, body);
-      say(`The secret of ${credential.name} was replaced.`);
     }),
   });
+  if (done) say(`The secret of ${credential.name} was replaced.`);
+  return done;
 }

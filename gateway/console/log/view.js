@@ -1,20 +1,13 @@
 // A log on the page: a window of its lines, which goes along with who scrolls, or with what is written.
 
 import { fill, h, icon, text } from "../lib/dom.js";
-import { clock, count, fromLocal, utc } from "../lib/format.js";
+import { count, fromLocal, utc } from "../lib/format.js";
 import { report, say } from "../parts/toasts.js";
-import { show } from "./ansi.js";
-import { LineMaker } from "./lines.js";
 import { LogSearch } from "./search.js";
-import { compareTimes } from "./window.js";
+import { LogSheet } from "./sheet.js";
 
-/** So many lines are on the page, and those of one frame more, as frames come and go whole. */
-const MOST_LINES = 2_000;
-/** And so many while the view goes along with what is written: nobody sees more of them. */
-const FOLLOWED_LINES = 300;
-/** So near to an edge, what is beyond is fetched; and so far from what is in sight, it is let go. */
+/** So near to an edge, what is beyond is fetched. */
 const EDGE_PIXELS = 600;
-const FAR_PIXELS = 3_000;
 const PAINT_MILLISECONDS = 80;
 
 export class LogView extends HTMLElement {
@@ -27,12 +20,9 @@ export class LogView extends HTMLElement {
     this._download = download;
     this._live = live;
     this._life = new AbortController();
-    this._blocks = [];
-    this._lines = 0;
     this._following = true;
     this._pending = [];
     this._held = [];
-    this._maker = new LineMaker();
     this._moving = 0;
     this._moves = Promise.resolve();
     this._found = 0;
@@ -87,6 +77,7 @@ export class LogView extends HTMLElement {
         if (line?.time && !line.title) line.title = utc(line.time);
       },
     });
+    this._sheet = new LogSheet(this._scroller, this._log, this._sources);
     this._follow = h("button", { type: "button", class: "quiet", onclick: () => this._toggleFollowing() });
     this._wrap = this._toggle("wrap", "Wrap lines", "wrap", true);
     this._times = this._toggle("clock", "Times", "times", this._sources.has("site"));
@@ -135,57 +126,14 @@ export class LogView extends HTMLElement {
     return button;
   }
 
-  // From frames to lines on the page: a block is what one frame or entry has begun
-
-  _block(item) {
-    const lines = item.frame ? this._maker.frame(item.frame) : this._maker.entry(item.entry);
-    const shown = lines.filter((line) => this._sources.has(line.source));
-    const sequence = item.frame ? Number(item.frame.sequence) : 0;
-    return { sequence, key: item.frame ? sequence : `entry ${item.entry.sequence}`, lines: shown };
-  }
-
-  _element(line) {
-    const element = document.createElement("div");
-    element.className = `line ${line.source}${line.tone ? ` ${line.tone}` : ""}`;
-    if (line.time) element.dataset.time = this._clock(line.time);
-    element.time = line.time;
-    show(element, line.text, line.style);
-    return element;
-  }
-
-  /** The time of day; many lines have the same. */
-  _clock(time) {
-    if (this._second !== time.slice(0, 19)) {
-      this._second = time.slice(0, 19);
-      this._told = clock(time);
-    }
-    return this._told;
-  }
+  // From frames to lines on the page
 
   /** Everything anew, by the window as it is. */
   _rebuild() {
-    this._maker = new LineMaker();
     this._pending = [];
-    this._blocks = [];
-    this._lines = 0;
-    const page = document.createDocumentFragment();
-    for (const item of this._log.items()) this._put(this._block(item), page);
-    this._showGrown();
-    this._scroller.replaceChildren(page);
+    this._sheet.rebuild();
     this._mark();
     this._showPlace();
-  }
-
-  _put(block, page) {
-    this._blocks.push(block);
-    this._lines += block.lines.length;
-    for (const line of block.lines) page.append((line.element = this._element(line)));
-  }
-
-  /** Show what was added to lines that have an element already. */
-  _showGrown() {
-    for (const line of this._maker.grown) if (line.element) show(line.element, line.text, line.style);
-    this._maker.grown.clear();
   }
 
   _plan() {
@@ -197,67 +145,9 @@ export class LogView extends HTMLElement {
 
   _paint() {
     if (!this.isConnected) return;
-    const page = document.createDocumentFragment();
-    const blocks = this._pending.splice(0).map((item) => this._block(item));
-    if (this._following) this._skip(blocks);
-    for (const block of blocks) this._put(block, page);
-    this._showGrown();
-    this._scroller.append(page);
-    if (this._following) {
-      this._trimTop();
-      this._toBottom();
-    } else this._trimAround(this._anchor());
+    this._sheet.append(this._pending.splice(0), this._following);
+    if (this._following) this._toBottom();
     this._showPlace();
-  }
-
-  /** Leave out of new blocks what would have to go again at once: more came than a page holds. */
-  _skip(blocks) {
-    let lines = blocks.reduce((sum, block) => sum + block.lines.length, 0);
-    if (lines < 2 * FOLLOWED_LINES) return;
-    this._log.dropFirst(this._blocks.filter((block) => block.sequence).length);
-    this._blocks = [];
-    this._lines = 0;
-    this._scroller.replaceChildren();
-    while (lines - blocks[0].lines.length >= FOLLOWED_LINES) {
-      const block = blocks.shift();
-      lines -= block.lines.length;
-      if (block.sequence) this._log.dropFirst(1);
-    }
-  }
-
-  /** Let go of what is above, as far as a followed log needs no more of it. */
-  _trimTop() {
-    while (this._blocks.length && this._lines - this._blocks[0].lines.length >= FOLLOWED_LINES) this._dropFirst();
-  }
-
-  /** Let go of what is far from a line in sight, which stays where it stands. */
-  _trimAround(held) {
-    const line = this._lineOf(held)?.element;
-    if (!line) return;
-    // Measured anew each time: what is dropped above moves all the rest.
-    const away = (block) => (block?.lines.length ? block.lines[0].element.offsetTop - line.offsetTop : 0);
-    const empty = (block) => block && !block.lines.length;
-    const far = FAR_PIXELS + this._scroller.clientHeight;
-    while (this._lines > MOST_LINES && (empty(this._blocks[0]) || away(this._blocks[1]) < -far)) this._dropFirst();
-    while (this._lines > MOST_LINES && (empty(this._blocks.at(-1)) || away(this._blocks.at(-1)) > far)) this._dropLast();
-    this._restore(held);
-  }
-
-  _dropFirst() {
-    const block = this._blocks.shift();
-    if (block.sequence) this._log.dropFirst(1);
-    this._remove(block);
-  }
-
-  _dropLast() {
-    const block = this._blocks.pop();
-    if (block.sequence) this._log.dropLast(1);
-    this._remove(block);
-  }
-
-  _remove(block) {
-    for (const line of block.lines) line.element.remove();
-    this._lines -= block.lines.length;
   }
 
   // Moving
@@ -276,33 +166,11 @@ export class LogView extends HTMLElement {
   async _extend(side) {
     await this._move(async (signal) => {
       if (!(await this._log[side](signal))) return;
-      const held = this._anchor();
+      const held = this._sheet.anchor();
       this._rebuild();
-      this._restore(held);
-      this._trimAround(held);
+      this._sheet.restore(held);
+      this._sheet.trimAround(held);
     });
-  }
-
-  /** The first line in sight: of which block, the how manieth of it, and how far from the top. */
-  _anchor() {
-    const top = this._scroller.scrollTop;
-    for (const block of this._blocks) {
-      for (const [n, { element }] of block.lines.entries()) {
-        if (element.offsetTop + element.offsetHeight > top) return { key: block.key, n, gap: element.offsetTop - top };
-      }
-    }
-    return null;
-  }
-
-  /** Have that line stand where it stood. */
-  _restore(held) {
-    const line = this._lineOf(held);
-    if (line) this._scroller.scrollTop = line.element.offsetTop - held.gap;
-  }
-
-  _lineOf(held) {
-    const lines = held && this._blocks.find((block) => block.key === held.key)?.lines;
-    return lines?.[Math.min(held.n, lines.length - 1)];
   }
 
   async _jump(place) {
@@ -325,7 +193,7 @@ export class LogView extends HTMLElement {
       });
     }
     this._setFollowing(true);
-    this._trimTop();
+    this._sheet.trimAbove();
     this._toBottom();
   }
 
@@ -373,7 +241,7 @@ export class LogView extends HTMLElement {
     if (!this._place) return;
     const { total, first, last, atStart, atEnd } = this._log;
     const whole = atStart && atEnd;
-    const nothing = whole && !this._lines && !this._moving;
+    const nothing = whole && this._sheet.empty && !this._moving;
     text(this._nothing, this._live ? "Nothing was written yet." : "Nothing was written.");
     this._nothing.hidden = !nothing;
     this._tools.hidden = this._foot.hidden = nothing;
@@ -390,13 +258,13 @@ export class LogView extends HTMLElement {
   async _showMatch(match) {
     const sequence = Number(match.sequence);
     this._seek("", sequence);
-    if (!this._blocks.some((block) => block.sequence === sequence)) {
+    if (!this._sheet.hasFrame(sequence)) {
       await this._jump({ firstSequence: Math.max(1, sequence - 2) });
     }
     // Meanwhile the search may have been closed, or another match chosen.
     if (this._found !== sequence) return;
     this._setFollowing(false);
-    this._mark()?.element.scrollIntoView({ block: "center" });
+    this._mark()?.scrollIntoView({ block: "center" });
   }
 
   /** Have one line stand out from now on: the first one since a time, or what the search has found in a frame; or none. */
@@ -407,18 +275,16 @@ export class LogView extends HTMLElement {
 
   /** Mark that line, and what is searched for: what was found is in the last line with it up to its frame. */
   _mark() {
-    const lines = (blocks) => blocks.flatMap((block) => block.lines);
     const line = this._since
-      ? lines(this._blocks).find((each) => compareTimes(each.time, this._since) >= 0)
-      : lines(this._blocks.filter((block) => block.sequence && block.sequence <= this._found))
-        .findLast((each) => this._search.matches(each.element.textContent));
-    this._search.highlight(this._scroller, line?.element);
+      ? this._sheet.lineSince(this._since)
+      : this._sheet.lineUpTo(this._found, (shown) => this._search.matches(shown));
+    this._search.highlight(this._scroller, line);
     return line;
   }
 
   async _copy() {
     const chosen = String(getSelection());
-    const lines = this._blocks.flatMap((block) => block.lines.map((line) => line.element.textContent));
+    const lines = this._sheet.texts();
     try {
       await navigator.clipboard.writeText(chosen || lines.join("\n"));
       say(chosen ? "The selection was copied." : `Copied: ${count(lines.length, "line")}.`);

@@ -1,6 +1,6 @@
 // One version of a package: its operations, and what they take and give.
 
-import { all, get, remove } from "../lib/api.js";
+import { all, get, remove, url } from "../lib/api.js";
 import { fill, h, icon } from "../lib/dom.js";
 import { bytes, duration, moment, seconds } from "../lib/format.js";
 import { navigate, query, setQuery } from "../lib/router.js";
@@ -89,7 +89,7 @@ export class PackagePage extends HTMLElement {
   }
 
   _operation(found, operation) {
-    const create = `/jobs/new?package=${encodeURIComponent(found.name)}&operation=${encodeURIComponent(operation.name)}`;
+    const create = url("/jobs/new", { package: found.name, version: found.version, operation: operation.name });
     return h("section", { class: "card operation" },
       h("div", { class: "row spread" }, h("h2", {}, operation.name), h("a", { class: "button", href: create }, icon("plus"), "Create a job")),
       h("p", {}, operation.description),

@@ -8,7 +8,7 @@ import { say } from "../parts/toasts.js";
 /** Ask for an archive and store it: the package as it is stored then, null if none was. */
 export async function push(title) {
   const file = h("input", { type: "file", name: "archive", accept: ".gz,.tgz,application/gzip" });
-  let stored = null;
+  let answer = null;
   await ask({
     title,
     action: "Push",
@@ -18,10 +18,11 @@ export async function push(title) {
     ],
     act: async () => {
       if (!file.files.length) throw new Error("Choose an archive.");
-      const { package: found, existed } = await upload("/v1/packages", file.files[0], "application/gzip");
-      stored = found;
-      say(`${found.name} ${found.version} ${existed ? "is there already" : "was stored"}.`);
+      answer = await upload("/v1/packages", file.files[0], "application/gzip");
     },
   });
+  if (!answer) return null;
+  const { package: stored, existed } = answer;
+  say(`${stored.name} ${stored.version} ${existed ? "is there already" : "was stored"}.`);
   return stored;
 }

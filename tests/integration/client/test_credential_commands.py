@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.queue.errors import RequestIdReused
 from services.runtime import errors
 from sis.cli import secrets
 from sis.credentials.v1 import credential_pb2
@@ -212,9 +213,8 @@ def test_a_secret_that_is_refused_is_not_repeated(sis: Sis, script: Script) -> N
 
 # sis jobs create
 
-CREATE = (
-    "jobs", "create", "--name", "N", "--package", "p", "--operation", "o", "--site", "agent:a", "--request-id", "mine",
-)  # fmt: skip
+ONCE = ("jobs", "create", "--name", "N", "--package", "p", "--operation", "o", "--site", "agent:a")
+CREATE = (*ONCE, "--request-id", "mine")
 
 
 @pytest.fixture
@@ -278,11 +278,21 @@ def test_it_is_deleted_when_the_job_is_refused(sis: Sis, script: Script) -> None
     violation = errors.FieldViolation("parameters.password", "is not an input of this operation")
     script.answer("CreateJob", errors.InvalidArgument.fields([violation]))
     script.answer("DeleteCredential", Away("Vault is away"))
-    ran = silent(sis(*CREATE, "--param-secret", "password", stdin=SECRET.encode()))
+    ran = silent(sis(*ONCE, "--param-secret", "password", stdin=SECRET.encode()))
     assert ran.code == 1
     assert ran.err == "error: --param, parameters.password: is not an input of this operation\n"
     assert script.asked("DeleteCredential") == [pb.DeleteCredentialRequest(name="typed-x")]
     assert script.asked("BindCredential") == []
+
+
+@pytest.mark.usefixtures("offered")
+def test_it_is_left_where_a_job_of_the_same_request_id_may_need_it(sis: Sis, script: Script) -> None:
+    """An earlier run of the command created a job with it; this one has another option."""
+    stored(script)
+    script.answer("CreateJob", RequestIdReused("mine"))
+    ran = silent(sis(*CREATE, "--admin", "ops", "--param-secret", "password", stdin=SECRET.encode()))
+    assert ran.code == 1
+    assert script.asked("DeleteCredential") == []
 
 
 @pytest.mark.usefixtures("offered")

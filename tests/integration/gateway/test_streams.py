@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from gateway import connection, streams
+from gateway import connection, sessions, streams
 from services.runtime import errors
 from sis.queue.v1 import frame_pb2, job_pb2
 from sis.queue.v1 import job_service_pb2 as pb
@@ -75,6 +75,21 @@ def test_it_goes_on_after_the_last_event(gateway: GatewayServer, upstream: Upstr
     # A request that cannot be resumed begins again.
     assert gateway.call("GET", "/v1/jobs/1/debugLog", headers={"Last-Event-ID": "t9"}).status == 200
     assert gateway.call("GET", WATCH, headers={"Last-Event-ID": "\xff"}).fields == ["Last-Event-ID"]
+
+
+def test_whoever_watches_reads_anew_before_their_session_has_ended(gateway: GatewayServer, upstream: Upstream) -> None:
+    """A stream renews the session as it begins, and as it goes on; a page that only watches asks for nothing else."""
+    left: queue.Queue[float] = queue.Queue()
+
+    async def timed(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        left.put(context.time_remaining())
+        for message in ():
+            yield message
+
+    upstream.answers["WatchJobs"] = upstream.answers["MonitorJob"] = timed
+    for path in (WATCH, "/v1/jobs/1:monitor"):
+        gateway.call("GET", path)
+        assert left.get(timeout=20) < 0.75 * sessions.IDLE.total_seconds()
 
 
 def test_an_error_before_the_first_message_is_an_answer(gateway: GatewayServer, upstream: Upstream) -> None:

@@ -244,6 +244,20 @@ async def test_the_debug_log_of_a_history_beyond_measure_has_its_end(api: Api, s
     assert (len(events), events[-1]) == (10_000, "CANCEL")
 
 
+async def test_the_debug_log_has_each_entry_once_although_the_clock_was_set_back(api: Api, served: Rig) -> None:
+    job_id, _ = await ended(served)
+    async with served.database.begin() as connection:
+        await connection.execute(
+            text(
+                "UPDATE queue.history SET at = (SELECT max(at) FROM queue.log WHERE job_id = :job) + interval '1 hour'"
+                " WHERE job_id = :job AND sequence = 1"
+            ),
+            {"job": job_id},
+        )
+    events, _ = await debug_log(api, job_id, pb.DEBUG_LOG_VIEW_FULL)
+    assert events == await served.events(job_id)
+
+
 async def test_the_debug_log_is_merged_by_time(api: Api, served: Rig) -> None:
     job_id, _ = await ended(served, outputs=100)
     parts = await api(api.jobs.GetDebugLog, pb.GetDebugLogRequest(job_id=job_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import text
 
 from services.queue import sessions
 from services.queue.errors import StaleAttempt, StaleEpoch
@@ -265,6 +266,28 @@ async def test_a_command_is_repeated_until_it_is_begun_and_an_abort_overtakes(ri
     assert await rig.stops() == {key: "ABORT"}
     await rig.report(key, spool.stop_begun("ABORT"))
     assert await rig.stops() == {}
+
+
+async def test_commands_for_agents_that_are_gone_keep_back_none_for_those_that_are_there(
+    rig: Rig, clock: Clock
+) -> None:
+    """As many as are told at a time, of agents that went away with their hub and left their sessions open."""
+    lost, _ = await rig.started("lost")
+    await rig.cancel(lost.job_id)
+    async with rig.database.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO queue.attempts (job_id, number, agent, epoch, journal_id, claimed_at, last_heard_at,"
+                " active_at, accepted_at, digest, stop_wish, stop_wished_at) SELECT job_id, number + n, agent, epoch,"
+                " journal_id, claimed_at, last_heard_at, active_at, accepted_at, digest, 'ABORT', stop_wished_at"
+                " FROM queue.attempts, generate_series(1, 1000) AS n WHERE job_id = :job"
+            ),
+            {"job": lost.job_id},
+        )
+    await clock.advance(61)
+    key, _ = await rig.started("there")
+    await rig.cancel(key.job_id)
+    assert await rig.stops() == {key: "CANCEL"}
 
 
 async def test_commands_follow_the_agent_to_its_new_hub(rig: Rig) -> None:

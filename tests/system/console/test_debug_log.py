@@ -74,6 +74,24 @@ def test_problems_are_live(console: Console, client: Client, tmp_path: Path) -> 
     expect(page.get_by_text("2 lines", exact=True)).to_be_visible()
 
 
+def test_whoever_is_cut_off_while_they_read_goes_on_where_they_were(console: Console, client: Client) -> None:
+    script = 'text=$(printf %0200d 0); i=0; while [ $i -lt 1500 ]; do i=$((i+1)); echo "$i $text" >&2; done'
+    job_id = made(client, "cut", script)
+    ended(client, job_id)
+    path = f"/v1/jobs/{job_id}/debugLog?view=DEBUG_LOG_VIEW_PROBLEM"
+    whole = console.context.request.get(path, headers={"accept": "application/x-ndjson"}).text()
+    first = "".join(line + "\n" for line in whole.splitlines()[:1])
+    cut = first + '{"error":{"code":503,"status":"UNAVAILABLE","message":"Cut off.","details":[]}}\n'
+    page = console.job(job_id)
+    page.route(f"**{path}", lambda route: route.fulfill(body=cut, content_type="application/x-ndjson"), times=1)
+    console.go(f"/jobs/{job_id}?view=debug")
+    page.get_by_label("Problem").check()
+    for _ in range(2):
+        console.button("More").click()
+    expect(page.get_by_text("1,500 lines", exact=True)).to_be_visible()
+    assert [line.split()[0] for line in console.log_lines()] == [str(n) for n in range(1, 1_501)]
+
+
 def test_many_problems_come_when_they_are_asked_for(console: Console, client: Client) -> None:
     script = 'text=$(printf %0200d 0); i=0; while [ $i -lt 2500 ]; do i=$((i+1)); echo "$i $text" >&2; done'
     job_id = made(client, "many", script)

@@ -85,6 +85,37 @@ def test_every_type_of_input(console: Console, client: Client, package: bytes, t
     )
 
 
+def test_a_typed_secret_waits_as_long_as_its_job(console: Console, client: Client, package: bytes) -> None:
+    """Made for one job, a credential lasts for an hour; tied to it, until that has ended."""
+    name = client.packages.push(package).package.name
+    page = begin(console, name, "held")
+    page.get_by_label("word").fill("tree")
+    page.get_by_label("key: the secret").fill("open sesame please")
+    page.get_by_label("Hold it until somebody activates it").check()
+    console.button("Create job").click()
+    expect(page.locator("h1 + .badge")).to_have_text("Deferred")
+    job = client.jobs.get(int(page.url.rpartition("/")[2]))
+    credential = client.credentials.get(job.parameters["key"].credential_ref)
+    assert (credential.job_id, credential.HasField("expire_time")) == (job.job_id, False)
+    client.jobs.cancel(job.job_id)
+
+
+def test_a_typed_secret_that_has_expired_is_stored_again(console: Console, client: Client, package: bytes) -> None:
+    """The job was refused, and the form was sent again after the hour of what was stored for it."""
+    name = client.packages.push(package).package.name
+    before = {each.name for each in client.credentials.all(include_for_one_job=True)}
+    page = begin(console, name, "")
+    page.get_by_label("word").fill("tree")
+    page.get_by_label("key: the secret").fill("open sesame please")
+    console.button("Create job").click()
+    expect(page.locator("[name=displayName]")).to_have_attribute("aria-invalid", "true")
+    (stored,) = {each.name for each in client.credentials.all(include_for_one_job=True)} - before
+    client.credentials.delete(stored)
+    page.locator("[name=displayName]").fill("late")
+    console.button("Create job").click()
+    expect(page.locator("h1 + .badge")).to_have_text("Success")
+
+
 def test_wrong_fields_are_told_where_they_are_in_the_words_of_the_server(
     console: Console, client: Client, package: bytes
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import Locator, Route, expect
 
 from sis.client import Client
 from sis.queue.v1 import job_pb2
@@ -140,6 +141,15 @@ def test_all_that_match(console: Console, client: Client) -> None:
     page = console.go(f"/jobs?text={tag}")
     page.get_by_label("Select all jobs on this page").check()
     expect(page.get_by_text("50 jobs selected.")).to_be_visible()
+    console.button("Select all 60 that match").click()
+    # Where another list cannot be had, none is chosen any more.
+    page.route("**/v1/jobs?*", lambda route: route.abort())
+    page.get_by_label("Run State").select_option(label="Failed")
+    expect(page.get_by_text("The server cannot be reached").first).to_be_visible()
+    expect(console.button("Cancel")).to_be_disabled()
+    page.unroute("**/v1/jobs?*")
+    page.go_back()
+    page.get_by_label("Select all jobs on this page").check()
     console.button("Select all 60 that match").click()
     console.button("Cancel").click()
     console.confirm("Cancel")
@@ -377,6 +387,49 @@ def test_refresh(console: Console, client: Client) -> None:
     console.button("Refresh").click()
     expect(console.row(second)).to_be_visible()
     page.unroute("**/v1/jobs:watch*")
+
+
+def test_a_watch_that_cannot_begin_does_not_have_the_list_fetched_without_end(console: Console, client: Client) -> None:
+    """Each page's watch is refused at once, and the list is fetched again for each: with a rest between them."""
+    tag = uuid.uuid4().hex
+    first = made(client, f"there {tag}", deferred=True)
+    page = console.page
+    page.route(
+        "**/v1/jobs:watch*",
+        lambda route: route.continue_(url=re.sub("resumeToken=[^&]*", "resumeToken=damaged", route.request.url)),
+    )
+    page.goto(f"/jobs?text={tag}")
+    expect(console.row(first)).to_be_visible()
+    expect(page.get_by_text("Reconnecting …")).to_be_visible()
+    second = made(client, f"new {tag}", deferred=True)
+    expect(console.row(second)).to_be_visible()
+    page.unroute("**/v1/jobs:watch*")
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    client.jobs.cancel(first)
+    expect(console.row(first)).to_contain_text("Canceled")
+
+
+def test_a_refresh_shows_nothing_older_than_it_has_fetched(console: Console, client: Client) -> None:
+    """What the watch of the page before says meanwhile may be older; the page's own watch would not mend it."""
+    job_id = made(client, f"moves {uuid.uuid4().hex}", deferred=True)
+    page = console.page
+    watches: list[Route] = []
+    page.route("**/v1/jobs:watch*", lambda route: watches.append(route))
+    page.goto("/jobs")
+    expect(console.row(job_id)).to_contain_text("Deferred")
+    job = console.context.request.get(f"/v1/jobs/{job_id}").json()["job"]
+    lists: list[Route] = []
+    page.route("**/v1/jobs?*", lambda route: lists.append(route))
+    console.button("Refresh").click()
+    expect(console.row(job_id)).to_be_visible()
+    news = {"resumeToken": "", "jobs": [{**job, "status": "JOB_STATUS_RUNNING"}], "goneJobIds": []}
+    watches[-1].fulfill(body=json.dumps(news) + "\n", content_type="application/x-ndjson")
+    page.unroute("**/v1/jobs:watch*")
+    expect(console.row(job_id)).to_contain_text("Running")
+    lists[0].continue_()
+    page.unroute("**/v1/jobs?*")
+    expect(console.row(job_id)).to_contain_text("Deferred")
+    client.jobs.cancel(job_id)
 
 
 def test_create_new(console: Console) -> None:

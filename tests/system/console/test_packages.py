@@ -90,7 +90,8 @@ def test_a_package_is_pushed_from_the_list(console: Console, library: Library) -
     page = console.go("/packages")
     console.button("Push a package").click()
     expect(choose_file(page, packed)).to_have_count(0)
-    expect(page.get_by_text(f"{library.name} 1.0.0 was stored.")).to_be_visible()
+    # Said once the dialog has gone, in a place that was there before: so those hear it who do not see it.
+    expect(page.get_by_role("status").filter(has_text=f"{library.name} 1.0.0 was stored.")).to_be_visible()
     expect(row(page, library.name)).to_contain_text("This is 1.0.0.")
     console.button("Push a package").click()
     expect(choose_file(page, packed)).to_have_count(0)
@@ -119,6 +120,35 @@ def test_a_package_is_replaced_by_a_version_that_is_pushed_on_its_page(console: 
     assert library.versions() == ["1.1.0", "1.0.0"]
     console.go("/packages")
     expect(row(page, library.name)).to_contain_text("1.1.0 and 1 older")
+
+
+def test_a_job_is_created_of_the_version_that_was_looked_at(console: Console, library: Library) -> None:
+    library.push("1.0.0", "2.0.0")
+    page = console.go(f"/packages/{library.name}?version=1.0.0")
+    shown(page, "1.0.0")
+    page.get_by_role("link", name="Create a job").click()
+    expect(page.get_by_label("Version", exact=True)).to_have_value("1.0.0")
+    expect(console.button("Create job")).to_be_enabled()
+
+
+def test_a_copy_names_a_package_that_is_gone_instead_of_another_one(
+    console: Console, client: Client, library: Library
+) -> None:
+    library.push("1.0.0", "2.0.0")
+    job = shell_job("true", site="group:nowhere", deferred=True)
+    job.package.name, job.package.version = library.name, "1.0.0"
+    job_id = client.jobs.create(job).job_id
+    client.jobs.cancel(job_id)
+    client.packages.delete(library.name, "1.0.0")
+    page = console.go(f"/jobs/new?copy={job_id}")
+    expect(page.get_by_label("Package", exact=True)).to_have_value(library.name)
+    expect(page.get_by_label("Version", exact=True).locator(":checked")).to_have_text("1.0.0 (not in the library)")
+    expect(page.get_by_role("alert")).to_contain_text("1.0.0")
+    expect(console.button("Create job")).to_be_disabled()
+    client.packages.delete(library.name, "2.0.0")
+    page = console.go(f"/jobs/new?copy={job_id}")
+    expect(page.get_by_label("Package", exact=True).locator(":checked")).to_have_text(f"{library.name} (not in the library)")
+    expect(console.button("Create job")).to_be_disabled()
 
 
 def test_a_version_stays_until_the_chosen_one_is_there(console: Console, library: Library) -> None:

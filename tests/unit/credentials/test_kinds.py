@@ -15,6 +15,15 @@ from services.credentials.kinds import Kind, Secret, account_violations, secret_
 from services.credentials.private_keys import BadKey, BadPassphrase
 
 PASSPHRASE = b"open sesame"
+SCRYPTED = b"""\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIGTME8GCSqGSIb3DQEFDTBCMCEGCSsGAQQB2kcECzAUBAjcn0+tQ1FwWQICQAAC
+AQgCAQEwHQYJYIZIAWUDBAEqBBC6a33cbQjznQA3o6FWUyxjBEBfgwjqKPHz67mI
+Ea//pP7td/xuWdHq9ff3wJUH1YgKbuja0l9z417ALJTXRruGteT6BWyPksXBM6sd
+tWUTqFpi
+-----END ENCRYPTED PRIVATE KEY-----
+"""
+"""An Ed25519 key, encrypted with PASSPHRASE by `openssl pkcs8 -topk8 -scrypt`."""
 OPENSSH = serialization.PrivateFormat.OpenSSH
 PKCS8 = serialization.PrivateFormat.PKCS8
 TRADITIONAL = serialization.PrivateFormat.TraditionalOpenSSL
@@ -159,17 +168,41 @@ def _der(tag: int, *content: bytes) -> bytes:
     return bytes([tag, 0x82]) + len(data).to_bytes(2, "big") + data
 
 
-def test_a_pkcs8_key_that_takes_for_ever_to_open_is_refused() -> None:
-    pbes2, pbkdf2, aes = (
-        bytes.fromhex(oid) for oid in ("2a864886f70d01050d", "2a864886f70d01050c", "60864801650304012a")
-    )
-    cost = _der(0x30, _der(0x04, b"s" * 16), _der(0x02, (2**31 - 1).to_bytes(4, "big")))
-    scheme = _der(0x30, _der(0x30, _der(0x06, pbkdf2), cost), _der(0x30, _der(0x06, aes), _der(0x04, b"i" * 16)))
+PBKDF2, SCRYPT = "2a864886f70d01050c", "2b06010401da47040b"
+
+
+def _pkcs8(derivation: str, *costs: int) -> bytes:
+    """A key that would be opened with these costs, were it one."""
+    pbes2, aes = (bytes.fromhex(oid) for oid in ("2a864886f70d01050d", "60864801650304012a"))
+    numbers = [_der(0x02, cost.to_bytes(5, "big")) for cost in costs]
+    cost = _der(0x30, _der(0x04, b"s" * 16), *numbers)
+    derived = _der(0x30, _der(0x06, bytes.fromhex(derivation)), cost)
+    scheme = _der(0x30, derived, _der(0x30, _der(0x06, aes), _der(0x04, b"i" * 16)))
     raw = _der(0x30, _der(0x30, _der(0x06, pbes2), scheme), _der(0x04, b"d" * 64))
     body = base64.encodebytes(raw)
-    key = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + body + b"-----END ENCRYPTED PRIVATE KEY-----\n"
+    return b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + body + b"-----END ENCRYPTED PRIVATE KEY-----\n"
+
+
+def test_a_pkcs8_key_that_takes_for_ever_to_open_is_refused() -> None:
     with pytest.raises(BadKey, match="iterations"):
-        private_keys.check(key, PASSPHRASE)
+        private_keys.check(_pkcs8(PBKDF2, 2**31 - 1), PASSPHRASE)
+
+
+@pytest.mark.parametrize("costs", [(2**14, 64, 4), (2**14, 8, 1_000_000), (2**19, 2, 1)])
+def test_the_costs_of_scrypt_are_multiplied(costs: tuple[int, ...]) -> None:
+    with pytest.raises(BadKey, match="scrypt"):
+        private_keys.check(_pkcs8(SCRYPT, *costs), PASSPHRASE)
+
+
+def test_scrypt_as_openssl_has_it_is_taken() -> None:
+    assert fields(Kind.SSH_KEY, SCRYPTED, PASSPHRASE) == []
+
+
+@pytest.mark.parametrize(("label", "refusal"), [("X", "iterations"), ("RSA", "does not open")])
+def test_no_key_is_opened_but_the_one_whose_cost_was_read(label: str, refusal: str) -> None:
+    decoy = f"-----BEGIN {label} PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END {label} PRIVATE KEY-----\n"
+    with pytest.raises(BadKey, match=refusal):
+        private_keys.check(decoy.encode() + _pkcs8(PBKDF2, 2**31 - 1), PASSPHRASE)
 
 
 @given(
