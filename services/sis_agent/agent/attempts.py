@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Self
 from google.protobuf.message import DecodeError
 
 from services.runtime import faults
+from services.sis_agent.agent.removal import remove_tree
 from sis.private_files import sync_directory
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
@@ -110,9 +110,10 @@ class AttemptDirectories:
         The content is durable when it returns. That its name is as well costs two more waits for the disk, and all
         that a power cut can make of that is an attempt that fails because its assignment is lost.
         """
-        path = self.path(AttemptKey.of(assignment.attempt))
+        key = AttemptKey.of(assignment.attempt)
+        path = self.path(key)
         if path.exists():
-            shutil.rmtree(path)
+            self.remove(key)
         path.mkdir(mode=0o700)
         write_assignment(path, assignment)
 
@@ -142,10 +143,8 @@ class AttemptDirectories:
         return (self.path(key) / ORPHANED).exists()
 
     def remove(self, key: AttemptKey) -> None:
-        """Remove the directory and all that is in it. Repeatable."""
-        # Again: a guardian that has just seen its end may have renamed its mark meanwhile.
-        for _ in range(2):
-            shutil.rmtree(self.path(key), ignore_errors=True)
+        """Remove the directory and all that is in it, as far as `remove_tree` can. Repeatable."""
+        remove_tree(self.path(key))
 
     def __iter__(self) -> Iterator[AttemptKey]:
         names = sorted(path.name for path in self._root.iterdir() if path.is_dir())

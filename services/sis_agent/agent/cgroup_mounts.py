@@ -7,6 +7,9 @@ import functools
 import os
 from pathlib import Path
 
+from services.sis_agent.agent import mounts
+from services.sis_agent.agent.mounts import Mount
+
 
 @functools.cache
 def own_cgroup() -> Path | None:
@@ -45,15 +48,12 @@ def _own(controller: str, kind: str) -> Path | None:
     path = _path(controller)
     if path is None:
         return None
-    for line in _lines("/proc/self/mountinfo"):
-        mount, _, source = line.partition(" - ")
-        file_system, *_, options = source.split()
-        if file_system != kind or (controller and controller not in options.split(",")):
+    for mount in _mounts():
+        if mount.file_system != kind or (controller and controller not in mount.options):
             continue
-        root, point = (_unescaped(field) for field in mount.split()[3:5])
         # A container may have mounted a part of the hierarchy only.
-        if root == "/" or path == root or path.startswith(f"{root}/"):
-            return Path(point + path.removeprefix("" if root == "/" else root).rstrip("/"))
+        if mount.root == "/" or path == mount.root or path.startswith(f"{mount.root}/"):
+            return Path(mount.point + path.removeprefix("" if mount.root == "/" else mount.root).rstrip("/"))
     return None
 
 
@@ -65,14 +65,15 @@ def _path(controller: str) -> str | None:
     return None
 
 
+def _mounts() -> list[Mount]:
+    try:
+        return mounts.read()
+    except OSError:
+        return []
+
+
 def _lines(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return []
-
-
-def _unescaped(field: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, character)
-    return field

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -19,6 +18,7 @@ from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.errors import NotFound, SisError
 from services.sis_agent.agent.errors import PackageUnavailable
+from services.sis_agent.agent.removal import remove_tree
 from sis.packages import archive
 from sis.private_files import sync_directory
 
@@ -67,7 +67,7 @@ class PackageCache:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in root.iterdir():
             if not is_digest(path.name):
-                _remove(path)
+                remove_tree(path)
 
     def find(self, digest: str) -> Path | None:
         """The directory of a package that is here."""
@@ -140,8 +140,8 @@ class PackageCache:
         except OSError as error:
             raise PackageUnavailable(f"package {digest} cannot be stored at this site: {error}") from error
         finally:
-            await asyncio.to_thread(_remove, packed)
-            await asyncio.to_thread(_remove, unpacked)
+            await asyncio.to_thread(remove_tree, packed)
+            await asyncio.to_thread(remove_tree, unpacked)
         await self._trim(digest)
         return self._root / digest
 
@@ -175,7 +175,7 @@ class PackageCache:
             try:
                 await asyncio.to_thread(self._measure)
                 for path in self._make_way({fresh, *self._held}):
-                    await asyncio.to_thread(_remove, path)
+                    await asyncio.to_thread(remove_tree, path)
             except OSError as error:
                 log.warning("packages could not be removed: %s", error)
 
@@ -201,10 +201,3 @@ class PackageCache:
                 size -= self._sizes.pop(path.name)
         self._too_large = count > KEPT or size > self._max_bytes
         return leaving
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -18,10 +18,11 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Final, Self
 
+from services.sis_agent.agent import mounts
+from services.sis_agent.agent.removal import remove_tree
 from services.sis_agent.agent.run_as import Account
 from sis.packages.values import File
 
@@ -105,10 +106,12 @@ class PrivateDirectory:
 
     def remove(self) -> None:
         """Remove it with all that is in it, as far as that is possible. Once."""
+        with contextlib.suppress(OSError):  # its owner may have closed it, to this process too
+            os.fchmod(self._descriptor, 0o700)
         for name in os.listdir(self._descriptor):  # noqa: PTH208 (through a descriptor)
-            remove_all(name, self._descriptor)
+            remove_tree(name, self._descriptor)
         os.close(self._descriptor)
-        remove_all(str(self.path))
+        remove_tree(self.path)
 
     def _create(self, name: str, mode: int, content: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -143,19 +146,7 @@ def memory_file_systems() -> tuple[Path, ...]:
     """The directories in memory in which this account can make others, best first."""
     named = ["/run", str(_FOR_ALL), os.environ.get("XDG_RUNTIME_DIR", "")]
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        in_memory = {mount.point for mount in mounts.read() if mount.file_system == "tmpfs"}
     except OSError:
         return ()
-    fields = (line.partition(" - ") for line in mounts)
-    in_memory = {before.split()[4] for before, _, after in fields if after.startswith("tmpfs ")}
     return tuple(Path(name) for name in named if name in in_memory and os.access(name, os.W_OK | os.X_OK))
-
-
-def remove_all(name: str, parent: int | None = None) -> None:
-    """Remove a file, or a directory with all that is in it, as far as that is possible. Repeatable."""
-    # What a payload has made is trusted in nothing: neither links nor depth. rmtree follows no link.
-    with contextlib.suppress(OSError, RecursionError):
-        os.unlink(name, dir_fd=parent)
-        return
-    with contextlib.suppress(OSError, RecursionError):
-        shutil.rmtree(name, ignore_errors=True, dir_fd=parent)

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
 from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHandle, SupervisorUnreachable, Zygote
 from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.private_directory import remove_all
+from services.sis_agent.agent.removal import remove_tree
 from services.sis_agent.agent.spool import SpoolBusy, SpoolReader
 from services.sis_agent.agent.supervisor_identity import LOG, SPOOL
 from sis.packages import archive
@@ -180,7 +180,7 @@ async def rehearse(package: Path, assignment: dispatch.Assignment) -> None:
             sys.stderr.write(rehearsal.faults.read_text(errors="replace"))
     finally:
         loop.remove_reader(0)
-        remove_all(str(root))
+        remove_tree(root)
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.sis_agent.agent import private_directory
-from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS, PrivateDirectory, name_of, remove_all
+from services.sis_agent.agent.private_directory import OUTPUT, PROGRESS, PrivateDirectory, name_of
+from services.sis_agent.agent.removal import remove_tree
 from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.supervisor_identity import WORK, SupervisorIdentity
 
@@ -33,7 +34,7 @@ class Stage:
         """Remove what is outside the attempt's directory, as far as that is possible. Once."""
         self.private.remove()
         if self.shared is not None:
-            remove_all(str(self.shared))
+            remove_tree(self.shared)
 
 
 def make(attempt: str, directory: Path, package: Path, account: Account | None) -> Stage:
@@ -44,7 +45,7 @@ def make(attempt: str, directory: Path, package: Path, account: Account | None) 
         work = directory / WORK
         if account is not None:
             shared = _shared(attempt)
-            undo.callback(remove_all, str(shared))
+            undo.callback(remove_tree, shared)
             shared.mkdir(mode=0o700)
             try:
                 package = shutil.copytree(package, shared / "package", symlinks=True)
@@ -66,7 +67,7 @@ def make(attempt: str, directory: Path, package: Path, account: Account | None) 
 def remove_leftovers(attempt: str, directory: Path) -> None:
     """Remove what an attempt that has ended, by its token and its directory, has left outside. Repeatable."""
     for path in (*private_directory.paths(attempt, directory), _shared(attempt)):
-        remove_all(str(path))
+        remove_tree(path)
 
 
 def remove_abandoned(directory: Path) -> None:

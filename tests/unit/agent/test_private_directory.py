@@ -11,7 +11,8 @@ import pytest
 
 from services.sis_agent.agent import outputs, private_directory, processes, stage
 from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.private_directory import OUTPUT, PrivateDirectory, name_of, remove_all
+from services.sis_agent.agent.private_directory import OUTPUT, PrivateDirectory, name_of
+from services.sis_agent.agent.removal import remove_tree
 from services.sis_agent.agent.run_as import Account
 from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
 from sis.packages.values import File
@@ -148,7 +149,7 @@ def test_what_takes_its_place_is_neither_read_nor_followed(attempt: str, tmp_pat
     assert not made.path.is_symlink()
     # Nothing of what was secret is left, wherever it is.
     assert list(moved.iterdir()) == []
-    remove_all(str(moved))
+    remove_tree(moved)
 
 
 def test_another_name_of_a_file_is_not_read(tmp_path: Path) -> None:
