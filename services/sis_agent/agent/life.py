@@ -273,6 +273,8 @@ class Life:
         """Return when the supervisor is gone and the spool has its end, written by it or in its stead."""
         spawned_in = self._site.journal.entries[self.key].spawned_in
         tries = 0
+        # The end is shipped before all that the payload has left is removed, which can take long.
+        told = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._site.shipping.look, self.key)
         while True:
             handle = SupervisorHandle.adopt(self._directory)
             if handle is not None:
@@ -280,7 +282,8 @@ class Life:
                     await self._watch(handle)
             try:
                 identities = self._site.identity_directory
-                await asyncio.to_thread(finish_lost, self._directory, identities, spawned_in=spawned_in)
+                finish = functools.partial(finish_lost, spawned_in=spawned_in, told=told)
+                await asyncio.to_thread(finish, self._directory, identities)
             except SpoolBusy:
                 # A supervisor is just coming to life; or everything by which it could be found is lost.
                 self._site.shipping.look(self.key)
@@ -289,7 +292,6 @@ class Life:
                 tries += 1
                 await self._recover(error, tries)
             else:
-                self._site.shipping.look(self.key)
                 return
 
     async def _watch(self, handle: SupervisorHandle) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -56,9 +56,10 @@ def finish_lost(
     *,
     spawned_in: str = "",
     confirm_seconds: float = CONFIRM_SECONDS,
+    told: Callable[[], object] = lambda: None,
 ) -> None:
     """Have the attempt in this directory finished, if its supervisor has not done so itself, and what it has left
-    outside removed. Blocks for up to 30 s.
+    outside removed. Blocks for up to 30 s, calls `told`, for the end is durable, and blocks while it removes the rest.
 
     Repeatable, also after it was interrupted. Afterwards no supervisor can start the attempt any more. Its secrets are
     masked in what is found; where they cannot be opened with the keys in `identity_directory`, processes have no names.
@@ -76,6 +77,7 @@ def finish_lost(
             if identity is not None and identity.process() is not None:
                 raise SpoolBusy("the supervisor of this attempt lives")
             _finish(directory, writer, history, identity, _masker(directory, identity_directory), confirm_seconds)
+        told()
         if identity is not None:
             _clear(directory, identity)
 

@@ -30,9 +30,12 @@ class Stage:
         """Whether files of credentials were written where they are not in memory."""
         return not self.private.in_memory and not {OUTPUT, PROGRESS}.issuperset(self.private.names)
 
-    def remove(self) -> None:
-        """Remove what is outside the attempt's directory, as far as that is possible. Once."""
+    def remove_private(self) -> None:
+        """Remove what may be secret. Once."""
         self.private.remove()
+
+    def remove_shared(self) -> None:
+        """Remove what else is outside the attempt's directory, however long that takes. Repeatable."""
         if self.shared is not None:
             remove_tree(self.shared)
 

@@ -403,9 +403,10 @@ class Supervisor:
         return checked, found.problems
 
     def _finish(self, end: Verdict, values: Mapping[str, str]) -> None:
-        """Write the last frame and wait until it is durable: nobody else can say how the attempt ended."""
+        """Write the last frame and wait until it is durable: nobody else can say how the attempt ended. Then remove
+        the rest of what is outside of its directory."""
         if self._stage is not None:
-            self._stage.remove()
+            self._stage.remove_private()
         finished = pb.Finished(
             outcome=end.outcome,
             failure_reason=end.failure_reason,
@@ -425,6 +426,10 @@ class Supervisor:
             self._handle_events(retry_at)
             self._recorder.retry(time.monotonic())
             self._tell_watchers()
+        if self._stage is not None:
+            # Only now: the payload may have left so much that the end would be told too late. If this process is killed
+            # meanwhile, for it answers nobody, the agent removes the rest.
+            self._stage.remove_shared()
 
 
 def _seconds(assignment: dispatch.Assignment, field: _Limit) -> float | None:

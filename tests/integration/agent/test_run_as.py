@@ -32,6 +32,7 @@ from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 from tests.support.attempts import Attempt, Attempts, alive_with, eventually, is_alive
+from tests.support.fault_points import FaultPoints
 from tests.support.sealed import TOKEN, SealedIdentity
 
 pytestmark = pytest.mark.root
@@ -460,6 +461,54 @@ async def test_with_its_supervisor_everything_dies(
     assert left_of(attempt) == []
 
 
+@pytest.mark.parametrize("killed", [False, True])
+async def test_the_end_is_told_before_a_large_working_directory_is_gone(
+    attempts_anyhow: Attempts,
+    as_alice: Leases,
+    identity: SealedIdentity,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    faults = FaultPoints(tmp_path / "faults")
+    faults.arm("supervisor.end.written", "stop")
+    monkeypatch.setenv("SIS_FAULTS", faults.environment["SIS_FAULTS"])
+    attempt = await attempts_anyhow.start("mkdir large; touch large/file", leases=as_alice)
+    supervisor = await asyncio.to_thread(faults.wait_passed, "supervisor.end.written")
+    assert attempt.finished().outcome == pb.OUTCOME_SUCCEEDED
+    (left,) = left_of(attempt)
+    assert (left / "work" / "large" / "file").exists()
+    assert not (left / "private").exists()
+    if killed:
+        os.kill(supervisor, signal.SIGKILL)
+    else:
+        faults.release("supervisor.end.written")
+    await attempt.end()
+    assert (left_of(attempt) == []) != killed
+    finish_lost(attempt.directory, identity.directory)
+    assert left_of(attempt) == []
+
+
+async def test_the_end_of_what_has_lost_its_supervisor_is_told_before_the_rest_is_gone(
+    attempts_anyhow: Attempts, as_alice: Leases, identity: SealedIdentity
+) -> None:
+    attempt = await attempts_anyhow.start("echo begun; sleep 60", leases=as_alice)
+    await attempt.until_output(b"begun")
+    with attempt.handle() as handle:
+        handle.kill()
+        await handle.wait_gone()
+    told: list[tuple[str, list[Path]]] = []
+    finish_lost(
+        attempt.directory,
+        identity.directory,
+        told=lambda: told.append((attempt.finished().failure_reason, left_of(attempt))),
+    )
+    ((reason, left),) = told
+    assert reason == "SUPERVISOR_LOST"
+    assert left != []
+    assert left_of(attempt) == []
+
+
 # ---- an agent that may not
 
 
@@ -575,7 +624,8 @@ def test_without_a_file_system_in_memory_its_private_directory_can_be_reached(
     assert made.shared is not None
     assert made.private.path == made.shared / "private"
     assert made.private.path.stat().st_uid == made.private.inside(OUTPUT).stat().st_uid == alice.pw_uid
-    made.remove()
+    made.remove_private()
+    made.remove_shared()
     assert not made.shared.exists()
 
 
@@ -613,6 +663,7 @@ def test_modes_do_not_depend_on_the_umask(alice: pwd.struct_passwd, tmp_path: Pa
     assert made.shared is not None
     assert stat.S_IMODE(made.shared.stat().st_mode) == 0o711
     assert stat.S_IMODE(made.work.stat().st_mode) == stat.S_IMODE(made.private.path.stat().st_mode) == 0o700
-    made.remove()
+    made.remove_private()
+    made.remove_shared()
     assert not made.shared.exists()
     assert not made.private.path.exists()

@@ -114,7 +114,7 @@ def test_it_is_known_whether_secrets_lie_on_disk(attempt: str, tmp_path: Path, m
         assert not made.secrets_on_disk
         made.private.write("db.password", b"content")
         assert made.secrets_on_disk == on_disk
-        made.remove()
+        made.remove_private()
 
 
 def test_what_is_taken_up_by_nobody_is_removed_when_its_supervisor_is_dead(attempt: str, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_is_taken_up_by_nobody_is_removed_when_its_supervisor_is_dead(attem
     for directory in (*directories, tmp_path):
         stage.remove_abandoned(directory)
     assert [each.private.path.exists() for each in made] == [True, False]
-    made[0].remove()
+    made[0].remove_private()
 
 
 def test_what_takes_its_place_is_neither_read_nor_followed(attempt: str, tmp_path: Path) -> None:
