@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from sis.queue.v1.frame_pb2 import Finished
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES: Final = 1 << 20
-"""So many bytes of frames go into one message, and one frame more at most."""
+"""So many bytes of frames go into one message, or one frame that is longer."""
 LANE_BYTES: Final = 256 << 10
 """So many bytes of one attempt go into one message while others wait."""
 _DISK_RETRY_SECONDS: Final = 1.0
@@ -218,7 +219,7 @@ class Shipping:
         Beside them the attempts of which the server has more than the spool: that cannot be put right here.
         """
         reports, self._answers = self._answers, []
-        room = min(MESSAGE_BYTES, self._limit - self._bytes_under_way)
+        room = self._limit - self._bytes_under_way
         loads = self._choose() if room > 0 else []
         if loads:
             # The disk may be slow, and a spool long that is read for the first time.
@@ -313,12 +314,17 @@ def _rise(lane: _Lane) -> None:
         lane.resting = None
 
 
-def _read(loads: list[_Load], room: int, may_exceed: bool) -> None:
-    """Read the frames of one message, for a thread. They take no more than the room; only if nothing is under way
-    may the first one exceed it.
+def _read(loads: list[_Load], limit: int, may_exceed: bool) -> None:
+    """Read the frames of one message, for a thread. They take no more than the limit, and no more than a message but
+    for a first frame that is longer. Only if nothing is under way may that one exceed the limit as well.
+
+    A frame for which there is no room ends the message, so that what is under way grows less until it fits, however
+    much others have to send.
 
     What the server gets is made durable here first: if this site lost it, the frames that follow would contradict it.
     """
+    room = min(MESSAGE_BYTES, limit)
+    longest = sys.maxsize if may_exceed else limit
     for load in loads:
         reader = load.lane.reader
         try:
@@ -326,8 +332,9 @@ def _read(loads: list[_Load], room: int, may_exceed: bool) -> None:
             size = sum(map(len, frames))
             if reader.cuts != load.lane.cuts:
                 load.lane.cuts, load.lane.gone = reader.cuts, load.after
-            if room <= 0 or (size > room and not may_exceed):
+            if room <= 0 or size > max(room, longest):
                 load.full = True
+                room = 0
                 continue
             if frames:
                 faults.point("agent.spool.syncing")
@@ -335,7 +342,7 @@ def _read(loads: list[_Load], room: int, may_exceed: bool) -> None:
                 faults.point("agent.spool.synced")
                 load.frames = frames
                 room -= size
-                may_exceed = False
+                longest = 0
             elif not load.lane.verified or load.lane.gone:
                 load.behind = _behind(load)
             if not frames and not load.lane.stuck and reader.stuck:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,50 @@ async def test_a_frame_beyond_the_limit_goes_alone(shipping: Shipping, spools: d
         await shipping.wait(1)
         assert await take(shipping) == [(ONE, [sequence + 1])]
         assert await take(shipping) == []
+
+
+@pytest.mark.parametrize("window", [4 << 20, 1 << 20])
+@pytest.mark.parametrize("size", [260 << 10, 900 << 10, 1_100 << 10, 2_000 << 10])
+async def test_a_large_frame_is_not_overtaken_for_ever(
+    shipping: Shipping, spools: dict[AttemptKey, SpoolWriter], window: int, size: int
+) -> None:
+    """The end of a job with long outputs came only after all that a busy neighbour had to say."""
+    shipping.begin(window)
+    for key in spools:
+        shipping.resume(key, 0)
+    total = 256
+    fill(spools[ONE], total, 64 << 10)
+    shipping.look(ONE)
+    under_way: deque[tuple[AttemptKey, int]] = deque()
+
+    async def send() -> list[AttemptKey]:
+        """Send what the window has room for; returns whose it was."""
+        keys = []
+        while reports := await take(shipping):
+            under_way.extend((key, sequences[-1]) for key, sequences in reports)
+            keys += [key for key, _ in reports]
+        return keys
+
+    await send()
+    outputs = [job_pb2.OutputParameter(name="long", value="x" * size)]
+    last = frame_pb2.Finished(outcome=frame_pb2.OUTCOME_SUCCEEDED, outputs=outputs)
+    spools[TWO].append_notice(frame_pb2.SEVERITY_INFO, "over", last)
+    shipping.look(TWO)
+    # One answer after the other, as over a slow link: as long as something is sent, the window is never empty.
+    sent: list[AttemptKey] = []
+    while TWO not in sent:
+        shipping.settle(*under_way.popleft())
+        sent += await send()
+    assert sent.index(TWO) <= 1, "before it goes what had its turn, and no more"
+    if size < window:
+        assert shipping.bytes_under_way <= window
+        assert len(under_way) > 1 or size > window // 2, "the window need not be empty for it"
+    else:
+        assert len(under_way) == 1, "it goes alone"
+    while under_way:
+        shipping.settle(*under_way.popleft())
+        await send()
+    assert [shipping.acknowledged(key) for key in spools] == [total, 1], "its neighbour goes on"
 
 
 async def test_a_refusal_waits_for_all_answers_before_it_sends_again(
