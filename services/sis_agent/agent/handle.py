@@ -139,6 +139,9 @@ class _RunningZygote:
         self._connection = connection
         self._answers: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
         self._ready = asyncio.Event()
+        # Requests are handed over one after the other; the one whose turn it is may have to wait for room.
+        self._turn = asyncio.Lock()
+        self._room = asyncio.Event()
         self.gone = False
         asyncio.get_running_loop().add_reader(connection.fileno(), self._receive)
         asyncio.get_running_loop().add_reader(pidfd, self._reap)
@@ -171,18 +174,15 @@ class _RunningZygote:
         """Raises _ZygoteEnded when the zygote has died before this; it is `gone` then."""
         answer: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
+        handed = False
         try:
-            try:
-                self._connection.send(json.dumps({"id": number, **request}).encode())
-            except (BrokenPipeError, ConnectionResetError):
-                self._lose()
-                raise _ZygoteEnded("the zygote has ended") from None
-            except OSError as error:
-                raise SpawnFailed(f"the zygote takes no request: {error}", may_have_started=False) from None
             async with asyncio.timeout(_SPAWN_SECONDS):
+                await self._hand(json.dumps({"id": number, **request}).encode())
+                handed = True
                 reply = await answer
         except TimeoutError:
-            raise SpawnFailed("the supervisor did not answer in time", may_have_started=True) from None
+            text = "the supervisor did not answer in time" if handed else "the zygote takes no request in time"
+            raise SpawnFailed(text, may_have_started=handed) from None
         finally:
             self._answers.pop(number, None)
         if reply is None:
@@ -192,6 +192,34 @@ class _RunningZygote:
         if "error" in reply:
             raise SpawnFailed(str(reply["error"]), may_have_started=False)
         raise SpawnFailed(str(reply.get("refused", "the supervisor ended early")), may_have_started=True)
+
+    async def _hand(self, request: bytes) -> None:
+        """Hand the zygote a request, in the order of the calls: once its socket has room, which a burst of requests
+        takes up for a moment. Whole or, where this raises or is cancelled, not at all."""
+        async with self._turn:
+            while not self.gone:
+                try:
+                    self._connection.send(request)
+                except BlockingIOError:
+                    await self._wait_for_room()
+                except (BrokenPipeError, ConnectionResetError):
+                    self._lose()
+                except OSError as error:
+                    raise SpawnFailed(f"the zygote takes no request: {error}", may_have_started=False) from None
+                else:
+                    return
+            raise _ZygoteEnded("the zygote has ended")
+
+    async def _wait_for_room(self) -> None:
+        """Return when the socket may have room, or is closed."""
+        loop = asyncio.get_running_loop()
+        self._room.clear()
+        loop.add_writer(self._connection.fileno(), self._room.set)
+        try:
+            await self._room.wait()
+        finally:
+            if not self.gone:
+                loop.remove_writer(self._connection.fileno())
 
     async def stop(self) -> None:
         self._lose()
@@ -234,8 +262,10 @@ class _RunningZygote:
             return
         self.gone = True
         asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        asyncio.get_running_loop().remove_writer(self._connection.fileno())
         self._connection.close()
         self._ready.set()
+        self._room.set()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_result(None)

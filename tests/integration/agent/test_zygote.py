@@ -221,3 +221,58 @@ async def test_one_that_ends_at_its_start_is_started_again_for_the_job(
     monkeypatch.setattr("subprocess.Popen", start)
     assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
     assert next(commands, None) is None
+
+
+async def ask_a_stopped_one(zygote: Zygote, nowhere: Path) -> list[asyncio.Task[object]]:
+    """More than its socket holds is asked of a zygote that does not run, about attempts that are not there: the answer
+    to each takes a supervisor, and nothing else."""
+    await zygote.start()
+    running = zygote._running
+    assert running is not None
+    os.kill(pid_of(zygote), signal.SIGSTOP)
+    asked: list[asyncio.Task[object]] = [
+        asyncio.create_task(zygote.spawn(nowhere / str(number), nowhere)) for number in range(300)
+    ]
+    await eventually(lambda: len(running._answers) == len(asked) or any(task.done() for task in asked))
+    return asked
+
+
+async def test_more_requests_than_its_socket_holds_all_start(
+    attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst of assignments: those beyond what the kernel keeps in hand failed, though nothing was wrong."""
+    monkeypatch.setattr("services.sis_agent.agent.handle._SPAWN_SECONDS", 60.0)
+    asked = await ask_a_stopped_one(attempts_anyhow.zygote, tmp_path / "nowhere")
+    os.kill(pid_of(attempts_anyhow.zygote), signal.SIGCONT)
+    for task in asked:
+        with pytest.raises(SpawnFailed, match="No such file or directory"):
+            await task
+    assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
+
+
+async def test_requests_that_it_never_had_are_made_of_another_one(
+    attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.sis_agent.agent.handle._SPAWN_SECONDS", 60.0)
+    asked = await ask_a_stopped_one(attempts_anyhow.zygote, tmp_path / "nowhere")
+    os.kill(pid_of(attempts_anyhow.zygote), signal.SIGKILL)
+    failed = [error for error in await asyncio.gather(*asked, return_exceptions=True) if isinstance(error, SpawnFailed)]
+    assert len(failed) == len(asked)
+    lost = [error.may_have_started for error in failed]
+    assert 0 < sum(lost) < len(asked)
+    assert lost == sorted(lost, reverse=True), "they are made in order"
+    assert all("No such file or directory" in str(error) for error in failed if not error.may_have_started)
+
+
+async def test_a_request_that_it_takes_not_in_time_has_started_nothing(
+    attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.sis_agent.agent.handle._SPAWN_SECONDS", 0.2)
+    asked = await ask_a_stopped_one(attempts_anyhow.zygote, tmp_path / "nowhere")
+    failed = [error for error in await asyncio.gather(*asked, return_exceptions=True) if isinstance(error, SpawnFailed)]
+    assert len(failed) == len(asked)
+    assert {(str(error), error.may_have_started) for error in failed} == {
+        ("the supervisor did not answer in time", True),
+        ("the zygote takes no request in time", False),
+    }
+    os.kill(pid_of(attempts_anyhow.zygote), signal.SIGKILL)
