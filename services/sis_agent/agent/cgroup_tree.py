@@ -13,12 +13,11 @@ from typing import Final, Self
 
 from services.sis_agent.agent import processes
 from services.sis_agent.agent.cgroup_mounts import payload_home
-from services.sis_agent.agent.process_tree import ProcessTree, has_children, kill_each
+from services.sis_agent.agent.process_tree import ProcessTree, empty_soon, has_children, kill_each
 from services.sis_agent.agent.processes import ProcessInfo
 
 _PREFIX: Final = "sis-"
 _TRIAL_SECONDS: Final = 2.0
-_LAG_SECONDS: Final = 0.2
 _SYS_CLONE3: Final = 435  # on every architecture that Linux numbers alike since 5.1
 _CLONE_INTO_CGROUP: Final = 0x200000000
 
@@ -149,13 +148,8 @@ class Cgroup:
             (self._directory / "cgroup.kill").write_bytes(b"1")
 
     def emptied(self) -> bool:
-        """As `not populated`, with a moment's patience: the kernel may reap a process before it takes it out."""
-        deadline = time.monotonic() + _LAG_SECONDS
-        while self.populated():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.002)
-        return True
+        """As `not populated`, with the patience of `empty_soon`."""
+        return empty_soon(lambda: not self.populated())
 
     def remove(self) -> None:
         """Remove it as far as it is empty. Repeatable."""

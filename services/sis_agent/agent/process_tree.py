@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
@@ -26,6 +27,8 @@ WAIT_ALL: Final = 0x40000000
 FREEZE_AFTER: Final = 3
 """Killing makes room for what a fork bomb is waiting to fork. What outlives so many rounds is stopped first."""
 _FREEZE_WALKS: Final = 50
+_LAG_SECONDS: Final = 0.2
+_LAG_PAUSE: Final = 0.002
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,6 +57,10 @@ class ProcessTree(ABC):
     def empty(self) -> bool:
         """Whether nothing of the tree is left: exact, and final once the payload was started."""
 
+    def emptied(self) -> bool:
+        """As `empty`, with the patience of `empty_soon`."""
+        return empty_soon(self.empty)
+
     @abstractmethod
     def kill(self) -> list[ProcessInfo]:
         """Send KILL to all that can be found, once. Repeat until `empty`; returns those that were hit."""
@@ -61,6 +68,17 @@ class ProcessTree(ABC):
     @abstractmethod
     def close(self) -> None:
         """Remove what the tree needed, as far as it is empty. Repeatable."""
+
+
+def empty_soon(empty: Callable[[], bool]) -> bool:
+    """Whether something is empty, now or in a moment: the kernel may reap a process before it takes it out of its
+    cgroup. Blocks for up to 0.2 s."""
+    deadline = time.monotonic() + _LAG_SECONDS
+    while not empty():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LAG_PAUSE)
+    return True
 
 
 def has_children() -> bool:

@@ -125,7 +125,7 @@ class Supervisor:
         try:
             operation = self._start()
         except StartFailed as error:
-            self._tree_empty = self._tree.empty()
+            self._tree_empty = self._tree.emptied()
             self._finish(Verdict(pb.OUTCOME_FAILED, error.reason, f"Failed: {error}"), {})
             return
         self._step()
