@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -13,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.sis_agent.agent import processes
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.recorder import Recorder
-from services.sis_agent.agent.records import sealed, unsealed
+from services.sis_agent.agent.sightings import Sightings, read_keys
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 
@@ -30,7 +28,7 @@ class Evidence:
         self._recorder = recorder
         self._records: dict[_Key, job_pb2.Process] = {}
         self._full = False
-        self._keys = os.open(keys_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._sightings = Sightings(keys_file)
 
     @classmethod
     def resume(cls, recorder: Recorder, keys_file: Path, frames: Iterable[pb.Frame]) -> Self:
@@ -56,7 +54,10 @@ class Evidence:
     def seen(self, members: Iterable[ProcessInfo]) -> None:
         """Record those of the tree's processes that are new."""
         for process in members:
-            if process.key in self._records or self._full:
+            if process.key in self._records:
+                self._sightings.saw_again(process)
+                continue
+            if self._full:
                 continue
             if len(self._records) >= MAX_PROCESSES:
                 self._full = True
@@ -64,6 +65,11 @@ class Evidence:
                 self._recorder.notice(pb.SEVERITY_WARNING, text)
                 continue
             self._record(f"Process {self._name(process)}", process, job_pb2.PROCESS_ROLE_DESCENDANT)
+
+    def looked(self, members: Iterable[ProcessInfo]) -> None:
+        """As `seen`, for a look around: what has ended meanwhile is noticed as well."""
+        self.seen(members)
+        self._sightings.look_for_ends()
 
     def signalled(self, process: ProcessInfo, name: str) -> None:
         """Record that a signal was sent; the same one again is not told again."""
@@ -79,6 +85,7 @@ class Evidence:
     def reaped(self, process: ProcessInfo, code: int) -> None:
         """Record how a process ended: its exit code, or minus the number of the signal that ended it."""
         self.seen([process])
+        self._sightings.ended(process.key)
         record = self._records.get(process.key)
         if record is None or record.ended:
             return
@@ -113,14 +120,11 @@ class Evidence:
         return evidence
 
     def close(self) -> None:
-        os.close(self._keys)
+        self._sightings.close()
 
     def _record(self, what: str, process: ProcessInfo, role: job_pb2.ProcessRole.ValueType) -> None:
         record = self._records[process.key] = self._describe(process, role)
-        with contextlib.suppress(OSError):  # a full disk: the spool will tell
-            # What a full disk has cut short before must not become one line with it.
-            seen = {"boot": processes.boot_id(), "pid": process.pid, "start_ticks": process.start_ticks}
-            os.write(self._keys, b"\n" + sealed(seen))
+        self._sightings.saw(process)
         self._tell(what, process, record)
 
     def _tell(self, what: str, process: ProcessInfo, record: job_pb2.Process) -> None:
@@ -163,15 +167,3 @@ class Evidence:
 
 def _key(pid: int, keys: Mapping[int, _Key]) -> _Key:
     return keys.get(pid, (pid, 0))
-
-
-def read_keys(keys_file: Path) -> list[_Key]:
-    """Process id and start time of each process that was seen since the machine was started, as far as they were
-    written down and are undamaged. Before that, they were those of others."""
-    try:
-        lines = keys_file.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    records = [record for record in map(unsealed, lines) if record is not None]
-    seen = [record for record in records if record.get("boot") == processes.boot_id()]
-    return [(int(str(record["pid"])), int(str(record["start_ticks"]))) for record in seen]

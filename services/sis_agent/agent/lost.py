@@ -2,9 +2,9 @@
 
 The supervisor's guardian is the subreaper of those processes, and says when there are none. They are found by their
 descent from it, by their cgroup where there is one, and by what they cannot easily shed: the attempt's name in their
-environment, their id and start time where the supervisor had seen them, the session of one of those, and descent from
-any of these. Where the guardian was killed as well, or nobody can tell any more who it is, that is all there is, and
-finding nothing proves nothing.
+environment, their id and start time where the supervisor had seen them, and descent from any of these. Where the
+guardian was killed as well, or nobody can tell any more who it is, that is all there is, beside the session that one of
+those was seen to lead, and finding nothing proves nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,13 +23,14 @@ from services.runtime import faults
 from services.sis_agent.agent import processes, stage
 from services.sis_agent.agent.attempts import AssignmentDamaged, read_assignment
 from services.sis_agent.agent.cgroup_tree import Cgroup
-from services.sis_agent.agent.evidence import Evidence, read_keys
+from services.sis_agent.agent.evidence import Evidence
 from services.sis_agent.agent.leases import LeaseUnreadable, leases_of
 from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.process_limit import PidsCgroup
 from services.sis_agent.agent.process_tree import FREEZE_AFTER, frozen, kill_each
 from services.sis_agent.agent.processes import ProcessInfo
 from services.sis_agent.agent.recorder import Recorder
+from services.sis_agent.agent.sightings import Leader, read_keys, read_leaders
 from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
 from services.sis_agent.agent.supervisor_identity import (
     MARK,
@@ -160,6 +162,7 @@ class Remains:
         self._token = f"SIS_ATTEMPT={identity.attempt}".encode() if identity is not None and identity.attempt else None
         self._cgroup = Cgroup(Path(identity.cgroup)) if self._identity and identity and identity.cgroup else None
         self._seen = dict(read_keys(directory / PROCESSES))
+        self._leaders = read_leaders(directory / PROCESSES)
         self._kills = 0
 
     @property
@@ -183,18 +186,20 @@ class Remains:
             return []
         table = processes.read_all()
         inside = self._cgroup.pids() if self._cgroup else set()
-        leaders = {process.pid: process for process in table if process.pid == process.session}
         found = {
             process.key: process
             for process in table
             if process.pid in inside
             or self._was_seen(process)
-            or self._in_seen_session(process, leaders)
             or (self._token is not None and processes.environment_has(process.pid, self._token))
         }
-        roots = [pid for pid, _ in found]
         guardian = self._identity.guardian()
-        if guardian is not None and guardian.key in {process.key for process in table}:
+        if guardian is not None and guardian.key not in {process.key for process in table}:
+            guardian = None
+        if guardian is None and not self.proven:
+            found |= {process.key: process for process in _in_sessions(self._leaders, table, found)}
+        roots = [pid for pid, _ in found]
+        if guardian is not None:
             roots.append(guardian.pid)
         found |= {process.key: process for process in processes.descendants(table, roots)}
         members = [process for process in found.values() if process.alive and process.pid != os.getpid()]
@@ -223,13 +228,28 @@ class Remains:
     def _was_seen(self, process: ProcessInfo) -> bool:
         return self._seen.get(process.pid) == process.start_ticks
 
-    def _in_seen_session(self, process: ProcessInfo, leaders: dict[int, ProcessInfo]) -> bool:
-        """Whether a process that was seen leads its session, or did; not one that has that id by now."""
-        seen_ticks = self._seen.get(process.session)
-        leader = leaders.get(process.session)
-        if seen_ticks is None or process.start_ticks < seen_ticks:
-            return False
-        return leader is None or leader.start_ticks == seen_ticks
+
+def _in_sessions(
+    leaders: Mapping[int, Leader], table: Collection[ProcessInfo], found: Container[tuple[int, int]]
+) -> Iterator[ProcessInfo]:
+    """The processes of the sessions that these led, by their ids, as far as those are the same sessions still.
+
+    The kernel gives an id to nobody else while there is a session of that id. So a session is the attempt's as a whole
+    or not at all: it is where somebody in it was found already, or was there before its leader was seen to end. Without
+    either, somebody else may have the id by now.
+    """
+    starts = {process.pid: process.start_ticks for process in table}
+    sessions: dict[int, list[ProcessInfo]] = {}
+    for process in table:
+        if process.session in leaders:
+            sessions.setdefault(process.session, []).append(process)
+    for session, members in sessions.items():
+        leader = leaders[session]
+        until = sys.maxsize if leader.ended_ticks is None else leader.ended_ticks
+        if starts.get(session, leader.start_ticks) == leader.start_ticks and any(
+            process.key in found or leader.start_ticks <= process.start_ticks <= until for process in members
+        ):
+            yield from members
 
 
 @dataclass(slots=True)

@@ -55,6 +55,11 @@ class ProcessInfo:
         return time.time() - age
 
 
+def now_ticks() -> int:
+    """This moment, as `ProcessInfo.start_ticks`."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_SECOND)
+
+
 def read(pid: int) -> ProcessInfo | None:
     """The process that has this id now, a zombie too; None without one."""
     try:

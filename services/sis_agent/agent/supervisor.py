@@ -259,7 +259,7 @@ class Supervisor:
         """Record new processes and progress."""
         before = time.monotonic()
         if not self._recorder.blocked:
-            self._evidence.seen(self._tree.members())
+            self._evidence.looked(self._tree.members())
             self._report_progress()
             self._report_limit()
         after = time.monotonic()

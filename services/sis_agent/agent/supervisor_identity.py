@@ -6,7 +6,7 @@
     supervisor.json        which process supervises the attempt; written once, before the payload is started
     guarded                the mark of its guardian, which says the same
     guarded.emptied        what becomes of that when nothing of the attempt is left
-    processes              a record of each process of the job that was seen
+    processes              which processes of the job were seen, as `sightings` keeps them
     control                the supervisor's socket
     work/                  where a payload of the agent's own account starts
     private/               what `private_directory` keeps, where there is no file system in memory

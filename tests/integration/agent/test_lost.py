@@ -18,6 +18,7 @@ from services.sis_agent.agent.attempts import ASSIGNMENT
 from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHandle
 from services.sis_agent.agent.lost import finish_lost
 from services.sis_agent.agent.records import sealed
+from services.sis_agent.agent.sightings import read_leaders
 from services.sis_agent.agent.supervisor_identity import EMPTIED, IDENTITY, MARK, PROCESSES, SupervisorIdentity
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import PYTHON, Attempt, Attempts, alive_with, eventually, is_alive
@@ -445,3 +446,77 @@ async def test_a_log_that_was_damaged_is_not_called_complete(attempts_anyhow: At
     assert finished.evidence.tree_empty, "the guardian saw its end all the same"
     assert attempt.output() == b"line 1\n"
     assert "This log was damaged at its site" in attempt.text()
+
+
+async def kill_guardian(attempt: Attempt, guardian: processes.ProcessInfo) -> None:
+    await kill_supervisor(attempt)
+    os.kill(guardian.pid, signal.SIGKILL)
+    await eventually(lambda: not is_alive(guardian.pid))
+
+
+@pytest.mark.parametrize("known", ["guarded", "proven", "it never led", "it had ended"])
+async def test_who_has_a_recycled_session_is_left_alone(attempts_anyhow: Attempts, known: str) -> None:
+    """Long after a process of the attempt has ended, somebody else gets its id, leads a session by it, leaves something
+    in that and ends. Whoever led that session cannot be asked any more."""
+    attempt = await attempts_anyhow.start("echo ready; exec sleep 60" if known == "proven" else DEAF)
+    await attempt.until_output(b"ready")
+    guardian = guardian_of(attempt)
+    if known in ("guarded", "proven"):
+        await kill_supervisor(attempt)
+    else:
+        await kill_guardian(attempt, guardian)
+    if known == "proven":
+        await eventually((attempt.directory / EMPTIED).exists)
+    leader = await asyncio.create_subprocess_exec(
+        "sh", "-c", "sleep 60 >/dev/null & echo $!", stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    said, _ = await leader.communicate()
+    stranger = processes.read(int(said))
+    assert stranger is not None
+    assert stranger.session == leader.pid
+    seen = {"boot": processes.boot_id(), "pid": leader.pid, "start_ticks": stranger.start_ticks - 200}
+    if known != "it never led":
+        seen["led"] = True
+    if known == "it had ended":
+        seen["ended_ticks"] = stranger.start_ticks - 100
+    with (attempt.directory / PROCESSES).open("ab") as file:
+        file.write(sealed(seen))
+    finished = await finish(attempt)
+    assert stranger.pid not in {process.pid for process in finished.evidence.processes}
+    assert processes.send_signal(stranger, signal.SIGKILL), "it lives"
+
+
+LED = """
+import os, sys, time
+go, mark = sys.argv[1:]
+if os.fork() == 0:
+    os.closerange(0, 3)
+    os.setsid()
+    while not os.path.exists(go):
+        time.sleep(0.01)
+    if os.fork() != 0:
+        os._exit(0)
+    os.execve(sys.executable, ["python", "-c", "import time; time.sleep(300)", mark], {})
+time.sleep(300)
+"""
+
+
+async def test_what_nobody_has_seen_is_found_by_the_session_that_one_was_seen_to_lead(
+    attempts: Attempts, tmp_path: Path
+) -> None:
+    """Without a guardian, and without any mark: a daemon whose parent, that was seen, has ended."""
+    go, mark = tmp_path / "go", f"led-{os.getpid()}-{id(attempts)}"
+    attempt = await attempts.start(LED, command=[*PYTHON, str(go), mark])
+    await attempt.until(lambda a: len(a.notices("process_started")) >= 3)
+    payload, child = (notice.process_started.process.pid for notice in attempt.notices("process_started")[1:3])
+    await eventually(lambda: {payload, child} <= read_leaders(attempt.directory / PROCESSES).keys())
+    guardian = guardian_of(attempt)
+    with attempt.handle() as handle:
+        os.kill(handle.identity.pid, signal.SIGSTOP)
+        go.touch()
+        await eventually(lambda: len(alive_with(f"time.sleep(300) {mark}")) == 1)
+    await kill_guardian(attempt, guardian)
+    await eventually(lambda: not is_alive(child))
+    finished = await finish(attempt)
+    assert alive_with(mark) == []
+    assert not finished.evidence.tree_empty, "which proves nothing"

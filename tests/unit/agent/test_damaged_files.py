@@ -20,11 +20,12 @@ from services.sis_agent.agent.attempts import (
     write_assignment,
 )
 from services.sis_agent.agent.errors import IdentityDamaged, NotEnrolled
-from services.sis_agent.agent.evidence import Evidence, read_keys
+from services.sis_agent.agent.evidence import Evidence
 from services.sis_agent.agent.identity import IDENTITY as OWN
 from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.masking import Masker
 from services.sis_agent.agent.recorder import Recorder
+from services.sis_agent.agent.sightings import read_keys
 from services.sis_agent.agent.spool import SpoolWriter
 from services.sis_agent.agent.supervisor_identity import (
     CONTROL,
