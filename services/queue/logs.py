@@ -247,13 +247,17 @@ async def debug_log(
         entries = [e for e in entries if e.to_status in _PROBLEMS]
     remaining = entries
     async for rows in _scan(database, job_id, _VIEWS[view]):
-        # In the order of the history, also where the clock was set back in the midst of it.
-        due = list(itertools.takewhile(lambda entry, until=rows[-1].at: entry.at <= until, remaining))
+        due = _until(remaining, rows[-1].at)
         remaining = remaining[len(due) :]
         for content in _merged(due, rows):
             yield content
     for entry in remaining:
         yield entry
+
+
+def _until(entries: Sequence[HistoryEntry], at: datetime) -> list[HistoryEntry]:
+    """The first of them, until one is later: they stay in their order, also where the clock was set back meanwhile."""
+    return list(itertools.takewhile(lambda entry: entry.at <= at, entries))
 
 
 _PROBLEMS = frozenset({"FAILED", "AWOL", "TIMED_OUT", "EXPIRED", "ABORTED"})

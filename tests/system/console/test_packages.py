@@ -147,7 +147,9 @@ def test_a_copy_names_a_package_that_is_gone_instead_of_another_one(
     expect(console.button("Create job")).to_be_disabled()
     client.packages.delete(library.name, "2.0.0")
     page = console.go(f"/jobs/new?copy={job_id}")
-    expect(page.get_by_label("Package", exact=True).locator(":checked")).to_have_text(f"{library.name} (not in the library)")
+    expect(page.get_by_label("Package", exact=True).locator(":checked")).to_have_text(
+        f"{library.name} (not in the library)"
+    )
     expect(console.button("Create job")).to_be_disabled()
 
 
