@@ -369,8 +369,8 @@ _UNDELIVERED = text("""
 
 
 async def stops(connection: AsyncConnection, hub: str) -> list[Stop]:
-    """The stops that are wished and not begun, of the sessions that this hub holds, the last ones first: those that no
-    agent takes up keep back none that came after them."""
+    """The stops that are wished and not begun, of the sessions that this hub holds, a thousand at the most: those first
+    whose agents are online, and of these the last ones, so that what nobody takes up keeps back nothing else."""
     rows = await connection.execute(_STOPS, {"hub": hub, "online_within": ONLINE_WITHIN})
     return [
         Stop(
@@ -386,10 +386,11 @@ async def stops(connection: AsyncConnection, hub: str) -> list[Stop]:
 _STOPS = text("""
     SELECT a.job_id, a.number, a.agent, s.epoch, a.stop_wish, a.stop_reason
     FROM queue.attempts a JOIN queue.agent_sessions s ON s.agent = a.agent
-    WHERE s.hub = :hub AND s.open AND s.last_heard_at > queue.now() - CAST(:online_within AS interval)
-        AND a.sealed_at IS NULL AND a.stop_wish IS NOT NULL
+    WHERE s.hub = :hub AND s.open AND a.sealed_at IS NULL
+        AND a.stop_wish IS NOT NULL
         -- What is lost cannot report any more that its stop has begun, so it is told for a while only.
         AND (NOT a.lost OR a.stop_wished_at > queue.now() - interval '10 minutes')
         AND (a.stop_begun IS NULL OR (a.stop_wish = 'ABORT' AND a.stop_begun <> 'ABORT'))
-    ORDER BY a.stop_wished_at DESC, a.job_id LIMIT 1000
+    ORDER BY s.last_heard_at > queue.now() - CAST(:online_within AS interval) DESC, a.stop_wished_at DESC, a.job_id
+    LIMIT 1000
 """)
