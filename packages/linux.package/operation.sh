@@ -69,6 +69,10 @@ when_unlocked() {
         fi
         sleep 1
         waited=$((waited + 1))
+        if [ -n "$stopped" ]; then
+            cat "$work/errors" >&2
+            return "$code"
+        fi
     done
 }
 
@@ -87,9 +91,10 @@ verb_names() {
     awk -v verb="$1" '$1 == verb { print $2 }' "$work/wanted"
 }
 
-# each COMMAND: plan or change, for what sort_out has found.
+# each COMMAND: plan or change, for what sort_out has found. After a cancel nothing more is begun.
 each() {
     for verb in remove install upgrade; do
+        [ -z "$stopped" ] || return
         eval "names=\$$verb"
         if [ -n "$names" ]; then
             # Validated names, without blanks.

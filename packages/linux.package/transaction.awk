@@ -1,7 +1,8 @@
 # The table that dnf shows of a transaction -> name, version after; "" when removed. `native` as everywhere.
 #
 # Sections such as "Installing:" and "Removing dependent packages:" have a row for each package: name, architecture,
-# version and more. Rows are indented by one blank; what does not fit goes on in the next line, indented further.
+# version and more. Rows are indented by one blank; what does not fit goes on in the next line, indented further. Under
+# "Skipping packages with conflicts:" and the like is what stays as it is.
 
 function flush(    field) {
     if (split(row, field, " ") >= 3 && section != "") {
@@ -19,7 +20,7 @@ function flush(    field) {
 }
 /^[A-Z][a-z ]*:$/ {
     flush()
-    section = $0
+    section = /^Skipping/ ? "" : $0
 }
 /^ [^ ]/ {
     flush()

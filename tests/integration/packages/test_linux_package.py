@@ -27,6 +27,10 @@ Removing:
  vim-minimal                     x86_64 2:9.1.7-1.fc41   fedora       1.6 MiB
 Installing dependencies:
  glibc                           i686   2.40-3.fc41      fedora       6.4 MiB
+Skipping packages with conflicts:
+ vim-enhanced                    x86_64 2:9.1.8-1.fc41   updates      4.0 MiB
+Skipping packages with broken dependencies:
+ gvim                            x86_64 2:9.1.8-1.fc41   updates      6.0 MiB
 
 Transaction Summary:
  Installing:         2 packages
@@ -127,6 +131,25 @@ def test_what_an_output_cannot_hold_is_said() -> None:
     held = len(json.loads(ended.stdout))
     assert len(ended.stdout) < 64 * 1024
     assert ended.stderr.startswith(f"{2_000 - held} entries more than the output holds")
+
+
+def test_versions_are_no_numbers(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.write_text("longer\t1.1\nshorter\t1e1\nsame\t1.0\n")
+    after.write_text("longer\t1.10\nshorter\t10\nsame\t1.0\nzero\t0\n")
+
+    def lines(*arguments: str | Path) -> list[str]:
+        return subprocess.run(
+            ["awk", "-F", "\t", *arguments, before, after], capture_output=True, text=True, timeout=60, check=True
+        ).stdout.splitlines()
+
+    assert lines("-f", PACKAGE / "planned.awk") == ["longer\t1.1\t1.10", "shorter\t1e1\t10", "zero\t\t0"]
+    for state, names, expected in [
+        ("latest", "longer shorter same", ["upgrade longer", "upgrade shorter"]),
+        ("present", "longer=1.10 shorter=10 same=1.0", ["install longer=1.10", "install shorter=10"]),
+    ]:
+        inputs = ["-v", f"state={state}", "-v", f"names={names}", "-v", "native=:amd64"]
+        assert lines(*inputs, "-f", PACKAGE / "versions.awk", "-f", PACKAGE / "wanted.awk") == expected
 
 
 def test_versions_that_exist_together_are_compared(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def repository(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Re
     repository.add("sis-library", "1.0")
     repository.add("sis-tool", "1.0", depends="sis-library", configuration="colour=red\n")
     repository.add("sis-tool", "2.0", depends="sis-library", configuration="colour=blue\n")
+    repository.add("sis-decimal", "1.1")
+    repository.add("sis-decimal", "1.10")
     repository.add("sis-broken", "1.0", postinst="test -e /etc/mended")
     repository.add("sis-busy", "1.0", postinst="> /etc/busy; while [ -e /etc/busy ]; do sleep 0.1; done")
     repository.fetch()
@@ -99,7 +101,8 @@ def run(machine: Machine, shared: Path, repository: Repository) -> Iterator[Oper
         )
 
     yield operation
-    machine.run("dpkg", "--purge", "--force-all", "sis-library", "sis-tool", "sis-broken", "sis-busy", "sis-new")
+    names = ("sis-library", "sis-tool", "sis-decimal", "sis-broken", "sis-busy", "sis-new")
+    machine.run("dpkg", "--purge", "--force-all", *names)
     machine.run("rm", "-f", "/etc/mended")
 
 
@@ -138,6 +141,9 @@ def test_packages_become_what_is_asked_for(run: Operation, machine: Machine) -> 
     for operation in ("check", "ensure"):
         assert changes(run(operation, "sis-tool", state="latest")) == [("sis-tool", "1.0", "2.0")]
     assert changes(run("ensure", "sis-tool", state="latest")) == []
+    run("ensure", "sis-decimal=1.1")
+    for operation in ("check", "ensure"):
+        assert changes(run(operation, "sis-decimal", state="latest")) == [("sis-decimal", "1.1", "1.10")]
     for operation in ("check", "ensure"):
         assert changes(run(operation, "sis-tool=1.0")) == [("sis-tool", "2.0", "1.0")]
 
@@ -239,8 +245,9 @@ def test_a_lock_that_is_released_is_taken(run: Operation, machine: Machine, shar
 
 
 def test_a_cancel_does_not_interrupt_what_is_being_installed(run: Operation, machine: Machine) -> None:
+    run("ensure", "sis-tool=1.0")
     with ThreadPoolExecutor() as pool:
-        ending = pool.submit(run, "ensure", "sis-busy")
+        ending = pool.submit(run, "ensure", "sis-busy", "sis-tool", state="latest")
         busy = machine.path("/etc/busy")
         while not busy.exists():
             assert not ending.done(), ending.result()
@@ -257,4 +264,6 @@ def test_a_cancel_does_not_interrupt_what_is_being_installed(run: Operation, mac
         ended = ending.result()
     assert ended.exit_code == 1
     assert "the job was stopped; the package manager had its time" in ended.stderr
+    # Nor does it begin what would have come next.
     assert json.loads(ended.outputs["changes"]) == [{"name": "sis-busy", "from": None, "to": "1.0"}]
+    assert versions(run("query", "sis-tool")) == [("1.0", "2.0")]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,36 @@ def test_packages_become_what_is_asked_for(run: Operation, machine: Machine, rep
         gone = changes(run(operation, LIBRARY, state="absent"))
         assert gone == [(LIBRARY, "1.0-1", None), ("sis-tool", "2.0-1", None)]
     assert changes(run("ensure", LIBRARY, state="absent")) == []
+
+
+def test_a_cancel_while_it_waits_for_a_lock_begins_nothing(run: Operation, machine: Machine) -> None:
+    def pids(*arguments: str) -> list[str]:
+        line = b"".join(each.encode() + b"\0" for each in arguments)
+        found = []
+        for process in machine.path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended
+                found += [process.parent.name] if line in process.read_bytes() else []
+        return found
+
+    lock = machine.path("/var/lib/dnf/rpmdb_lock.pid")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text("1")
+    with ThreadPoolExecutor() as pool:
+        ending = pool.submit(run, "ensure", "sis-tool")
+        try:
+            # Held between two tries.
+            while not ((pause := pids("sleep", "1")) and machine.attempt("kill", "-STOP", *pause).returncode == 0):
+                assert not ending.done(), ending.result()
+                time.sleep(0.05)
+            (initial,) = pids("ensure", "sis-tool")
+            machine.run("kill", "-TERM", initial)
+        finally:
+            lock.unlink()
+        machine.run("kill", "-CONT", *pause)
+        ended = ending.result()
+    assert (ended.exit_code, ended.outputs["changed"]) == (1, "false")
+    assert "already locked by 1" in ended.stderr
+    assert "the job was stopped" in ended.stderr
 
 
 def test_what_cannot_be_done_fails_in_words(run: Operation, repository: Path) -> None:
