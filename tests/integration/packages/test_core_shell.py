@@ -28,6 +28,17 @@ def test_arguments_and_environment_arrive_as_they_are(run: Runner) -> None:
     )
     assert ended.stdout == "<-e><a  b><*><><$(touch hacked)><é>[1 = * $HOME `id` 'x' \"y\"][][ \t\n]"
     assert [path.name for path in ended.work.iterdir()] == ["script"]
+    # Whatever they are called.
+    names = ["script", "interpreter", "environment", "assignment", "SIS_PARAM_SCRIPT"]
+    ended = run(
+        "core.shell",
+        "run",
+        script="import os, sys; print(sys.argv[1:], *(os.environ.get(name) for name in %r))" % [*names, "IFS", "LAST"],
+        arguments=["a"],
+        environment=[*(f"{name}=my {name}" for name in names), "IFS=0", "LAST=x"],
+        interpreter=sys.executable,
+    )
+    assert ended.stdout == f"['a'] {' '.join(f'my {name}' for name in names)} 0 x\n"
 
 
 def test_the_script_arrives_as_it_is(run: Runner) -> None:
