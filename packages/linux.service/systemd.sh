@@ -1,5 +1,9 @@
 # systemd, for operation.sh.
 
+# What systemd calls the service, once it was looked at. $name may be an alias, of which systemctl does not say whether
+# it is enabled, and which may go when it is disabled.
+unit=
+
 # systemd SECONDS ARGUMENT...
 systemd() {
     seconds=$1
@@ -12,8 +16,10 @@ property() {
 }
 
 look() {
-    properties=$(systemd $look_limit show -p LoadState,ActiveState,SubState,MainPID,NeedDaemonReload -- "$name") ||
+    properties=$(systemd $look_limit show \
+        -p Id,LoadState,ActiveState,SubState,MainPID,NeedDaemonReload -- "${unit:-$name}") ||
         fail "systemd does not answer: see above"
+    unit=$(property Id)
     case $(property LoadState) in
         loaded | masked) ;;
         not-found) fail "there is no service called $name: correct the name" ;;
@@ -26,11 +32,13 @@ look() {
         *) running=$active ;;
     esac
     # It fails where the word is no form of enabled.
-    enablement=$(systemd $look_limit is-enabled -- "$name" 2> /dev/null) || :
-    case $enablement in
-        enabled | alias | indirect) enabled=yes ;;
-        *) enabled=no ;;
-    esac
+    code=0
+    enablement=$(systemd $look_limit is-enabled -- "$unit" 2> /dev/null) || code=$?
+    if [ "$code" = 124 ]; then
+        fail "systemd does not say whether $name is enabled within $look_limit seconds"
+    fi
+    # Where it is indirect, something else is enabled, or there is an alias: not the unit itself.
+    [ "$enablement" = enabled ] && enabled=yes || enabled=no
     words="$active ($(property SubState)), ${enablement:-not enabled}"
     main_pid=$(property MainPID)
     if [ "$main_pid" = 0 ]; then
@@ -39,11 +47,11 @@ look() {
 }
 
 enable() {
-    systemd "$limit" enable -- "$name"
+    systemd "$limit" enable -- "$unit"
 }
 
 disable() {
-    systemd "$limit" disable -- "$name"
+    systemd "$limit" disable -- "$unit"
 }
 
 act() {
@@ -52,7 +60,7 @@ act() {
         printf '%s\n' "The unit of $name has changed since systemd read it: having it read again"
         systemd "$limit" daemon-reload || return
     fi
-    systemd "$limit" "$1" -- "$name" || result=$?
+    systemd "$limit" "$1" -- "$unit" || result=$?
     look
     # A service may die once systemd has called it started; activating means then that it is tried again and again.
     case $1:$active in
@@ -60,7 +68,7 @@ act() {
         *:failed | *:activating) result=1 ;;
     esac
     if [ "$result" != 0 ]; then
-        systemd $look_limit status -n 20 -- "$name" >&2 || :
+        systemd $look_limit status -n 20 -- "$unit" >&2 || :
         return 1
     fi
 }

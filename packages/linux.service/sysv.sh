@@ -21,6 +21,7 @@ look() {
     case $code in
         0) running=started ;;
         1 | 2 | 3) running=stopped ;;
+        124) fail "$script cannot tell whether $name runs: its status has not ended within $look_limit seconds" ;;
         *)
             cat "$SIS_WORK_DIR/status" >&2
             fail "$script cannot tell whether $name runs: its status ends with $code"

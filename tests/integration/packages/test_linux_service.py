@@ -47,7 +47,11 @@ case $1 in
     stop) stop ;;
     restart) stop; start ;;
     reload) running && echo reloaded >> /run/reloads ;;
-    status) [ ! -e /etc/confused ] || exit 4; running || exit 3 ;;
+    status)
+        [ ! -e /etc/confused ] || exit 4
+        [ ! -e /etc/stuck ] || sleep 1000
+        running || exit 3
+        ;;
 esac
 """
 
@@ -147,6 +151,42 @@ def test_systemd_services_become_what_is_asked_for(systemd: Machine, shared: Pat
     assert succeeded(run("ensure", name="sis-sleeper", state="stopped"))["changed"] == "false"
     assert succeeded(run("status", name="sis-sleeper"))["active"] == "false"
 
+    # By another name, too.
+    systemd.run("ln", "-s", "sis-sleeper.service", "/etc/systemd/system/sis-alias.service")
+    for name in ("sis-alias", "sis-sleeper"):
+        outputs = succeeded(run("status", name=name))
+        assert (outputs["active"], outputs["enabled"]) == ("false", "false")
+    assert differences(run("check", name="sis-alias", enabled="yes")) == [("enabled", "no", "yes")]
+    assert succeeded(run("ensure", **{**wanted, "name": "sis-alias"}))["state"] == "active (running), enabled"
+    assert succeeded(run("status", name="sis-sleeper"))["enabled"] == "true"
+    outputs = succeeded(run("ensure", name="sis-alias", state="stopped", enabled="no"))
+    assert (outputs["changed"], outputs["active"], outputs["enabled"]) == ("true", "false", "false")
+
+
+@pytest.mark.root
+def test_a_unit_is_disabled_by_a_name_that_goes_with_it(systemd: Machine, shared: Path) -> None:
+    run = on(systemd, shared)
+    unit = UNIT.format(service="ExecStart=/bin/sleep 1000") + "Alias=sis-also.service\n"
+    systemd.write("/etc/systemd/system/sis-named.service", unit)
+    assert succeeded(run("ensure", name="sis-named", enabled="yes"))["enabled"] == "true"
+    outputs = succeeded(run("ensure", name="sis-also", enabled="no"))
+    assert (outputs["changed"], outputs["state"]) == ("true", "inactive (dead), disabled")
+    assert not systemd.path("/etc/systemd/system/sis-also.service").is_symlink()
+
+
+@pytest.mark.root
+def test_a_systemd_that_does_not_answer_is_not_taken_for_one_that_says_no(systemd: Machine, shared: Path) -> None:
+    add_unit(systemd, "sis-unanswered", "ExecStart=/bin/sleep 1000")
+    # As if the question after that had taken longer than it may.
+    shim = '#!/bin/sh\ncase "$*" in *is-enabled*) exit 124 ;; esac\nexec /usr/bin/timeout "$@"\n'
+    systemd.write("/usr/local/sbin/timeout", shim, 0o755)
+    try:
+        ended = on(systemd, shared)("check", name="sis-unanswered", enabled="no")
+    finally:
+        systemd.path("/usr/local/sbin/timeout").unlink()
+    assert (ended.exit_code, ended.outputs) == (1, {})
+    assert "systemd does not say whether sis-unanswered is enabled" in ended.stderr
+
 
 @pytest.mark.root
 def test_what_systemd_cannot_do_fails_in_words(systemd: Machine, shared: Path) -> None:
@@ -208,6 +248,12 @@ def test_scripts_of_services_are_used_without_systemd(sysv: Machine, shared: Pat
     ended = run("ensure", name="sis-sleeper", state="started")
     assert (ended.exit_code, ended.stdout) == (1, "sis-sleeper is broken\n")
     assert "sis-sleeper does not start" in ended.stderr
+    sysv.write("/etc/stuck", "")
+    # Every bound is a second there.
+    sysv.write("/usr/local/sbin/timeout", '#!/bin/sh\nshift\nexec /usr/bin/timeout 1 "$@"\n', 0o755)
+    ended = run("status", name="sis-sleeper")
+    assert (ended.exit_code, ended.outputs) == (1, {})
+    assert "its status has not ended within 60 seconds" in ended.stderr
     sysv.write("/etc/confused", "")
     ended = run("status", name="sis-sleeper")
     assert (ended.exit_code, "cannot tell whether sis-sleeper runs" in ended.stderr) == (1, True)
