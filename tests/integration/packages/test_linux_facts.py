@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import ipaddress
 import json
@@ -22,16 +23,23 @@ from tests.integration.packages.operation_runner import Runner
 
 FACTS = shipped() / "linux.facts"
 
+# Each byte for itself.
+codecs.register_error(
+    "question-marks", lambda error: ("?", error.start + 1) if isinstance(error, UnicodeDecodeError) else ("", 0)
+)
 
-def awk(program: str, text: str) -> str:
+
+def awk(program: str, text: str | bytes) -> str:
+    """What the program says, which is valid UTF-8."""
     return subprocess.run(
         ["awk", "-f", FACTS / "json.awk", "-f", FACTS / program],
-        input=text,
+        input=text if isinstance(text, bytes) else text.encode(),
+        # As gather.sh has it.
+        env={**os.environ, "LC_ALL": "C"},
         capture_output=True,
-        text=True,
         timeout=60,
         check=True,
-    ).stdout
+    ).stdout.decode()
 
 
 def memory(field: str) -> int:
@@ -140,6 +148,27 @@ def test_mounts_are_read_from_the_kernel_s_table() -> None:
         "8:1\txfs\t/dev/sda1\t/mnt/a disk\\#",
         "8:3\tfuseblk\t/dev/sdb1\t/data",
     ]
+
+
+def test_names_that_are_no_utf_8_are_shown_with_question_marks() -> None:
+    source = random.Random(1)
+    names = [
+        "/caf\xe9".encode("latin-1"),
+        "/é€\ud7ff\ue000\U0010ffff".encode(),
+        # Cut off, overlong, halves of a pair, and beyond the last character.
+        b"/\xe2\x82\xac\xe2\x82/\xc3",
+        b"/\xc0\xaf\xe0\x80\xaf\xf0\x80\x80\xaf\xed\xa0\x80\xf4\x90\x80\x80\xf5\xff",
+        # Whatever begins a character, and what is just good enough to go on, or just not.
+        *(b"/" + bytes([first, second]) + rest for first in range(128, 256) for second in (0x7E, 0x80, 0x8F, 0x90, 0x9F,
+          0xA0, 0xBF, 0xC0) for rest in (b"", b"\x80", b"\x80\xbf")),
+        *(b"/" + bytes(source.choice(range(128, 256)) for _ in range(20)) for _ in range(200)),
+    ]  # fmt: skip
+    for start in range(0, len(names), 200):
+        some = names[start : start + 200]
+        text = b"".join(b"%d\text4\t/dev/x\t%b\t1 1 1 1\n" % each for each in enumerate(some))
+        found = [disk["mount"] for disk in json.loads(awk("disks.awk", text))]
+        assert found == [name.decode(errors="question-marks") for name in some]
+    assert json.loads(awk("network.awk", b"interface a\xff up 0\n"))[0]["name"] == "a?"
 
 
 def test_disks_are_listed_once_and_without_empty_file_systems() -> None:
