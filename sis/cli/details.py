@@ -140,11 +140,11 @@ def _readable(value: str) -> str:
         return value
     try:
         found = json.loads(value)
-    except ValueError:
+        if not found or not all(isinstance(row, dict) for row in found):
+            return value
+        return "\n".join("  ".join(f"{key} {_plain(item)}" for key, item in row.items()) for row in found)
+    except (ValueError, RecursionError):
         return value
-    if not found or not all(isinstance(row, dict) for row in found):
-        return value
-    return "\n".join("  ".join(f"{key} {_plain(item)}" for key, item in row.items()) for row in found)
 
 
 def _plain(value: object) -> str:

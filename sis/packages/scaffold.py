@@ -44,7 +44,7 @@ Greets somebody.
     sis packages lint .
     sis packages test . greet --param name=World
     sis packages push .
-    sis jobs create --type package --package NAME --operation greet --param name=World --site group:local --follow
+    sis jobs create --name 'NAME greet' --package NAME --operation greet --site group:local --param name=World --follow
 
 For an editor that knows YAML schemas: `sis packages schema > ../package.schema.json`.
 """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from sis.cli import terminal
 from sis.cli.demo import _humane
@@ -86,6 +87,16 @@ def test_json_is_laid_out_and_stays_json() -> None:
     shown = page(job)
     assert "name git  from null  to true  in 1  at a, b\n" in shown
     assert '{"healthy": true}' in shown
+
+
+def test_json_that_is_nested_too_deeply_is_shown_as_it_is() -> None:
+    job = job_pb2.Job(job_id=1)
+    # At some of these depths it can be read, but not written.
+    depths = [*range(800, 1_000), 5_000]
+    for depth in depths:
+        job.outputs.add(name="deep", value=f'[{{"x": {"[" * depth}{"]" * depth}}}]')
+    shown = "".join(page(job).split())
+    assert [len(found) for found in re.findall(r"(\[+)\]", shown)] == depths
 
 
 def test_survivors_are_named() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sis.cli import creation
 from sis.cli.main import run
+from sis.cli.requests import JobOptions
 from sis.packages import scaffold, schema, shipped
 from sis.packages.lint import lint
 from sis.packages.manifest import InvalidManifest
@@ -130,12 +134,20 @@ def test_what_no_archive_can_hold_is_a_problem(package: Callable[..., Path], tmp
     assert said(tmp_path) == [f"{tmp_path}: has no package.yaml: name the directory of a package"]
 
 
-def test_a_new_package_is_without_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_package_is_without_problems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = tmp_path / "made"
     assert run(["packages", "new", "disk.clean-up", "--directory", str(made)]) == 0
     assert run(["packages", "lint", str(made)]) == 0
     assert capsys.readouterr().out.endswith("disk.clean-up 0.1.0: no problems found\n")
     assert {path.name for path in made.iterdir()} == {"package.yaml", "greet.sh", "README.md"}
+    # As far as the command line.
+    taken: list[JobOptions] = []
+    monkeypatch.setattr(creation, "create", lambda data, options, **rest: taken.append(options))
+    (command,) = re.findall("^    (sis jobs create .*)$", (made / "README.md").read_text(), re.MULTILINE)
+    assert run(shlex.split(command)[1:]) == 0
+    assert [(each.package, each.operation) for each in taken] == [("disk.clean-up", "greet")]
     (made / "package.yaml").write_text("precious")
     assert run(["packages", "new", "disk.clean-up", "--directory", str(made)]) == 1
     assert (made / "package.yaml").read_text() == "precious"
