@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE, TARGET = (ROOT / "sis" / "client" / each for each in ("aio", "sync"))
 ASYNCIO_ALONE = "uploading.py"
 SUBSTITUTIONS = [
+    (r"\n( +)except asyncio\.CancelledError:(\n\1 .+)+", ""),
     (r"\basync (def|for|with)\b", r"\1"),
     (r"\bawait ", ""),
     (r"\bfor (\w+) in (.+):\n\s+yield \1\n", r"yield from \2\n"),

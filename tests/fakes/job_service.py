@@ -36,8 +36,8 @@ class Script:
     tokens: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
-    def answer(self, method: str, *answers: Answer | list[Answer]) -> None:
-        """Append an answer for each of the next calls; for a stream it is a list."""
+    def answer(self, method: str, *answers: Answer | Iterable[Answer]) -> None:
+        """Append an answer for each of the next calls; for a stream they are several."""
         self.answers[method].extend(answers)
 
     def asked(self, method: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
@@ -45,6 +46,11 @@ class Connection:
         except grpc.RpcError as error:
             self._check_open()
             raise from_grpc(error, self.endpoint) from None
+        except asyncio.CancelledError:
+            # By close(), unless somebody has cancelled the task.
+            if (task := asyncio.current_task()) is not None and not task.cancelling():
+                self._check_open()
+            raise
 
     async def stream(
         self, method: grpc.aio.UnaryStreamMultiCallable[_Request, _Response], request: _Request
@@ -63,6 +69,11 @@ class Connection:
         except grpc.RpcError as error:
             self._check_open()
             raise from_grpc(error, self.endpoint) from None
+        except asyncio.CancelledError:
+            # By close(), unless somebody has cancelled the task.
+            if (task := asyncio.current_task()) is not None and not task.cancelling():
+                self._check_open()
+            raise
         finally:
             answers.cancel()
 

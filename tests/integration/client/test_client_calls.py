@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.runtime import errors
@@ -356,6 +358,35 @@ def test_a_closed_client_says_so(client: Client, script: Script) -> None:
     with pytest.raises(ClientClosed):
         list(client.jobs.watch())
     assert script.requests == []
+
+
+async def test_a_client_that_is_closed_during_calls_says_so(endpoint: str, script: Script, queue_tls: TlsFiles) -> None:
+    ca, released, begun = queue_tls.ca.read_bytes(), threading.Event(), asyncio.Event()
+
+    def one_and_silence() -> Iterator[Message]:
+        yield watched("1", 1)
+        released.wait(60)
+
+    async def watch(sis: AsyncClient) -> None:
+        async for _ in sis.jobs.watch():
+            begun.set()
+
+    script.answer("WatchJobs", one_and_silence())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        talking = AsyncClient(Endpoints(endpoint, Token("t"), ca))
+        waiting = AsyncClient(Endpoints(f"127.0.0.1:{silent.getsockname()[1]}", Token("t"), ca))
+        call, cancelled = (asyncio.create_task(waiting.jobs.get(1)) for _ in range(2))
+        stream = asyncio.create_task(watch(talking))
+        accepted, _ = await asyncio.get_running_loop().sock_accept(silent)
+        with accepted:
+            await begun.wait()
+            # Who is cancelled stays so.
+            cancelled.cancel()
+            await asyncio.gather(waiting.close(), talking.close())
+            ended = await asyncio.gather(call, stream, cancelled, return_exceptions=True)
+            released.set()
+    assert [type(each) for each in ended] == [ClientClosed, ClientClosed, asyncio.CancelledError]
 
 
 def test_agents_need_a_hub(client: Client) -> None:
