@@ -3,6 +3,7 @@
 # What systemd calls the service, once it was looked at. $name may be an alias, of which systemctl does not say whether
 # it is enabled, and which may go when it is disabled.
 unit=
+also=
 
 # systemd SECONDS ARGUMENT...
 systemd() {
@@ -37,8 +38,11 @@ look() {
     if [ "$code" = 124 ]; then
         fail "systemd does not say whether $name is enabled within $look_limit seconds"
     fi
-    # Where it is indirect, something else is enabled, or there is an alias: not the unit itself.
-    [ "$enablement" = enabled ] && enabled=yes || enabled=no
+    case $enablement,$also in
+        enabled,* | indirect,yes) enabled=yes ;;
+        # Where it is indirect, something else may be enabled, or there is an alias: not the unit itself.
+        *) enabled=no ;;
+    esac
     words="$active ($(property SubState)), ${enablement:-not enabled}"
     main_pid=$(property MainPID)
     if [ "$main_pid" = 0 ]; then
@@ -47,7 +51,9 @@ look() {
 }
 
 enable() {
-    systemd "$limit" enable -- "$unit"
+    systemd "$limit" enable -- "$unit" || return
+    # A unit that only has others enabled (Also=) stays indirect.
+    also=yes
 }
 
 disable() {

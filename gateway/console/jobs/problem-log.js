@@ -75,7 +75,7 @@ export class ProblemLog extends HTMLElement {
     } catch (error) {
       if (signal.aborted) return;
       // Whoever reads slowly is cut off in the end.
-      if (this._shown && error.passing) this._goOn(signal);
+      if (this._shown && error.passing) this._goOn(signal, error);
       else fill(this, problem(error, () => this._begin()));
     }
   }
@@ -98,15 +98,15 @@ export class ProblemLog extends HTMLElement {
     this._tell();
   }
 
-  async _goOn(signal) {
+  async _goOn(signal, error = null) {
     this._came = [];
-    await this._asked(signal);
+    await this._asked(signal, error);
     if (!signal.aborted) await this._read(signal);
   }
 
   /** Wait until somebody wants more. */
-  async _asked(signal) {
-    this._tell();
+  async _asked(signal, error = null) {
+    this._tell(error);
     this.append(this._more);
     await new Promise((resolve) => {
       this._more.addEventListener("click", resolve, { once: true, signal });
@@ -140,8 +140,8 @@ export class ProblemLog extends HTMLElement {
     return true;
   }
 
-  _tell() {
-    text(this._told, count(this._shown, "line"));
+  _tell(error = null) {
+    text(this._told, `${count(this._shown, "line")}${error ? `. What follows was not read: ${error.message}` : ""}`);
   }
 
   _line(line) {

@@ -68,8 +68,9 @@ class Evidence:
 
     def looked(self, members: Iterable[ProcessInfo]) -> None:
         """As `seen`, for a look around: what has ended meanwhile is noticed as well."""
-        self.seen(members)
+        # The ends first: one that is new may have the id of one that has ended, and of an id the last record holds.
         self._sightings.look_for_ends()
+        self.seen(members)
 
     def signalled(self, process: ProcessInfo, name: str) -> None:
         """Record that a signal was sent; the same one again is not told again."""

@@ -24,6 +24,7 @@ from services.sis_agent.agent.zygote import MAX_MESSAGE_BYTES
 
 _START_SECONDS: Final = 30.0
 _SPAWN_SECONDS: Final = 10.0
+_TURN_SECONDS: Final = 60.0  # the zygote takes one request after the other, and a burst may have hundreds
 _TRIES: Final = 3
 _COMMAND_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 2.0
@@ -176,9 +177,10 @@ class _RunningZygote:
         self._answers[number] = answer
         handed = False
         try:
-            async with asyncio.timeout(_SPAWN_SECONDS):
+            async with asyncio.timeout(_TURN_SECONDS):
                 await self._hand(json.dumps({"id": number, **request}).encode())
-                handed = True
+            handed = True
+            async with asyncio.timeout(_SPAWN_SECONDS):
                 reply = await answer
         except TimeoutError:
             text = "the supervisor did not answer in time" if handed else "the zygote takes no request in time"

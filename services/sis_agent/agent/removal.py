@@ -38,17 +38,23 @@ def remove_tree(path: Path | str, parent: int | None = None) -> None:
         log.warning("%s cannot be removed: %s", path, error.strerror)
         return
     try:
-        with contextlib.suppress(OSError):  # a link or a file, which needs no more than this
-            os.unlink(name, dir_fd=held)
-            return
+        os.unlink(name, dir_fd=held)  # a link or a file needs no more than this
+    except FileNotFoundError:
+        return
+    except OSError:
+        _remove_mounted(held, name, path)
+    finally:
+        os.close(held)
+
+
+def _remove_mounted(held: int, name: str, path: Path | str) -> None:
+    try:
         mounts.detach_below(held, name)
         _remove(held, name, path)
     except StillMounted as error:
         log.warning("%s is kept: %s", path, error)
     except OSError as error:
         log.warning("%s is kept: what is mounted in it cannot be told: %s", path, error.strerror)
-    finally:
-        os.close(held)
 
 
 def _remove(parent: int, name: str, path: Path | str) -> None:

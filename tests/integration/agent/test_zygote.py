@@ -268,6 +268,7 @@ async def test_a_request_that_it_takes_not_in_time_has_started_nothing(
     attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.sis_agent.agent.handle._SPAWN_SECONDS", 0.2)
+    monkeypatch.setattr("services.sis_agent.agent.handle._TURN_SECONDS", 0.2)
     asked = await ask_a_stopped_one(attempts_anyhow.zygote, tmp_path / "nowhere")
     failed = [error for error in await asyncio.gather(*asked, return_exceptions=True) if isinstance(error, SpawnFailed)]
     assert len(failed) == len(asked)

@@ -175,6 +175,17 @@ def test_a_unit_is_disabled_by_a_name_that_goes_with_it(systemd: Machine, shared
 
 
 @pytest.mark.root
+def test_a_unit_that_only_has_others_enabled(systemd: Machine, shared: Path) -> None:
+    run = on(systemd, shared)
+    add_unit(systemd, "sis-other", "ExecStart=/bin/sleep 1000")
+    unit = "[Service]\nExecStart=/bin/sleep 1000\n[Install]\nAlso=sis-other.service\n"
+    systemd.write("/etc/systemd/system/sis-indirect.service", unit)
+    outputs = succeeded(run("ensure", name="sis-indirect", enabled="yes"))
+    assert (outputs["changed"], outputs["state"]) == ("true", "inactive (dead), indirect")
+    assert succeeded(run("status", name="sis-other"))["enabled"] == "true"
+
+
+@pytest.mark.root
 def test_a_systemd_that_does_not_answer_is_not_taken_for_one_that_says_no(systemd: Machine, shared: Path) -> None:
     add_unit(systemd, "sis-unanswered", "ExecStart=/bin/sleep 1000")
     # As if the question after that had taken longer than it may.

@@ -259,9 +259,11 @@ def test_there_is_nothing_but_the_measurements(listener: Scrapes) -> None:
 def test_who_is_silent_is_cut_off(monkeypatch: pytest.MonkeyPatch, listener: Scrapes) -> None:
     monkeypatch.setattr(scrapes, "REQUEST_SECONDS", 0.2)
     host, _, port = listener.address.rpartition(":")
-    with socket.create_connection((host, int(port))) as silent:
+    with socket.create_connection((host, int(port)), timeout=20) as silent:
         silent.sendall(b"GET /metrics HTTP/1.1\r\n")
-        assert _status(listener, "/metrics") == 200
+        assert silent.recv(1) == b""
+    monkeypatch.undo()
+    assert _status(listener, "/metrics") == 200
 
 
 @contextmanager

@@ -86,8 +86,9 @@ def test_whoever_is_cut_off_while_they_read_goes_on_where_they_were(console: Con
     page.route(f"**{path}", lambda route: route.fulfill(body=cut, content_type="application/x-ndjson"), times=1)
     console.go(f"/jobs/{job_id}?view=debug")
     page.get_by_label("Problem").check()
-    for _ in range(2):
-        console.button("More").click()
+    console.button("More").click()
+    expect(page.get_by_text("What follows was not read: Cut off.")).to_be_visible()
+    console.button("More").click()
     expect(page.get_by_text("1,500 lines", exact=True)).to_be_visible()
     assert [line.split()[0] for line in console.log_lines()] == [str(n) for n in range(1, 1_501)]
 
