@@ -63,8 +63,9 @@ def check_end(scenario: Scenario, job: Row, struck: Sequence[Strike]) -> None:
     found = (job["status"], job["failure_reason"] or "")
     assert found in allowed, f"{found} is none of {sorted(allowed)}"
     stops = {scenario.STOP}
-    # Of two, none is left who could know what became of the tree.
-    if "guardian" in killed and ("supervisor" in killed or scenario.REASON == _LOST):
+    # Of two, none is left who could know what became of the tree. A supervisor that is just taking its order dies with
+    # its guardian.
+    if "guardian" in killed and ("supervisor" in killed or scenario.REASON == _LOST or may_be_lost(struck)):
         stops.add("UNCONFIRMED")
     assert job["stop_state"] in stops, f"the stop is {job['stop_state']}, which is none of {sorted(stops)}"
 

@@ -172,3 +172,14 @@ def test_an_unconfirmed_stop_takes_the_loss_of_all_who_could_know(case: Case) ->
         case.judge()
     case.struck[-1].victim = "supervisor"
     case.judge()
+
+
+def test_a_supervisor_that_takes_its_order_dies_with_its_guardian(tmp_path: Path) -> None:
+    case = Case(tmp_path, "job")
+    case.status, case.reason, case.output = "FAILED", "SUPERVISOR_LOST", b""
+    case.stop = "UNCONFIRMED"
+    case.strike("zygote.handed", "kill:guardian", phase="start", victim="guardian")
+    case.judge()
+    case.struck[-1].victim = "zygote"
+    with pytest.raises(AssertionError, match="UNCONFIRMED"):
+        case.judge()
