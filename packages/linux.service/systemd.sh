@@ -3,6 +3,7 @@
 # What systemd calls the service, once it was looked at. $name may be an alias, of which systemctl does not say whether
 # it is enabled, and which may go when it is disabled.
 unit=
+# yes once it was enabled: then indirect, of a unit that only has others enabled, is all that it can become.
 also=
 
 # systemd SECONDS ARGUMENT...

@@ -63,9 +63,14 @@ def check_end(scenario: Scenario, job: Row, struck: Sequence[Strike]) -> None:
     found = (job["status"], job["failure_reason"] or "")
     assert found in allowed, f"{found} is none of {sorted(allowed)}"
     stops = {scenario.STOP}
-    # Of two, none is left who could know what became of the tree. A supervisor that is just taking its order dies with
-    # its guardian.
-    if "guardian" in killed and ("supervisor" in killed or scenario.REASON == _LOST or may_be_lost(struck)):
+    # Of two, none is left who could know what became of the tree.
+    if "guardian" in killed and ("supervisor" in killed or scenario.REASON == _LOST):
+        stops.add("UNCONFIRMED")
+    # A supervisor that is just taking its order dies with its guardian.
+    if found == ("FAILED", _LOST) and any(
+        _starting(strike, alone=len(struck) == 1) and "guardian" in _victims(strike, alone=len(struck) == 1)
+        for strike in struck
+    ):
         stops.add("UNCONFIRMED")
     assert job["stop_state"] in stops, f"the stop is {job['stop_state']}, which is none of {sorted(stops)}"
 
@@ -81,11 +86,15 @@ def may_be_lost(struck: Sequence[Strike]) -> bool:
         starts = _starts(strike)
         if starts and strike.hit and strike.fault in ("hang:zygote", "hang:guardian", "hang:supervisor"):
             return True
-        starting = starts and (strike.passage.point in STARTING or not alone)
         victims = _victims(strike, alone=alone)
-        if "supervisor" in victims or (starting and victims & {"agent", "zygote", "guardian"}):
+        if "supervisor" in victims or (_starting(strike, alone=alone) and victims & {"agent", "zygote", "guardian"}):
             return True
     return False
+
+
+def _starting(strike: Strike, *, alone: bool) -> bool:
+    """Whether a supervisor may just be made, or take its order."""
+    return _starts(strike) and (strike.passage.point in STARTING or not alone)
 
 
 def _starts(strike: Strike) -> bool:

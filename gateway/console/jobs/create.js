@@ -260,12 +260,10 @@ export class CreateJob extends HTMLElement {
   }
 
   async _tie(jobId) {
-    try {
-      for (const each of this._inputs) await each.tie(jobId);
-      say(`Job ${jobId} was created.`);
-    } catch (error) {
-      say(`Job ${jobId} was created, but has its secret only if it starts within the hour: ${error.message}`, { bad: true });
-    }
+    const tied = await Promise.allSettled(this._inputs.map((each) => each.tie(jobId)));
+    const failed = tied.find((each) => each.status === "rejected");
+    if (!failed) say(`Job ${jobId} was created.`);
+    else say(`Job ${jobId} was created, but has a secret only if it starts within the hour: ${failed.reason.message}`, { bad: true });
   }
 
   _clear() {

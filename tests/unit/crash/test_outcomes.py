@@ -180,6 +180,10 @@ def test_a_supervisor_that_takes_its_order_dies_with_its_guardian(tmp_path: Path
     case.stop = "UNCONFIRMED"
     case.strike("zygote.handed", "kill:guardian", phase="start", victim="guardian")
     case.judge()
+    case.status, case.reason, case.output = "SUCCEEDED", "", b"one\ntwo\n"
+    with pytest.raises(AssertionError, match="UNCONFIRMED"):
+        case.judge()
+    case.status, case.reason, case.output = "FAILED", "SUPERVISOR_LOST", b""
     case.struck[-1].victim = "zygote"
     with pytest.raises(AssertionError, match="UNCONFIRMED"):
         case.judge()
