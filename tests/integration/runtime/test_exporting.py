@@ -267,8 +267,8 @@ def test_who_is_silent_is_cut_off(monkeypatch: pytest.MonkeyPatch, listener: Scr
 
 
 @contextmanager
-def _dripping(listener: Scrapes) -> Iterator[None]:
-    """A client that sends a byte now and then, for ever."""
+def _dripping(listener: Scrapes) -> Iterator[socket.socket]:
+    """A client that sends a byte now and then, for ever; how it hears of its end."""
     host, _, port = listener.address.rpartition(":")
     enough = threading.Event()
 
@@ -277,12 +277,12 @@ def _dripping(listener: Scrapes) -> Iterator[None]:
             while not enough.wait(0.02):
                 client.sendall(b"x")
 
-    with socket.create_connection((host, int(port))) as client:
+    with socket.create_connection((host, int(port)), timeout=20) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\nName: ")
         dripper = threading.Thread(target=drip, args=[client])
         dripper.start()
         try:
-            yield
+            yield client
         finally:
             enough.set()
             dripper.join()
@@ -290,9 +290,10 @@ def _dripping(listener: Scrapes) -> Iterator[None]:
 
 def test_who_drips_is_cut_off_and_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch, listener: Scrapes) -> None:
     monkeypatch.setattr(scrapes, "REQUEST_SECONDS", 0.2)
-    with _dripping(listener):
-        assert _status(listener, "/metrics") == 200
+    with _dripping(listener) as client, suppress(ConnectionResetError):
+        assert client.recv(1) == b""
     monkeypatch.setattr(scrapes, "REQUEST_SECONDS", 600.0)
+    assert _status(listener, "/metrics") == 200
     taken, setup = threading.Event(), scrapes._Handler.setup
 
     def noted(handler: scrapes._Handler) -> None:
