@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from ahocorasick_rs import BytesAhoCorasick, Implementation, MatchKind
 
 from bench.figures import Figure
-from services.sis_agent.agent.leases import MAX_SECRET_BYTES
-from services.sis_agent.agent.masking import MASK, Masker
-from services.sis_agent.agent.secret_forms import forms
+from services.sis_agent.agent.secrecy.masking import MASK, Masker
+from services.sis_agent.agent.secrecy.secret_forms import forms
+from services.sis_agent.agent.supervision.leases import MAX_SECRET_BYTES
 
 PIECE_BYTES = 32 << 10
 TEXT_BYTES = 16 << 20

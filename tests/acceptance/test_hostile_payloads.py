@@ -21,7 +21,7 @@ from typing import Any, Self
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from services.sis_agent.agent import processes
+from services.sis_agent.agent.linux import processes
 from sis.client import Client
 from sis.queue.v1 import job_pb2
 from tests.support import promises

@@ -16,8 +16,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from services.runtime.sealing import LeaseBinding, Unsealable, unseal
-from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.settings import identity_in
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.client import Client
 from sis.credentials.v1 import credential_pb2, lease_pb2
 from sis.credentials.v1 import credential_service_pb2 as credentials_pb

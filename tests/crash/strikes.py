@@ -17,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from services.sis_agent.agent import processes
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from tests.crash.points import Passage
 from tests.support.linked_stack import LinkedStack
 from tests.support.stack import Stack

@@ -13,10 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from services.runtime.pairing import PairingCode
-from services.sis_agent.agent.certification import Enrolment
-from services.sis_agent.agent.handle import StopKind, SupervisorHandle, SupervisorUnreachable
-from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.settings import identity_in
+from services.sis_agent.agent.supervision.handle import StopKind, SupervisorHandle, SupervisorUnreachable
+from services.sis_agent.agent.trust.certification import Enrolment
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.credentials.v1.certificate_pb2 import AgentKeys, IssuedCertificate
 from tests.support.certificates import CertificateAuthority
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
 
-from services.sis_agent.agent import processes
 from services.sis_agent.agent.attempts import write_assignment
-from services.sis_agent.agent.handle import SupervisorHandle, Zygote
-from services.sis_agent.agent.spool import SpoolReader
-from services.sis_agent.agent.supervisor_identity import SPOOL
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.recording.spool import SpoolReader
+from services.sis_agent.agent.supervision.handle import SupervisorHandle, Zygote
+from services.sis_agent.agent.supervision.supervisor_identity import SPOOL
 from sis.packages.values import File
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb

@@ -15,7 +15,7 @@ import psycopg
 from ahocorasick_rs import BytesAhoCorasick, Implementation
 from psycopg import sql
 
-from services.sis_agent.agent.secret_forms import forms
+from services.sis_agent.agent.secrecy.secret_forms import forms
 
 _CHUNK_BYTES = 16 << 20
 

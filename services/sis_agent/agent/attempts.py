@@ -14,7 +14,7 @@ from typing import Self
 from google.protobuf.message import DecodeError
 
 from services.runtime import faults
-from services.sis_agent.agent.removal import remove_tree
+from services.sis_agent.agent.linux.removal import remove_tree
 from sis.private_files import sync_directory
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 

@@ -14,11 +14,11 @@ from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.channels import from_status, grpc_error, secure_channel
 from services.runtime.errors import DeadlineExceeded, Internal, SisError, Unavailable
-from services.sis_agent.agent.enrolment import SERVER_NAME
 from services.sis_agent.agent.errors import AgentError
 from services.sis_agent.agent.executor import Executor
-from services.sis_agent.agent.held_identity import HeldIdentity
 from services.sis_agent.agent.hubs import Turns
+from services.sis_agent.agent.trust.enrolment import SERVER_NAME
+from services.sis_agent.agent.trust.held_identity import HeldIdentity
 from sis.agent.v1 import agent_service_pb2 as pb
 from sis.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from sis.queue.v1 import dispatch_service_pb2 as dispatch

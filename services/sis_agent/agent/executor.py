@@ -12,14 +12,15 @@ from typing import Final
 from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.errors import SisError
-from services.sis_agent.agent import spans, stage
+from services.sis_agent.agent import spans
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import JournalUnwritable
-from services.sis_agent.agent.handle import StopKind, SupervisorHandle, SupervisorUnreachable
 from services.sis_agent.agent.journal import Step
 from services.sis_agent.agent.life import Life, Site
 from services.sis_agent.agent.package_cache import is_digest
-from services.sis_agent.agent.supervisor_identity import SPOOL, SupervisorUnknown, was_supervised
+from services.sis_agent.agent.supervision import stage
+from services.sis_agent.agent.supervision.handle import StopKind, SupervisorHandle, SupervisorUnreachable
+from services.sis_agent.agent.supervision.supervisor_identity import SPOOL, SupervisorUnknown, was_supervised
 from sis.agent.v1 import agent_service_pb2 as agent
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame

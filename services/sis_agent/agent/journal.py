@@ -25,9 +25,9 @@ from types import MappingProxyType
 from typing import Final, Self
 
 from services.runtime import faults
-from services.sis_agent.agent import processes
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import IllegalStep, JournalDamaged, JournalUnwritable
+from services.sis_agent.agent.linux import processes
 from services.sis_agent.agent.records import sealed, unsealed
 from sis.private_files import sync_directory
 

@@ -25,20 +25,20 @@ from typing import Final, NamedTuple
 from services.runtime import faults
 from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
 from services.sis_agent.agent.errors import JournalUnwritable, PackageUnavailable
-from services.sis_agent.agent.handle import (
+from services.sis_agent.agent.journal import Journal, Step
+from services.sis_agent.agent.package_cache import PackageCache, is_digest
+from services.sis_agent.agent.recording.spool import SpoolBusy, SpoolReader, SpoolWriter
+from services.sis_agent.agent.shipping import Shipping
+from services.sis_agent.agent.state_directory import StateDirectory
+from services.sis_agent.agent.supervision.handle import (
     SpawnFailed,
     StopKind,
     SupervisorHandle,
     SupervisorUnreachable,
     Zygote,
 )
-from services.sis_agent.agent.journal import Journal, Step
-from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.package_cache import PackageCache, is_digest
-from services.sis_agent.agent.shipping import Shipping
-from services.sis_agent.agent.spool import SpoolBusy, SpoolReader, SpoolWriter
-from services.sis_agent.agent.state_directory import StateDirectory
-from services.sis_agent.agent.supervisor_identity import SPOOL, was_supervised
+from services.sis_agent.agent.supervision.lost import finish_lost
+from services.sis_agent.agent.supervision.supervisor_identity import SPOOL, was_supervised
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame
 

@@ -31,20 +31,22 @@ from services.runtime.pairing import InvalidCode, PairingCode
 from services.runtime.probes import probed
 from services.runtime.settings import Endpoint
 from services.runtime.telemetry import configure_logging
-from services.sis_agent.agent import enrolment, processes, spans
+from services.sis_agent.agent import spans
 from services.sis_agent.agent.attempts import AttemptDirectories
 from services.sis_agent.agent.connection import Connection
 from services.sis_agent.agent.errors import AgentError, EnrolmentFailed, IdentityDamaged, NotEnrolled
 from services.sis_agent.agent.executor import Executor
-from services.sis_agent.agent.handle import SpawnFailed, Zygote
-from services.sis_agent.agent.held_identity import HeldIdentity
-from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.journal import Journal
 from services.sis_agent.agent.life import Site
+from services.sis_agent.agent.linux import processes
 from services.sis_agent.agent.package_cache import PackageCache
 from services.sis_agent.agent.settings import AgentSettings, identity_in
 from services.sis_agent.agent.shipping import Shipping
 from services.sis_agent.agent.state_directory import StateDirectory
+from services.sis_agent.agent.supervision.handle import SpawnFailed, Zygote
+from services.sis_agent.agent.trust import enrolment
+from services.sis_agent.agent.trust.held_identity import HeldIdentity
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from services.runtime import faults
 from services.runtime.backoff import Backoff
 from services.runtime.errors import NotFound, SisError
 from services.sis_agent.agent.errors import PackageUnavailable
-from services.sis_agent.agent.removal import remove_tree
+from services.sis_agent.agent.linux.removal import remove_tree
 from sis.packages import archive
 from sis.private_files import sync_directory
 

@@ -21,11 +21,17 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
-from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHandle, SupervisorUnreachable, Zygote
-from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.removal import remove_tree
-from services.sis_agent.agent.spool import SpoolBusy, SpoolReader
-from services.sis_agent.agent.supervisor_identity import LOG, SPOOL
+from services.sis_agent.agent.linux.removal import remove_tree
+from services.sis_agent.agent.recording.spool import SpoolBusy, SpoolReader
+from services.sis_agent.agent.supervision.handle import (
+    SpawnFailed,
+    StopKind,
+    SupervisorHandle,
+    SupervisorUnreachable,
+    Zygote,
+)
+from services.sis_agent.agent.supervision.lost import finish_lost
+from services.sis_agent.agent.supervision.supervisor_identity import LOG, SPOOL
 from sis.packages import archive
 from sis.packages.archive import InvalidArchive
 from sis.queue.v1 import dispatch_service_pb2 as dispatch

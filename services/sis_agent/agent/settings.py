@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.settings import Endpoint, Endpoints, Settings
-from services.sis_agent.agent.process_limit import PROCESS_LIMIT
+from services.sis_agent.agent.linux.process_limit import PROCESS_LIMIT
 
 _FEWEST_PROCESSES: Final = 16
 _MOST_PROCESSES: Final = 1 << 22

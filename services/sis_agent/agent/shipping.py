@@ -18,8 +18,8 @@ from typing import Final
 
 from services.runtime import faults
 from services.sis_agent.agent.attempts import AttemptKey
-from services.sis_agent.agent.milestones import Milestones
-from services.sis_agent.agent.spool import SpoolReader
+from services.sis_agent.agent.recording.milestones import Milestones
+from services.sis_agent.agent.recording.spool import SpoolReader
 from sis.agent.v1.agent_service_pb2 import AgentReport
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1.frame_pb2 import Finished

@@ -8,7 +8,7 @@ from typing import Final
 
 from services.runtime import tracing
 from services.runtime.tracing import Attribute
-from services.sis_agent.agent.milestones import Milestones
+from services.sis_agent.agent.recording.milestones import Milestones
 from services.sis_agent.agent.trace_contexts import contexts_of
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame

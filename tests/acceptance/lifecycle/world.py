@@ -33,8 +33,8 @@ from services.queue.sweeper import Sweeper
 from services.runtime.database import Database
 from services.runtime.migrations import migrate
 from services.runtime.pairing import PairingCode
-from services.sis_agent.agent import enrolment
-from services.sis_agent.agent.identity import AgentIdentity
+from services.sis_agent.agent.trust import enrolment
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.client import AsyncClient, Client
 from sis.client.endpoints import Endpoints, Token
 from sis.credentials.v1 import credential_pb2

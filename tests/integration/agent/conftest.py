@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes, stage
-from services.sis_agent.agent.cgroup_tree import Cgroup
-from services.sis_agent.agent.handle import TreeKind, Zygote
-from services.sis_agent.agent.supervisor_identity import IDENTITY, SupervisorIdentity
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.linux.cgroup_tree import Cgroup
+from services.sis_agent.agent.supervision import stage
+from services.sis_agent.agent.supervision.handle import TreeKind, Zygote
+from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, SupervisorIdentity
 from tests.support.attempts import Attempts
 from tests.support.sealed import SealedIdentity
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from services.sis_agent.agent.spool import SpoolReader
+from services.sis_agent.agent.recording.spool import SpoolReader
 from sis.packages import archive
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import job_pb2

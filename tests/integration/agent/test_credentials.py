@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes
-from services.sis_agent.agent.handle import SpawnFailed
-from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.supervision.handle import SpawnFailed
+from services.sis_agent.agent.supervision.lost import finish_lost
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
@@ -172,7 +172,7 @@ echo "$SIS_CREDENTIAL_FILE_TOKEN_FILE"; cat; sleep 1.3; cat "$SIS_CREDENTIAL_FIL
 WITHOUT_MEMORY = """
 import sys
 from pathlib import Path
-from services.sis_agent.agent import guardian, private_directory, supervisor_process
+from services.sis_agent.agent.supervision import guardian, private_directory, supervisor_process
 from sis.packages import manifest
 private_directory.memory_file_systems = tuple
 directory, package, identity = map(Path, sys.argv[1:])
@@ -301,8 +301,8 @@ async def test_a_supervisor_that_is_killed_with_open_leases_has_started_nothing(
 def test_a_fault_of_the_supervisor_is_logged_without_secrets() -> None:
     code = """
 import sys
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.supervisor_process import MaskedLog
+from services.sis_agent.agent.secrecy.masking import Masker
+from services.sis_agent.agent.supervision.supervisor_process import MaskedLog
 secret = sys.stdin.buffer.read()
 sys.stderr = MaskedLog(Masker([secret]))
 print("said", secret.decode(), file=sys.stderr)

@@ -12,10 +12,10 @@ import pytest
 from services.runtime import pairing
 from services.runtime.errors import Unavailable
 from services.runtime.pairing import PairingCode
-from services.sis_agent.agent.certification import Hold
 from services.sis_agent.agent.errors import EnrolmentFailed, NotEnrolled
-from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.settings import identity_in
+from services.sis_agent.agent.trust.certification import Hold
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.agent.v1.enrolment_service_pb2 import EnrolRequest, EnrolResponse
 from tests.fakes.hub import FakeHub
 from tests.integration.agent.site import Site, key, until
@@ -119,7 +119,7 @@ async def test_what_is_not_there_and_what_is_no_hub(site: Site) -> None:
 
 
 async def test_a_server_that_says_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    from services.sis_agent.agent import enrolment
+    from services.sis_agent.agent.trust import enrolment
 
     monkeypatch.setattr(enrolment, "LOOK_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:

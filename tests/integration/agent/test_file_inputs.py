@@ -7,7 +7,6 @@ import os
 import resource
 from pathlib import Path
 
-from services.sis_agent.agent import private_directory
 from services.sis_agent.agent.attempts import (
     ASSIGNMENT,
     AttemptDirectories,
@@ -15,7 +14,8 @@ from services.sis_agent.agent.attempts import (
     read_assignment,
     write_assignment,
 )
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.supervision import private_directory
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.packages.values import MAX_FILE_BYTES, File
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb

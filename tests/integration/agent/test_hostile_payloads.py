@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes
-from services.sis_agent.agent.cgroup_mounts import own_pids_cgroup
-from services.sis_agent.agent.handle import StopKind, TreeKind, Zygote
-from services.sis_agent.agent.process_limit import PidsCgroup, ProcessLimit
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.linux.cgroup_mounts import own_pids_cgroup
+from services.sis_agent.agent.linux.process_limit import PidsCgroup, ProcessLimit
+from services.sis_agent.agent.supervision.handle import StopKind, TreeKind, Zygote
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import PYTHON, Attempt, Attempts, alive_with, eventually, is_alive
 from tests.support.sealed import SealedIdentity

@@ -13,13 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes
 from services.sis_agent.agent.attempts import ASSIGNMENT
-from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHandle
-from services.sis_agent.agent.lost import finish_lost
+from services.sis_agent.agent.linux import processes
 from services.sis_agent.agent.records import sealed
-from services.sis_agent.agent.sightings import read_leaders
-from services.sis_agent.agent.supervisor_identity import EMPTIED, IDENTITY, MARK, PROCESSES, SupervisorIdentity
+from services.sis_agent.agent.supervision.handle import SpawnFailed, StopKind, SupervisorHandle
+from services.sis_agent.agent.supervision.lost import finish_lost
+from services.sis_agent.agent.supervision.sightings import read_leaders
+from services.sis_agent.agent.supervision.supervisor_identity import (
+    EMPTIED,
+    IDENTITY,
+    MARK,
+    PROCESSES,
+    SupervisorIdentity,
+)
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import PYTHON, Attempt, Attempts, alive_with, eventually, is_alive
 from tests.support.fault_points import FaultPoints
@@ -150,7 +156,7 @@ async def test_survivors_are_named(attempts_anyhow: Attempts, monkeypatch: pytes
     await attempt.until_output(b"ready")
     await kill_supervisor(attempt)
     with monkeypatch.context() as patch:
-        patch.setattr("services.sis_agent.agent.lost.Remains.kill", lambda *_: [])
+        patch.setattr("services.sis_agent.agent.supervision.lost.Remains.kill", lambda *_: [])
         await asyncio.to_thread(finish_lost, attempt.directory, confirm_seconds=0.1)
     finished = attempt.finished()
     assert not finished.evidence.tree_empty

@@ -8,9 +8,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.secret_forms import forms
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.secrecy.secret_forms import forms
+from services.sis_agent.agent.supervision.lost import finish_lost
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import private_directory
+from services.sis_agent.agent.supervision import private_directory
 
 pytestmark = pytest.mark.root
 
@@ -24,7 +24,7 @@ AttemptDirectories(Path(sys.argv[1])).remove(AttemptKey(7, 1))
 LEFTOVERS = """
 import logging, sys
 from pathlib import Path
-from services.sis_agent.agent import private_directory, stage
+from services.sis_agent.agent.supervision import private_directory, stage
 logging.basicConfig(format="%(message)s")
 private_directory.memory_file_systems = lambda: (Path(sys.argv[1]),)
 stage.remove_leftovers("7.1.token", Path(sys.argv[1]))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.sis_agent.agent import cgroup_mounts, cgroup_tree, processes
+from services.sis_agent.agent.linux import cgroup_mounts, cgroup_tree, processes
 
 
 @pytest.fixture

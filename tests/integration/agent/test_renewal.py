@@ -17,15 +17,15 @@ from services.runtime.sealing import key_id
 from services.sis_agent.agent.attempts import AttemptDirectories
 from services.sis_agent.agent.connection import Connection
 from services.sis_agent.agent.executor import Executor
-from services.sis_agent.agent.handle import Zygote
-from services.sis_agent.agent.held_identity import HeldIdentity
-from services.sis_agent.agent.identity import AgentIdentity
 from services.sis_agent.agent.journal import Journal
 from services.sis_agent.agent.life import Site as Attempts
 from services.sis_agent.agent.package_cache import PackageCache
 from services.sis_agent.agent.settings import identity_in
 from services.sis_agent.agent.shipping import Shipping
 from services.sis_agent.agent.state_directory import StateDirectory
+from services.sis_agent.agent.supervision.handle import Zygote
+from services.sis_agent.agent.trust.held_identity import HeldIdentity
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.credentials.v1.certificate_pb2 import AgentKeys
 from sis.credentials.v1.lease_pb2 import SealedLease
 from sis.queue.v1 import dispatch_service_pb2 as dispatch

@@ -13,8 +13,8 @@ import pytest
 
 from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptDirectories, AttemptKey
 from services.sis_agent.agent.journal import Journal, Step
-from services.sis_agent.agent.spool import SpoolWriter
-from services.sis_agent.agent.supervisor_identity import IDENTITY, SupervisorIdentity
+from services.sis_agent.agent.recording.spool import SpoolWriter
+from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, SupervisorIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2, job_pb2
 from tests.fakes.hub import FakeHub, Stream

@@ -17,16 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import private_directory, processes, run_as, stage
 from services.sis_agent.agent.attempts import ASSIGNMENT
-from services.sis_agent.agent.handle import StopKind, Zygote
-from services.sis_agent.agent.leases import LeasedAccount
-from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.private_directory import OUTPUT, PrivateDirectory, name_of
-from services.sis_agent.agent.run_as import Account
-from services.sis_agent.agent.spool import SpoolReader
-from services.sis_agent.agent.start_failed import StartFailed
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.recording.spool import SpoolReader
+from services.sis_agent.agent.supervision import private_directory, run_as, stage
+from services.sis_agent.agent.supervision.handle import StopKind, Zygote
+from services.sis_agent.agent.supervision.leases import LeasedAccount
+from services.sis_agent.agent.supervision.lost import finish_lost
+from services.sis_agent.agent.supervision.private_directory import OUTPUT, PrivateDirectory, name_of
+from services.sis_agent.agent.supervision.run_as import Account
+from services.sis_agent.agent.supervision.start_failed import StartFailed
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.packages.values import File
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
@@ -515,8 +516,8 @@ async def test_the_end_of_what_has_lost_its_supervisor_is_told_before_the_rest_i
 ORDINARY = """
 import encodings.ascii, encodings.utf_8_sig, os, sys
 from pathlib import Path
-from services.sis_agent.agent import guardian, supervisor_process
-from services.sis_agent.agent.masking import Masker
+from services.sis_agent.agent.supervision import guardian, supervisor_process
+from services.sis_agent.agent.secrecy.masking import Masker
 from sis.packages import manifest
 uid, gid, directory, package, identity = int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:])
 loaded = manifest.load(package)
@@ -595,8 +596,8 @@ def test_a_container_that_withholds_a_capability_is_named(alice: pwd.struct_pass
         ended = subprocess.run(
             [
                 *(sys.executable, "-c"),
-                "from services.sis_agent.agent import run_as\n"
-                "from services.sis_agent.agent.leases import LeasedAccount\n"
+                "from services.sis_agent.agent.supervision import run_as\n"
+                "from services.sis_agent.agent.supervision.leases import LeasedAccount\n"
                 f"run_as.find(LeasedAccount({alice.pw_name!r}, '', 'ops'))",
             ],
             capture_output=True,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes
-from services.sis_agent.agent.private_directory import name_of
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.supervision.private_directory import name_of
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 from tests.support.attempts import PYTHON, Attempts, alive_with

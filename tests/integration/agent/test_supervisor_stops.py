@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.sis_agent.agent.guardian import MARK
-from services.sis_agent.agent.handle import StopKind, SupervisorUnreachable
-from services.sis_agent.agent.supervisor_identity import WORK
+from services.sis_agent.agent.supervision.guardian import MARK
+from services.sis_agent.agent.supervision.handle import StopKind, SupervisorUnreachable
+from services.sis_agent.agent.supervision.supervisor_identity import WORK
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 from tests.support.attempts import PYTHON, Attempt, Attempts, eventually, is_alive

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes
 from services.sis_agent.agent.attempts import ASSIGNMENT
-from services.sis_agent.agent.handle import SpawnFailed, StopKind, SupervisorHandle
-from services.sis_agent.agent.lost import finish_lost
-from services.sis_agent.agent.spool import SpoolBusy, SpoolReader
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.recording.spool import SpoolBusy, SpoolReader
+from services.sis_agent.agent.supervision.handle import SpawnFailed, StopKind, SupervisorHandle
+from services.sis_agent.agent.supervision.lost import finish_lost
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import Attempts, eventually, is_alive
 
 AGENT = """
 import asyncio, sys
 from pathlib import Path
-from services.sis_agent.agent.handle import Zygote
+from services.sis_agent.agent.supervision.handle import Zygote
 
 async def main():
     await Zygote().spawn(Path(sys.argv[1]), Path(sys.argv[2]))
@@ -183,7 +183,7 @@ async def test_growth_is_told_and_never_missed(attempts_anyhow: Attempts) -> Non
 async def test_a_supervisor_that_hangs_does_not_answer(
     attempts_anyhow: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.sis_agent.agent.handle._COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr("services.sis_agent.agent.supervision.handle._COMMAND_SECONDS", 0.2)
     attempt = await attempts_anyhow.start("sleep 60")
     handle = SupervisorHandle.adopt(attempt.directory)
     assert handle is not None

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes
-from services.sis_agent.agent.cgroup_mounts import own_pids_cgroup
-from services.sis_agent.agent.handle import SpawnFailed, Zygote
-from services.sis_agent.agent.process_limit import PidsCgroup
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.linux.cgroup_mounts import own_pids_cgroup
+from services.sis_agent.agent.linux.process_limit import PidsCgroup
+from services.sis_agent.agent.supervision.handle import SpawnFailed, Zygote
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import Attempts, eventually, is_alive
 
@@ -75,8 +75,8 @@ async def test_a_spare_that_dies_is_replaced(attempts_anyhow: Attempts) -> None:
 
 HELD = """
 import os, socket
-from services.sis_agent.agent import zygote
-from services.sis_agent.agent.supervisor_process import Means
+from services.sis_agent.agent.supervision import zygote
+from services.sis_agent.agent.supervision.supervisor_process import Means
 
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 dead = os.fork()
@@ -100,8 +100,8 @@ async def test_a_spare_whose_death_is_known_gets_no_order_though_its_socket_is_o
 
 ASKED = """
 import json, os, socket
-from services.sis_agent.agent import zygote
-from services.sis_agent.agent.supervisor_process import Means
+from services.sis_agent.agent.supervision import zygote
+from services.sis_agent.agent.supervision.supervisor_process import Means
 
 agent, connection = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -130,9 +130,9 @@ async def test_a_spare_that_has_died_gets_no_order_though_its_death_was_not_hear
 LIMITED = """
 import os, sys
 from pathlib import Path
-from services.sis_agent.agent import guardian
-from services.sis_agent.agent.cgroup_mounts import own_pids_cgroup
-from services.sis_agent.agent.process_limit import PidsCgroup
+from services.sis_agent.agent.supervision import guardian
+from services.sis_agent.agent.linux.cgroup_mounts import own_pids_cgroup
+from services.sis_agent.agent.linux.process_limit import PidsCgroup
 
 cgroup = PidsCgroup(Path(sys.argv[1]))
 cgroup.directory.mkdir()
@@ -184,7 +184,7 @@ async def test_one_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FORKED = """
 import asyncio, ctypes, uvloop
-from services.sis_agent.agent.handle import Zygote
+from services.sis_agent.agent.supervision.handle import Zygote
 
 forks = []
 prepare = ctypes.CFUNCTYPE(None)(lambda: forks.append("fork"))
@@ -241,7 +241,7 @@ async def test_more_requests_than_its_socket_holds_all_start(
     attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A burst of assignments: those beyond what the kernel keeps in hand failed, though nothing was wrong."""
-    monkeypatch.setattr("services.sis_agent.agent.handle._SPAWN_SECONDS", 60.0)
+    monkeypatch.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 60.0)
     asked = await ask_a_stopped_one(attempts_anyhow.zygote, tmp_path / "nowhere")
     os.kill(pid_of(attempts_anyhow.zygote), signal.SIGCONT)
     for task in asked:
@@ -253,7 +253,7 @@ async def test_more_requests_than_its_socket_holds_all_start(
 async def test_requests_that_it_never_had_are_made_of_another_one(
     attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.sis_agent.agent.handle._SPAWN_SECONDS", 60.0)
+    monkeypatch.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 60.0)
     asked = await ask_a_stopped_one(attempts_anyhow.zygote, tmp_path / "nowhere")
     os.kill(pid_of(attempts_anyhow.zygote), signal.SIGKILL)
     failed = [error for error in await asyncio.gather(*asked, return_exceptions=True) if isinstance(error, SpawnFailed)]
@@ -267,8 +267,8 @@ async def test_requests_that_it_never_had_are_made_of_another_one(
 async def test_a_request_that_it_takes_not_in_time_has_started_nothing(
     attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.sis_agent.agent.handle._SPAWN_SECONDS", 0.2)
-    monkeypatch.setattr("services.sis_agent.agent.handle._TURN_SECONDS", 0.2)
+    monkeypatch.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 0.2)
+    monkeypatch.setattr("services.sis_agent.agent.supervision.handle._TURN_SECONDS", 0.2)
     asked = await ask_a_stopped_one(attempts_anyhow.zygote, tmp_path / "nowhere")
     failed = [error for error in await asyncio.gather(*asked, return_exceptions=True) if isinstance(error, SpawnFailed)]
     assert len(failed) == len(asked)

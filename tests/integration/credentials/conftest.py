@@ -11,7 +11,7 @@ from services.credentials.vault import Vault
 from tests.support.openbao import OpenBaoServer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_openbao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBaoServer]:
     with OpenBaoServer(Path(tmp_path_factory.mktemp("openbao"))) as server:
         yield server

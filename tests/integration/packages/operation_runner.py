@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.outputs import read_outputs
+from services.sis_agent.agent.recording.outputs import read_outputs
+from services.sis_agent.agent.secrecy.masking import Masker
 from sis.packages import archive, arguments, manifest, parameters, shipped
 from sis.packages.values import File, Given
 

@@ -121,12 +121,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
     return CertificateAuthority(tmp_path_factory.mktemp("ca"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served_url(postgres: embedded.Postgres, stocked_template: str) -> Iterator[str]:
     yield from _clone(postgres, stocked_template)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(
     served_url: str, authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[QueueServer]:

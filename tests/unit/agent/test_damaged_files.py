@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import certification, processes
 from services.sis_agent.agent.attempts import (
     ASSIGNMENT,
     AssignmentDamaged,
@@ -20,14 +19,13 @@ from services.sis_agent.agent.attempts import (
     write_assignment,
 )
 from services.sis_agent.agent.errors import IdentityDamaged, NotEnrolled
-from services.sis_agent.agent.evidence import Evidence
-from services.sis_agent.agent.identity import IDENTITY as OWN
-from services.sis_agent.agent.identity import AgentIdentity
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.recorder import Recorder
-from services.sis_agent.agent.sightings import read_keys
-from services.sis_agent.agent.spool import SpoolWriter
-from services.sis_agent.agent.supervisor_identity import (
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.recording.recorder import Recorder
+from services.sis_agent.agent.recording.spool import SpoolWriter
+from services.sis_agent.agent.secrecy.masking import Masker
+from services.sis_agent.agent.supervision.evidence import Evidence
+from services.sis_agent.agent.supervision.sightings import read_keys
+from services.sis_agent.agent.supervision.supervisor_identity import (
     CONTROL,
     EMPTIED,
     IDENTITY,
@@ -37,6 +35,9 @@ from services.sis_agent.agent.supervisor_identity import (
     SupervisorUnknown,
     was_supervised,
 )
+from services.sis_agent.agent.trust import certification
+from services.sis_agent.agent.trust.identity import IDENTITY as OWN
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import job_pb2
 from tests.support.agent_process import write_identity

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import delivery
-from services.sis_agent.agent.delivery import Delivery
-from services.sis_agent.agent.leases import Leases, Secret
-from services.sis_agent.agent.private_directory import PrivateDirectory
-from services.sis_agent.agent.start_failed import StartFailed
+from services.sis_agent.agent.supervision import delivery
+from services.sis_agent.agent.supervision.delivery import Delivery
+from services.sis_agent.agent.supervision.leases import Leases, Secret
+from services.sis_agent.agent.supervision.private_directory import PrivateDirectory
+from services.sis_agent.agent.supervision.start_failed import StartFailed
 from sis.packages.operation import Operation
 from tests.support.sealed import DOMAIN_ACCOUNT, PASSWORD, SSH_KEY, TOKEN
 

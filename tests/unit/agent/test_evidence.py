@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent.evidence import Evidence
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.processes import ProcessInfo
-from services.sis_agent.agent.recorder import Recorder
-from services.sis_agent.agent.spool import SpoolReader, SpoolWriter
+from services.sis_agent.agent.linux.processes import ProcessInfo
+from services.sis_agent.agent.recording.recorder import Recorder
+from services.sis_agent.agent.recording.spool import SpoolReader, SpoolWriter
+from services.sis_agent.agent.secrecy.masking import Masker
+from services.sis_agent.agent.supervision.evidence import Evidence
 from sis.queue.v1 import frame_pb2 as pb
 
 

@@ -14,13 +14,13 @@ from services.sis_agent.agent import life
 from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
 from services.sis_agent.agent.errors import JournalUnwritable
 from services.sis_agent.agent.executor import LIVES, Executor
-from services.sis_agent.agent.handle import Zygote
 from services.sis_agent.agent.journal import Journal, Step
 from services.sis_agent.agent.life import Site
 from services.sis_agent.agent.package_cache import PackageCache
 from services.sis_agent.agent.shipping import Shipping
 from services.sis_agent.agent.state_directory import StateDirectory
-from services.sis_agent.agent.supervisor_identity import IDENTITY, PROCESSES
+from services.sis_agent.agent.supervision.handle import Zygote
+from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, PROCESSES
 from sis.agent.v1 import agent_service_pb2 as agent
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2, job_pb2

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from services.runtime.identity import pair
 from services.runtime.pairing import renewal_message
 from services.runtime.sealing import LeaseBinding, key_id, seal, unseal
-from services.sis_agent.agent import certification
-from services.sis_agent.agent.certification import SUPERSEDED_SECONDS, Enrolment, Hold
 from services.sis_agent.agent.errors import CertificateRefused, IdentityDamaged, NotEnrolled
-from services.sis_agent.agent.identity import AgentIdentity
+from services.sis_agent.agent.trust import certification
+from services.sis_agent.agent.trust.certification import SUPERSEDED_SECONDS, Enrolment, Hold
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.credentials.v1.certificate_pb2 import AgentKeys, IssuedCertificate
 from tests.support.certificates import CertificateAuthority
 

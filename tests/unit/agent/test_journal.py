@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from services.sis_agent.agent import journal as module
-from services.sis_agent.agent import processes
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import IllegalStep, JournalDamaged, JournalUnwritable
 from services.sis_agent.agent.journal import Entry, Journal, Step
+from services.sis_agent.agent.linux import processes
 from services.sis_agent.agent.records import sealed
 
 FIRST, SECOND, THIRD = AttemptKey(41, 1), AttemptKey(42, 1), AttemptKey(42, 2)

@@ -9,8 +9,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from services.runtime import sealing
 from services.runtime.sealing import LeaseBinding
-from services.sis_agent.agent.identity import AgentIdentity
-from services.sis_agent.agent.leases import MAX_SECRET_LINES, Leases, LeaseUnreadable, leases_of, open_leases
+from services.sis_agent.agent.supervision.leases import (
+    MAX_SECRET_LINES,
+    Leases,
+    LeaseUnreadable,
+    leases_of,
+    open_leases,
+)
+from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from tests.support.sealed import DOMAIN_ACCOUNT, SSH_KEY, SealedIdentity
 

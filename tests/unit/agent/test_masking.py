@@ -15,11 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.sis_agent.agent import form_index, masking, wrapped_index
-from services.sis_agent.agent.form_index import FormIndex
-from services.sis_agent.agent.masking import MASK, Masker, MaskStream
-from services.sis_agent.agent.secret_forms import MIN_FORM_BYTES, encoded_forms, forms, verbatim_forms
-from services.sis_agent.agent.wrapped_index import WrappedIndex
+from services.sis_agent.agent.secrecy import form_index, masking, wrapped_index
+from services.sis_agent.agent.secrecy.form_index import FormIndex
+from services.sis_agent.agent.secrecy.masking import MASK, Masker, MaskStream
+from services.sis_agent.agent.secrecy.secret_forms import MIN_FORM_BYTES, encoded_forms, forms, verbatim_forms
+from services.sis_agent.agent.secrecy.wrapped_index import WrappedIndex
 
 SECRET = b"correct horse"
 

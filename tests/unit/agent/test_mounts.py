@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.sis_agent.agent import mounts
-from services.sis_agent.agent.mounts import Mount
+from services.sis_agent.agent.linux import mounts
+from services.sis_agent.agent.linux.mounts import Mount
 
 TABLE = (
     rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.sis_agent.agent.output_markers import OutputMarkers
-from services.sis_agent.agent.outputs import MAX_NAMES, Outputs
+from services.sis_agent.agent.recording.output_markers import OutputMarkers
+from services.sis_agent.agent.recording.outputs import MAX_NAMES, Outputs
 
 START, END = b"{{SISJobOutputParameterStart:", b"{{SISJobOutputParameterEnd}}"
 

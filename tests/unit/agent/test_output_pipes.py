@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.output_pipes import OutputPipes
-from services.sis_agent.agent.outputs import Outputs
-from services.sis_agent.agent.recorder import Recorder
-from services.sis_agent.agent.spool import MAX_CHUNK_BYTES, SpoolReader, SpoolWriter
+from services.sis_agent.agent.recording.output_pipes import OutputPipes
+from services.sis_agent.agent.recording.outputs import Outputs
+from services.sis_agent.agent.recording.recorder import Recorder
+from services.sis_agent.agent.recording.spool import MAX_CHUNK_BYTES, SpoolReader, SpoolWriter
+from services.sis_agent.agent.secrecy.masking import Masker
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 

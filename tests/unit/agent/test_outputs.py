@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.outputs import (
+from services.sis_agent.agent.recording.outputs import (
     MAX_NAMES,
     Outputs,
     ProgressReport,
@@ -19,6 +18,7 @@ from services.sis_agent.agent.outputs import (
     read_outputs,
     read_progress,
 )
+from services.sis_agent.agent.secrecy.masking import Masker
 
 NO_SECRETS = Masker()
 

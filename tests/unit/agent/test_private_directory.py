@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import outputs, private_directory, processes, stage
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.private_directory import OUTPUT, PrivateDirectory, name_of
-from services.sis_agent.agent.removal import remove_tree
-from services.sis_agent.agent.run_as import Account
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.linux.removal import remove_tree
+from services.sis_agent.agent.recording import outputs
+from services.sis_agent.agent.secrecy.masking import Masker
+from services.sis_agent.agent.supervision import private_directory, stage
+from services.sis_agent.agent.supervision.private_directory import OUTPUT, PrivateDirectory, name_of
+from services.sis_agent.agent.supervision.run_as import Account
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.packages.values import File
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.recorder import Recorder
-from services.sis_agent.agent.spool import MAX_TEXT_CHARACTERS, SpoolReader, SpoolWriter
+from services.sis_agent.agent.recording.recorder import Recorder
+from services.sis_agent.agent.recording.spool import MAX_TEXT_CHARACTERS, SpoolReader, SpoolWriter
+from services.sis_agent.agent.secrecy.masking import Masker
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 

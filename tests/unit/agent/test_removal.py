@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
-from services.sis_agent.agent.private_directory import PrivateDirectory
-from services.sis_agent.agent.removal import remove_tree
+from services.sis_agent.agent.linux.removal import remove_tree
+from services.sis_agent.agent.supervision.private_directory import PrivateDirectory
 
 NOBODY = 65534
 KEY = AttemptKey(7, 1)

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.sis_agent.agent.masking import MASK, Masker
-from services.sis_agent.agent.secret_forms import MIN_FORM_BYTES, MIN_LINE_BYTES, forms
+from services.sis_agent.agent.secrecy.masking import MASK, Masker
+from services.sis_agent.agent.secrecy.secret_forms import MIN_FORM_BYTES, MIN_LINE_BYTES, forms
 
 SECRETS: Final = {
     "word": b"correct-horse_battery.staple",

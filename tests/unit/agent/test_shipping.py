@@ -9,8 +9,8 @@ import pytest
 
 from services.sis_agent.agent import shipping as module
 from services.sis_agent.agent.attempts import AttemptKey
+from services.sis_agent.agent.recording.spool import SpoolWriter
 from services.sis_agent.agent.shipping import Shipping
-from services.sis_agent.agent.spool import SpoolWriter
 from sis.agent.v1.agent_service_pb2 import AgentReport
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2, job_pb2

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent import processes
-from services.sis_agent.agent.evidence import Evidence
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.processes import ProcessInfo
-from services.sis_agent.agent.recorder import Recorder
-from services.sis_agent.agent.sightings import Leader, read_keys, read_leaders
-from services.sis_agent.agent.spool import SpoolWriter
+from services.sis_agent.agent.linux import processes
+from services.sis_agent.agent.linux.processes import ProcessInfo
+from services.sis_agent.agent.recording.recorder import Recorder
+from services.sis_agent.agent.recording.spool import SpoolWriter
+from services.sis_agent.agent.secrecy.masking import Masker
+from services.sis_agent.agent.supervision.evidence import Evidence
+from services.sis_agent.agent.supervision.sightings import Leader, read_keys, read_leaders
 
 
 @pytest.fixture

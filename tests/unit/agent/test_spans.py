@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.sis_agent.agent import spans
-from services.sis_agent.agent.milestones import Milestones
+from services.sis_agent.agent.recording.milestones import Milestones
 from services.sis_agent.agent.trace_contexts import contexts_of
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent.spool import (
+from services.sis_agent.agent.recording.spool import (
     MAX_CHUNK_BYTES,
     NO_DIGEST,
     SpoolBusy,

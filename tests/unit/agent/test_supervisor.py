@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from services.sis_agent.agent.masking import Masker
-from services.sis_agent.agent.process_limit import ProcessLimit
-from services.sis_agent.agent.process_tree import ProcessTree
-from services.sis_agent.agent.processes import ProcessInfo
-from services.sis_agent.agent.spool import SpoolReader, SpoolWriter
-from services.sis_agent.agent.start_failed import StartFailed
-from services.sis_agent.agent.supervisor import Order, Supervisor
-from services.sis_agent.agent.supervisor_identity import SupervisorIdentity
+from services.sis_agent.agent.linux.process_limit import ProcessLimit
+from services.sis_agent.agent.linux.process_tree import ProcessTree
+from services.sis_agent.agent.linux.processes import ProcessInfo
+from services.sis_agent.agent.recording.spool import SpoolReader, SpoolWriter
+from services.sis_agent.agent.secrecy.masking import Masker
+from services.sis_agent.agent.supervision.start_failed import StartFailed
+from services.sis_agent.agent.supervision.supervisor import Order, Supervisor
+from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.sis_agent.agent.verdict import Ending, judge
+from services.sis_agent.agent.supervision.verdict import Ending, judge
 from sis.queue.v1 import frame_pb2 as pb
 
 CANCEL, ABORT, TIME_OUT = pb.STOP_KIND_CANCEL, pb.STOP_KIND_ABORT, pb.STOP_KIND_TIME_OUT
