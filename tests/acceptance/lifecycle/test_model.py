@@ -54,7 +54,7 @@ def drive(world: World, *, runs: int, steps: int, kills: int, left: int, derando
 
 @pytest.mark.timeout(900)
 def test_a_few_hundred_steps(world: World) -> None:
-    drive(world, runs=5, steps=64, kills=1, left=0, derandomize=True, least=300)
+    drive(world, runs=4, steps=80, kills=1, left=0, derandomize=True, least=300)
 
 
 @pytest.mark.long

@@ -298,26 +298,22 @@ def test_a_new_server_is_initialised_once_its_keys_have_a_place(fresh: OpenBaoSe
     assert done.stdout.startswith(f"server: initialised, its keys are in {fresh.server.keys}\nserver: unsealed\n")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b'{"unseal_keys": ["k"], "recovery_keys": [], "root_token": "t"}\n', b"[not json", b"\xff", b"{}{}", b"[]", b""],
-)
-def test_what_may_be_keys_of_another_vault_is_not_overwritten(
-    fresh: OpenBaoServer, tmp_path: Path, content: bytes
-) -> None:
+def test_what_may_be_keys_of_another_vault_is_not_overwritten(fresh: OpenBaoServer, tmp_path: Path) -> None:
     """As behind a wrong address, or a node that has lost its storage."""
     keys = tmp_path / "keys.json"
-    keys.write_bytes(content)
-    before = keys.stat()
-    done = fresh.bootstrap("--keys", str(keys))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        f"error: the Vault at {fresh.address} was never initialised, and {keys} may hold the keys of another: check "
-        "--address; if this Vault is to be initialised, give a --keys FILE that is not there yet\n"
-    )
-    assert keys.read_bytes() == content
-    assert (keys.stat().st_ino, keys.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert fresh.connection("").request("GET", "sys/seal-status")["initialized"] is False
+    of_another = b'{"unseal_keys": ["k"], "recovery_keys": [], "root_token": "t"}\n'
+    for content in (of_another, b"[not json", b"\xff", b"{}{}", b"[]", b""):
+        keys.write_bytes(content)
+        before = keys.stat()
+        done = fresh.bootstrap("--keys", str(keys))
+        assert (done.returncode, done.stdout) == (1, ""), content
+        assert done.stderr == (
+            f"error: the Vault at {fresh.address} was never initialised, and {keys} may hold the keys of another: "
+            "check --address; if this Vault is to be initialised, give a --keys FILE that is not there yet\n"
+        ), content
+        assert keys.read_bytes() == content
+        assert (keys.stat().st_ino, keys.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), content
+        assert fresh.connection("").request("GET", "sys/seal-status")["initialized"] is False, content
     keys.write_text("{}\n")
     assert fresh.bootstrap("--keys", str(keys)).returncode == 0
 
