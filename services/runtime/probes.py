@@ -11,8 +11,9 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from services.runtime.chain import Chain
 from services.runtime.health import Health
-from services.runtime.interceptors import Chain, Context, layers
+from services.runtime.interceptors import Context, layers
 
 LIVENESS: Final = "liveness"
 """The service that is SERVING for as long as the event loop answers, whatever is waited for."""

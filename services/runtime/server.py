@@ -15,11 +15,12 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.runtime import shutdown
+from services.runtime.chain import Chain
 from services.runtime.channels import KEEPALIVE, KEEPALIVE_MS, MAX_MESSAGE_BYTES
 from services.runtime.dependencies import Dependency, Trouble
 from services.runtime.health import Health
 from services.runtime.identity import Unusable, pair
-from services.runtime.interceptors import Chain, layers
+from services.runtime.interceptors import layers
 from services.runtime.tls import TlsFiles
 
 DRAIN_SECONDS = 5.0
