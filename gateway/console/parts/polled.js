@@ -8,7 +8,7 @@ const LOOK_MILLISECONDS = 5_000;
 /** Subclasses have `fetch`, which promises what there is, and `content`, which makes nodes of it. */
 export class Polled extends HTMLElement {
   connectedCallback() {
-    this._shown = h("div", {}, loading());
+    this._shown = h("div", { class: "shown" }, loading());
     this._old = h("div", {});
     this._time = null;
     this._looks = 0;

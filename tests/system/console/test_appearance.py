@@ -1,5 +1,6 @@
 """Every page in both themes, on a desk and on a phone, and what opens on it: pictures of all of it under
-build/screenshots, nothing by which axe-core finds WCAG 2.2 AA broken, nothing wider than the screen."""
+build/screenshots, nothing by which axe-core finds WCAG 2.2 AA broken, nothing wider than the screen, no part that
+touches the next one."""
 
 from __future__ import annotations
 
@@ -20,6 +21,15 @@ pytestmark = pytest.mark.timeout(240)
 
 SCREENSHOTS = BUILD / "screenshots"
 SIZES = {"desk": {"width": 1360, "height": 850}, "phone": {"width": 390, "height": 844}}
+TOUCHING = """() => {
+    const box = (part) => part.getBoundingClientRect();
+    const parts = [...document.querySelectorAll(".page > *, .shown > *")].filter(
+        (part) => box(part).height > 0 && getComputedStyle(part).position === "static");
+    return parts
+        .filter((part, n) => n > 0 && parts[n - 1].parentNode === part.parentNode
+            && box(part).left < box(parts[n - 1]).right && box(part).top - box(parts[n - 1]).bottom < 4)
+        .map((part) => `it touches what is above it: ${part.outerHTML.slice(0, 200)}`);
+}"""
 WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
 
 
@@ -111,4 +121,5 @@ def _look(console: Console, axe: Path, name: str) -> list[str]:
     width, room = page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
     if width > room:
         wrong.append(f"the page is {width} wide, and the screen {room}")
+    wrong += page.evaluate(TOUCHING)
     return wrong

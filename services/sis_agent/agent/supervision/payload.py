@@ -22,7 +22,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
 
-from setproctitle import getproctitle, setproctitle
+from setproctitle import getproctitle, setproctitle, setthreadtitle
 
 from services.runtime import faults
 from services.sis_agent.agent.linux import process_tree
@@ -229,6 +229,7 @@ def _be_run_as_executor(
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         setproctitle(getproctitle().replace("sis-supervisor", "sis-run-as"))
+        setthreadtitle("sis-run-as")
         executor = os.getpid()
         child = os.fork()
         if child == 0:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from setproctitle import setproctitle
+from setproctitle import setproctitle, setthreadtitle
 
 from services.runtime import faults
 from services.sis_agent.agent.attempts import AttemptKey, read_assignment
@@ -73,6 +73,7 @@ def supervise(
         assignment = read_assignment(directory)
         key = AttemptKey.of(assignment.attempt)
         setproctitle(f"sis-supervisor: job {key}")
+        setthreadtitle("sis-supervisor")  # the name of the process, which would be the title, cut off
         # Everybody can read in /proc what the cgroup is called; from the token follow names that nobody may know yet.
         attempt, group = (f"{key}.{secrets.token_hex(8)}" for _ in range(2))
         tree = (CgroupTree.create(group) if means.cgroups else None) or SubreaperTree()
