@@ -1,7 +1,7 @@
 # Everything a contributor runs. `make setup` builds the environment, and every other target does so when it must.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-root test-long test-system test-crash soak lint format generate bench bench-console\
-    wheel-test image image-test clean
+    wheel wheel-test image image-test clean
 
 bin := .venv/bin
 stamp := .venv/.locked
@@ -88,6 +88,9 @@ bench: $(stamp) ## measurements beside the peers, in one run
 
 bench-console: $(browser_stamp) ## the web console in Chromium
 	@$(bin)/python -m bench.console
+
+wheel: $(stamp) ## dist/sis-VERSION-py3-none-any.whl, for machines without this tree
+	@$(bin)/uv build --quiet --wheel --out-dir dist && ls dist/*.whl
 
 wheel-test: $(stamp) ## the wheel builds, installs and starts outside this tree
 	@tools/wheel_test.sh

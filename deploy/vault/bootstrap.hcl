@@ -33,6 +33,10 @@ path "{{pki_mount}}/roles/sis-service" {
   capabilities = ["create", "read", "update"]
 }
 
+path "{{pki_mount}}/config/auto-tidy" {
+  capabilities = ["create", "read", "update"]
+}
+
 path "{{pki_mount}}/cert/ca_chain" {
   capabilities = ["read"]
 }

@@ -91,6 +91,10 @@ ROLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
+_TIDY: Mapping[str, Any] = MappingProxyType(
+    # Certificates live for days and are renewed by the hundred: what has expired three days ago is nobody's.
+    {"enabled": True, "tidy_cert_store": True, "tidy_revoked_certs": True, "safety_buffer": 3 * 86_400}
+)
 _LOGIN: Mapping[str, Any] = MappingProxyType(
     {"token_policies": [POLICY], "token_no_default_policy": True, "token_period": TOKEN_SECONDS, "token_num_uses": 0}
 )
@@ -162,6 +166,7 @@ def _run(options: argparse.Namespace, say: Say) -> None:
         _authority(vault, options, say)
         for role, wanted in ROLES.items():
             _put(vault, f"{options.pki_mount}/roles/{role}", wanted, say)
+        _put(vault, f"{options.pki_mount}/config/auto-tidy", dict(_TIDY), say)
         _put(vault, f"sys/policies/acl/{POLICY}", {"policy": policy("credentials", **mounts)}, say)
         _auth(vault, options, say)
     finally:

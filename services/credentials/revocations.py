@@ -50,7 +50,7 @@ class Revocations:
                         await event.wait()
         finally:
             self._watching.discard(event)
-        raise dependencies.shutting_down()
+        raise dependencies.ShuttingDown()
 
     async def drain(self) -> None:
         """End every watch, now and from now on."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import itertools
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from sis.packages import archive
 from sis.packages.manifest import InvalidManifest, Manifest, version_key
 
 CHUNK_BYTES = 512 * 1024
+_CHUNKS_AT_ONCE = 8
 _CACHED_MANIFESTS = 512
 
 
@@ -175,7 +178,7 @@ class Upload:
     def __init__(self, digest: str = "", size_bytes: int = 0) -> None:
         self._digest = digest
         self._size = size_bytes
-        self._received = bytearray()
+        self._received = io.BytesIO()
 
     def add(self, chunk: bytes) -> None:
         """Take the next part.
@@ -183,12 +186,12 @@ class Upload:
         Raises:
             InvalidArgument: more came than was announced, or than is taken.
         """
-        size = len(self._received) + len(chunk)
+        size = self._received.tell() + len(chunk)
         if self._size and size > self._size:
             raise InvalidArgument.field("chunk", f"exceeds the announced upload.size_bytes {self._size}")
         if size > archive.MAX_PACKED_BYTES:
             raise InvalidArgument.field("chunk", f"exceeds the {archive.MAX_PACKED_BYTES:,} bytes of an archive")
-        self._received += chunk
+        self._received.write(chunk)
 
     async def examine(self) -> tuple[bytes, str, Manifest]:
         """The whole archive, its digest and its manifest.
@@ -197,7 +200,7 @@ class Upload:
             InvalidArgument: it is not what was announced.
             InvalidPackage: it is not a package; names each mistake.
         """
-        content = bytes(self._received)
+        content = self._received.getvalue()  # no copy of what may be 64 MiB
         digest = await asyncio.to_thread(archive.digest, content)
         if self._size and len(content) != self._size:
             raise InvalidArgument.field(
@@ -261,11 +264,13 @@ async def _store(
         "pusher": by.name,
     }
     stored = (await connection.execute(insert(packages).values(values).returning(packages))).one()
-    chunks = [
+    starts = enumerate(range(0, len(content), CHUNK_BYTES))
+    # A few at a time, as all of them would be another copy of it.
+    while chunks := [
         {"digest": digest, "number": number, "data": content[start : start + CHUNK_BYTES]}
-        for number, start in enumerate(range(0, len(content), CHUNK_BYTES))
-    ]
-    await connection.execute(insert(package_chunks), chunks)
+        for number, start in itertools.islice(starts, _CHUNKS_AT_ONCE)
+    ]:
+        await connection.execute(insert(package_chunks), chunks)
     return _package(stored), False
 
 

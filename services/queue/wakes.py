@@ -130,7 +130,7 @@ class Wakes:
             Unavailable: as `wait`.
         """
         if self._draining:
-            raise dependencies.shutting_down()
+            raise dependencies.ShuttingDown()
 
     async def drain(self) -> None:
         """End whatever waits, now and from now on."""

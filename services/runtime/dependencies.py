@@ -49,9 +49,13 @@ def unavailable(dependency: str, title: str, trouble: Trouble, *, retry_after: f
     )
 
 
-def shutting_down() -> Unavailable:
+class ShuttingDown(Unavailable):
     """The error of a call that would not end by itself, when its server drains."""
-    return Unavailable("the server shuts down; call again", metadata={"cause": RESTARTING}, retry_after=0.2)
+
+    planned = True
+
+    def __init__(self) -> None:
+        super().__init__("the server shuts down; call again", metadata={"cause": RESTARTING}, retry_after=0.2)
 
 
 def of_peer(error: SisError) -> Trouble:

@@ -49,6 +49,8 @@ class SisError(Exception):
     reason: str = "INTERNAL"
     answered: bool = True
     """False: it is of a call to another process, which said nothing of the kind; the connection broke, for example."""
+    planned: ClassVar[bool] = False
+    """Whether the server means calls to end so, to be made again: no measurement counts it as a failure."""
 
     def __init__(
         self,

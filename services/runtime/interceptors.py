@@ -90,6 +90,8 @@ class Call:
     context: Context
     request_id: str
     caller: Caller | None = None
+    planned: bool = False
+    """Whether it ended with an error as the server means calls to end."""
 
     @property
     def audience(self) -> Audience | None:
@@ -152,7 +154,7 @@ async def telemetry(call: Call) -> AsyncIterator[None]:
             raise
         finally:
             said[Attribute.RPC_STATUS] = status.name
-            if status in _FAULTS:
+            if status in _FAULTS and not call.planned:
                 said[Attribute.ERROR_TYPE] = status.name
             metrics.RPC.record(time.monotonic() - began, {**about, **said})
 
@@ -236,6 +238,7 @@ def _fault(call: Call, error: Exception) -> SisError:
 
 
 async def _abort(call: Call, error: SisError) -> NoReturn:
+    call.planned = error.planned
     await call.context.abort_with_status(rpc_status.to_status(to_status(_fitting(error))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 
@@ -57,6 +58,8 @@ def lines(error: ClientError) -> list[str]:
     if error.violations:
         return [_field(violation.field) + violation.description for violation in error.violations]
     if error.unreachable and error.code == "UNAVAILABLE":
+        if os.environ.get("SIS_QUEUE_ENDPOINT"):
+            return [f"{error.message}; is the suite up at what SIS_QUEUE_ENDPOINT and the like name?"]
         return [f"{error.message}; see `sis status`, start a local stack with `sis up --detach`"]
     return [error.message.removeprefix("job_id: ").removeprefix("name: ")]
 

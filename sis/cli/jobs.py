@@ -61,7 +61,7 @@ def create(
     ],
     operation: Annotated[str, typer.Option("--operation", metavar="NAME")],
     site: Annotated[str, typer.Option("--site", metavar="agent:NAME|group:NAME", help="Which agents may take it.")],
-    type_: Annotated[JobType, typer.Option("--type")] = JobType.PACKAGE,
+    type_: Annotated[JobType, typer.Option("--type", case_sensitive=False)] = JobType.PACKAGE,
     param: Params = None,
     param_file: ParamFiles = None,
     admin: Admin = "",

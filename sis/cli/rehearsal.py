@@ -51,6 +51,7 @@ def test(directory: Path, operation: str, options: JobOptions, *, json: bool) ->
         display_name=f"{manifest.name} {operation}",
         operation=operation,
         parameters=request.parameters,
+        log_cap_bytes=1 << 30,  # as every job has it from the queue
     )
     assignment.run_timeout.FromSeconds(declared.run_timeout)
     assignment.cancel_grace.FromSeconds(declared.cancel_grace)
@@ -116,7 +117,7 @@ def _need_agent() -> None:
         raise typer.Exit(1)
     for name in _NEEDED:
         if find_spec(name) is None:
-            failures.say(f"this needs {name}; install the agent: pip install 'sis[agent]'")
+            failures.say(f"this needs {name}; run `make setup`, or install the wheel of SIS with the extra agent")
             raise typer.Exit(1)
 
 

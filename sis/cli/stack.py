@@ -197,7 +197,7 @@ def stack_errors() -> Iterator[None]:
         # The client alone can be installed, without what a stack needs.
         if error.name is None or error.name.partition(".")[0] == "sis":
             raise
-        failures.say(f"this needs {error.name}; install the whole stack: pip install 'sis[stack]'")
+        failures.say(f"this needs {error.name}; run `make setup`, or install the wheel of SIS with the extra stack")
         raise typer.Exit(1) from None
     except Exception as error:
         from sis.stack.errors import StackError

@@ -22,7 +22,7 @@ def bootstrap(context: typer.Context) -> None:
     if find_spec("hvac") is None:
         from sis.cli import failures
 
-        failures.say("this needs hvac; install the servers: pip install 'sis[server]'")
+        failures.say("this needs hvac; run `make setup`, or install the wheel of SIS with the extra server")
         raise typer.Exit(1)
     command = [sys.executable, "-P", "-m", "services.credentials.bootstrap", *context.args]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -36,6 +36,7 @@ class SlowAgent(Unavailable):
 
 class ShuttingDown(Unavailable):
     reason = "RECONNECT"
+    planned = True
 
     def __init__(self) -> None:
         super().__init__("this hub shuts down; connect to another one, or to this one later", retry_after=0.2)
@@ -43,6 +44,7 @@ class ShuttingDown(Unavailable):
 
 class StreamTooOld(Unavailable):
     reason = "RECONNECT"
+    planned = True
 
     def __init__(self, agent: str, seconds: float) -> None:
         super().__init__(

@@ -39,6 +39,7 @@ def configuration(openbao: OpenBaoServer) -> dict[str, Any]:
         "sis-kv/config",
         "sis-pki/roles/sis-agent",
         "sis-pki/roles/sis-service",
+        "sis-pki/config/auto-tidy",
         "sis-pki/cert/ca_chain",
         "auth/approle/role/sis-credentials",
         "auth/approle/role/sis-credentials/role-id",
@@ -63,7 +64,7 @@ def test_the_second_time_it_changes_nothing(openbao: OpenBaoServer) -> None:
     done = openbao.bootstrap()
     assert done.returncode == 0, done.stderr
     assert all(line.endswith(": there") for line in done.stdout.splitlines()), done.stdout
-    assert len(done.stdout.splitlines()) == 11
+    assert len(done.stdout.splitlines()) == 12
     assert configuration(openbao) == before
     assert files(openbao.output) == had
     assert {name: mode for name, (_, mode) in had.items()} == {"ca.pem": 0o644, "role-id": 0o600, "secret-id": 0o600}

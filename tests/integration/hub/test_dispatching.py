@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from services.runtime.channels import grpc_error
-from services.runtime.dependencies import Trouble, shutting_down
+from services.runtime.dependencies import ShuttingDown, Trouble
 from services.runtime.errors import Unavailable
 from services.sis_agent.hub import watch
 from sis.agent.v1 import agent_service_pb2 as pb
@@ -213,7 +213,7 @@ async def test_a_hub_says_that_it_waits_for_the_queue(bench: Bench) -> None:
 @pytest.mark.parametrize("name", ["queue", "credentials"])
 async def test_a_peer_that_shuts_down_is_not_one_that_does_not_answer(bench: Bench, name: str) -> None:
     found = next(each for each in bench.parts.dependencies if each.name == name)
-    always = [shutting_down()] * 1_000
+    always = [ShuttingDown()] * 1_000
     if name == "queue":
         bench.queue.failures["Watch"] += always
         await bench.stop_queue()

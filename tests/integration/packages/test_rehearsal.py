@@ -216,7 +216,8 @@ def test_without_an_agent_it_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(rehearsal, "find_spec", lambda name: None if name == "setproctitle" else name)
     assert run(["packages", "test", str(package), "shell"]) == 1
-    assert capsys.readouterr().err == "error: this needs setproctitle; install the agent: pip install 'sis[agent]'\n"
+    said = "this needs setproctitle; run `make setup`, or install the wheel of SIS with the extra agent"
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_a_shipped_package_can_be_tested(capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from services.runtime.access import Caller, current_caller
 from services.runtime.channels import secure_channel
+from services.runtime.dependencies import ShuttingDown
 from services.runtime.errors import FieldViolation, InvalidArgument, NotFound
 from services.runtime.server import Listener, Registration, Server
 from services.runtime.tls import TlsFiles
@@ -59,6 +60,8 @@ class JobServicer(job_rpc.JobServiceServicer):
                 return "no message at all"  # type: ignore[return-value]
             case 503:
                 raise TimeoutError("not the deadline's")
+            case 504:
+                raise ShuttingDown
             case 1000:
                 self.waiting.put_nowait(None)
                 await self.release.wait()

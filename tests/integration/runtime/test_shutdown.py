@@ -70,6 +70,18 @@ def test_a_sigterm_before_it_serves_ends_it_at_once() -> None:
         assert server.returncode == -signal.SIGTERM
 
 
+@pytest.mark.root
+def test_so_it_does_where_it_is_the_first_process_of_a_container() -> None:
+    """The kernel has that one ignore what would end any other."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", SERVER, "starts"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.communicate(timeout=20)[0] == "starts\n"
+        finally:
+            server.kill()
+        assert server.returncode == 128 + signal.SIGTERM
+
+
 async def test_in_a_process_that_does_other_things_the_signals_mean_what_they_meant() -> None:
     before = [signal.getsignal(number) for number in shutdown.SIGNALS]
     with shutdown.asked(lambda: None):

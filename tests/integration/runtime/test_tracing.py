@@ -94,6 +94,15 @@ async def test_a_refusal_is_no_failure_and_a_fault_is_one_that_tells_nothing(sit
     assert "4711" not in fault.to_json()
 
 
+async def test_a_call_that_is_to_be_made_again_elsewhere_is_no_failure(site: Site) -> None:
+    with recorded_spans() as recorded:
+        await _get(site, 504)
+        await _ended(recorded, GET_JOB)
+        span = recorded.one(GET_JOB)
+    assert span.attributes is not None and span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
+    assert "error.type" not in span.attributes
+
+
 async def test_a_stream_that_its_client_leaves_ends_its_span(site: Site) -> None:
     with recorded_spans() as recorded:
         call = JobServiceStub(site.public()).MonitorJob(job_pb.MonitorJobRequest(job_id=1000), metadata=BEARER)

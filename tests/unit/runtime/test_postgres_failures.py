@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from services.runtime.channels import from_status, grpc_error
-from services.runtime.dependencies import Complaints, Trouble, of_peer, shutting_down, unavailable
+from services.runtime.dependencies import Complaints, ShuttingDown, Trouble, of_peer, unavailable
 from services.runtime.errors import Internal, PermissionDenied, Unavailable, to_status
 from services.runtime.postgres_failures import PARTIAL, WORDS, Cause, cause_of, trouble
 
@@ -86,7 +86,7 @@ def test_the_trouble_of_another_process_is_told_in_its_own_words() -> None:
 
 
 def test_one_that_shuts_down_says_so_over_the_wire() -> None:
-    error = from_status(to_status(shutting_down()))
+    error = from_status(to_status(ShuttingDown()))
     assert of_peer(error) == Trouble("RESTARTING", "it shuts down")
 
 
