@@ -243,36 +243,35 @@ _REMEMBER_REQUEST = text(
 )
 
 
+_CLAIM_REQUEST_ID = text("""
+    INSERT INTO queue.request_ids (caller, request_id, fingerprint, job_id, created_at)
+    VALUES (:caller, :request_id, :fingerprint, 0, queue.now())
+    ON CONFLICT (caller, request_id) DO NOTHING RETURNING 1
+""")
+# Locked, so that this transaction is acknowledged no sooner than the one that made the job could have been: what a
+# primary shows after it has lost its synchronous standby, or has crashed, need not be safe yet.
+_LOCK_REQUEST_ID = text("""
+    SELECT fingerprint, job_id FROM queue.request_ids
+    WHERE caller = :caller AND request_id = :request_id FOR UPDATE
+""")
+
+
 async def _claim_request_id(connection: AsyncConnection, caller: str, request_id: str, request: bytes) -> int | None:
     """Take a request id, if there is one, for this transaction (a concurrent retry waits here), or return the job that
     it made. `request` tells one request from another."""
     if not request_id:
         return None
     fingerprint = hmac.digest(caller.encode(), request, hashlib.sha256)
-    taken = await connection.execute(
-        text("""
-            INSERT INTO queue.request_ids (caller, request_id, fingerprint, job_id, created_at)
-            VALUES (:caller, :request_id, :fingerprint, 0, queue.now())
-            ON CONFLICT (caller, request_id) DO NOTHING RETURNING 1
-        """),
-        {"caller": caller, "request_id": request_id, "fingerprint": fingerprint},
-    )
-    if taken.first() is not None:
-        return None
-    # Locked, so that this transaction is acknowledged no sooner than the one that made the job could have been: what a
-    # primary shows after it has lost its synchronous standby, or has crashed, need not be safe yet.
-    found = (
-        await connection.execute(
-            text("""
-                SELECT fingerprint, job_id FROM queue.request_ids
-                WHERE caller = :caller AND request_id = :request_id FOR UPDATE
-            """),
-            {"caller": caller, "request_id": request_id},
-        )
-    ).one()
-    if not hmac.compare_digest(bytes(found.fingerprint), fingerprint):
-        raise RequestIdReused(request_id)
-    return int(found.job_id)
+    claimed = {"caller": caller, "request_id": request_id, "fingerprint": fingerprint}
+    # One that is there may be forgotten before it is locked: its week has just ended.
+    while (await connection.execute(_CLAIM_REQUEST_ID, claimed)).first() is None:
+        found = (await connection.execute(_LOCK_REQUEST_ID, claimed)).first()
+        if found is None:
+            continue
+        if not hmac.compare_digest(bytes(found.fingerprint), fingerprint):
+            raise RequestIdReused(request_id)
+        return int(found.job_id)
+    return None
 
 
 def _check(operation: Operation, command: CreateJob) -> dict[str, Value]:

@@ -158,7 +158,7 @@ def _assignment(row: RowMapping, **more: Any) -> Assignment:
 
 _SESSIONS = text("""
     SELECT agent, agent_group, epoch, hub, journal_id, hostname, platform
-    FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR SHARE
+    FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR KEY SHARE
 """)
 
 
@@ -177,9 +177,10 @@ def _candidates(condition: str) -> TextClause:
                     END AS parameters
             FROM queue.jobs
             WHERE status = 'WAITING' AND site_kind = s.kind AND site_name = s.name
-                AND (retry_at IS NULL OR retry_at <= queue.now())
+                -- By one look at the clock: there may be many that wait for their retry.
+                AND (retry_at IS NULL OR retry_at <= (SELECT queue.now()))
                 -- A sweeper may come later.
-                AND (latest_start IS NULL OR latest_start > queue.now())
+                AND (latest_start IS NULL OR latest_start > (SELECT queue.now()))
                 AND {condition}
             ORDER BY claim_key, job_id
             LIMIT s.slots

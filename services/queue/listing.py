@@ -61,6 +61,9 @@ ORDERS: dict[str, ColumnElement[Any]] = {
 }
 """What a list can be ordered by; a job that has no such time yet counts as later than all that have."""
 
+_PAGE_BYTES = 8 << 20
+"""What the texts of a page may have, which is half of what a message can be. Most pages have a hundredth."""
+
 LISTED = [c for c in jobs.columns if c.name not in ("parameters", "outputs")]
 """What a list has of a job."""
 
@@ -86,11 +89,22 @@ async def list_page(connection: AsyncConnection, query: ListJobs) -> JobPage:
     except DataError:  # a position that was made up, and is none in this column
         raise paging.InvalidToken("page_token") from None
     total = (await connection.execute(select(func.count()).select_from(jobs).where(*conditions))).scalar_one()
-    page = list(rows[: query.page_size])
+    page = list(rows[: _fitting(rows[: query.page_size])])
     token = ""
-    if len(rows) > query.page_size:
+    if len(rows) > len(page):
         token = paging.encode([page[-1].order_key, page[-1].job_id], query.request)
     return JobPage(page, token, total)
+
+
+def _fitting(rows: Sequence[Row[Any]]) -> int:
+    """How many of the rows fit into one page, the first in any case."""
+    size = 0
+    for number, row in enumerate(rows):
+        texts = (*row.labels, *row.labels.values(), row.display_name, row.status_message, row.wait_message)
+        size += sum(len(each.encode()) for each in texts if each)
+        if size > _PAGE_BYTES and number:
+            return number
+    return len(rows)
 
 
 def _after(query: ListJobs, last_key: str, last_id: object, *, by_id: bool) -> ColumnElement[bool]:

@@ -1,7 +1,7 @@
 """Sessions of agents: epochs, verdicts, heartbeats.
 
 `agent_sessions` holds one row for each agent. Opening a session raises its epoch under FOR UPDATE; claims, reports
-and heartbeats hold it FOR SHARE and refuse a lower epoch, so that nothing of an older stream takes effect later.
+and heartbeats hold it FOR KEY SHARE and refuse a lower epoch, so that nothing of an older stream takes effect later.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ async def share(
 
 _SHARE = text("""
     SELECT agent, epoch, hostname, hub, queue.now() AS now
-    FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR SHARE
+    FROM queue.agent_sessions WHERE agent = ANY(:agents) ORDER BY agent FOR KEY SHARE
 """)
 
 
@@ -267,8 +267,8 @@ async def heartbeat(connection: AsyncConnection, heartbeats: Sequence[Heartbeat]
     """Note who was heard, with what in hand."""
     current, now = await share(connection, [h.session for h in heartbeats])
     heard = {h.session.agent: h for h in heartbeats if h.session in current}
-    # Nothing that a claim or a report depends on is written here, so FOR SHARE (which others hold too) is kept and the
-    # row is updated only where nobody else is at it: a session that reports is heard by that.
+    # Nothing that a claim or a report depends on is written here, and the lock that they hold lets it be written. Who
+    # is at the row beside them is another heartbeat, or a hello, for which nothing is waited here.
     beats = {"agents": list(heard), "draining": [h.draining for h in heard.values()], "now": now}
     await connection.execute(_HEARD, beats)
     keys = [(h.session.agent, key) for h in heard.values() for key in h.attempts]

@@ -46,8 +46,9 @@ _LASTING: Final = PARTIAL | {Cause.PERMISSION_DENIED}
 # They tell less than why no connection can be made, or why those that there are do not end, and come between.
 _COME_BETWEEN: Final = frozenset({Cause.CONNECTION_LOST, Cause.BUSY})
 
-# A statement ends in time, and a process that is stopped in the middle of a transaction gives its locks back.
-_BOUNDS = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "30s"}
+# A statement ends in time, and a process that is stopped in the middle of a transaction gives its locks back. Times
+# come in UTC: two of another zone would be compared by its clocks, which are set twice a year.
+_BOUNDS = {"statement_timeout": "10s", "idle_in_transaction_session_timeout": "30s", "timezone": "UTC"}
 _FOR_THE_SESSION = " ".join(f"-c {name}={value}" for name, value in _BOUNDS.items())
 _FOR_THE_TRANSACTION = text("SELECT " + ", ".join(f"set_config('{n}', '{v}', true)" for n, v in _BOUNDS.items()))
 _CONNECTED = text("""

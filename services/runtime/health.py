@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health
@@ -24,12 +26,30 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._waits: dict[str, tuple[Dependency, Trouble]] = {}
+        self._changed = asyncio.Event()
 
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
         name = request.service
         found = [self._waits[name]] if name in self._waits else list(self._waits.values())
         context.set_trailing_metadata(tuple((WAITS_FOR, _info(*each).SerializeToString()) for each in found))
         return await super().Check(request, context)
+
+    async def Watch(self, request: HealthCheckRequest, context: Context) -> None:
+        """As the library does it, which holds a lock while it writes: a watcher that does not read would have every
+        change of the status wait for it."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._server_status.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                await context.write(HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()
+
+    async def _set(self, service: str, status: Any) -> None:
+        self._server_status[service] = status
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def set_serving(self, serving: bool, services: Sequence[str] = ()) -> None:
         """Whether the process serves, and each of these services of it."""

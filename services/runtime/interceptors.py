@@ -43,6 +43,8 @@ there is in the first of them and can call again; who only holds a place loses i
 
 UNARY_LIMIT, STREAM_LIMIT = 256, 1_000
 """How many calls may be in flight: with one request and one answer, others."""
+AGENT_LIMIT = 64
+"""How many of either may be one agent's: its stream, and packages that it fetches."""
 PROBE_LIMIT, OPEN_STREAM_LIMIT, ENROLMENT_LIMIT = 64, 64, 64
 """The same of calls that anyone may make, each kind apart, lest one keep another out: health checks, streams (of health
 and reflection), enrolments."""
@@ -335,6 +337,7 @@ async def authorisation(call: Call) -> AsyncIterator[None]:
 def limits(bounds: Mapping[Kind, int]) -> Layer:
     """Refuses calls when too many of their kind are in flight."""
     in_flight: Counter[Kind] = Counter()
+    of_agents: Counter[str] = Counter()
 
     @asynccontextmanager
     async def layer(call: Call) -> AsyncIterator[None]:
@@ -344,10 +347,21 @@ def limits(bounds: Mapping[Kind, int]) -> Layer:
                 f"this server has {bounds[kind]} calls in flight, which is its limit; try again",
                 retry_after=1.0,
             )
-        in_flight[kind] += 1
+        agent = call.caller.name if call.caller and call.caller.kind == "agent" else ""
+        if agent and of_agents[agent] >= AGENT_LIMIT:
+            raise ResourceExhausted(
+                f"agent {agent} has {AGENT_LIMIT} calls in flight, which is the limit of one; end some, and try again",
+                retry_after=1.0,
+            )
+        taken: list[tuple[Counter[Any], object]] = [(in_flight, kind), *([(of_agents, agent)] if agent else [])]
+        for counter, key in taken:
+            counter[key] += 1
         try:
             yield
         finally:
-            in_flight[kind] -= 1
+            for counter, key in taken:
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
 
     return layer

@@ -27,6 +27,8 @@ DRAIN_SECONDS = 5.0
 CONNECTION_SECONDS = 1_800.0
 """How long a connection takes new calls, give or take a tenth; what goes on over it ends in its own time. So callers
 that know the replicas by a single address are spread over them again."""
+CONNECTION_STREAMS = 1_500
+"""How many calls one connection may have open, which is some more than the layers let in of all kinds together."""
 # A dependency at which a look takes longer does not answer.
 _HEALTH_TIMEOUT_SECONDS = 3.0
 _SILENT = Trouble("NO_ANSWER", "it does not answer")
@@ -121,6 +123,8 @@ class Server:
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),
+                # Also of calls that have said nothing yet, which no layer sees.
+                ("grpc.max_concurrent_streams", CONNECTION_STREAMS),
                 ("grpc.max_connection_age_ms", round(CONNECTION_SECONDS * 1000)),
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
                 *KEEPALIVE,

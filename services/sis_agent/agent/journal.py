@@ -149,7 +149,9 @@ class Journal:
         if len(whole) < len(content):
             log.warning("cut %d bytes of an unfinished record off the journal", len(content) - len(whole))
             os.ftruncate(journal._descriptor, len(whole))
-            os.fsync(journal._descriptor)
+        # What is relied upon from here on was perhaps written, and never made durable.
+        os.fsync(journal._descriptor)
+        sync_directory(path.parent)
         return journal
 
     def append(self, step: Step, keys: Iterable[AttemptKey], reason: str = "") -> None:

@@ -233,9 +233,19 @@ class Life:
         path = self._site.packages.find(wanted.digest)
         if path is None:
             self._note(f"Package {wanted.name} {wanted.version} is not cached, downloading")
-            path = await self._site.packages.get(wanted.digest)
+            path = await self._stored(wanted.digest)
         await self._confirmed.wait()
         return path
+
+    async def _stored(self, digest: str) -> Path:
+        """The directory of a package that is not cached. Waits for room where there is too little."""
+        while True:
+            try:
+                return await self._site.packages.get(digest)
+            except OSError as error:
+                if not self._site.state.failed(error, more=True):
+                    raise PackageUnavailable(f"package {digest} cannot be stored at this site: {error}") from error
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _time_to_start(self) -> float:
         given = self.assignment.start_timeout
@@ -262,6 +272,7 @@ class Life:
                 if ending.outcome == frame.OUTCOME_STOPPED and self._begun != self._stop.kind:
                     begun = frame.StopBegun(kind=self._stop.kind, reason=self._stop.reason)
                     spool.append_notice(frame.SEVERITY_INFO, f"Stopping: {self._stop.reason}", begun)
+                    self._begun = self._stop.kind
                 severity = frame.SEVERITY_ERROR if failed else frame.SEVERITY_INFO
                 spool.append_notice(severity, ending.text, finished)
             faults.point("agent.end.syncing")

@@ -97,6 +97,7 @@ class PackageCache:
 
         Raises:
             PackageUnavailable: the server has no such package, or what it gave is none.
+            OSError: it cannot be stored here.
         """
         path = self.find(digest)
         if path is not None:
@@ -137,8 +138,6 @@ class PackageCache:
             raise PackageUnavailable(f"package {digest} did not arrive within {FETCH_SECONDS:.0f} s") from None
         except archive.InvalidArchive as error:
             raise PackageUnavailable(f"package {digest} cannot be unpacked: {error}") from error
-        except OSError as error:
-            raise PackageUnavailable(f"package {digest} cannot be stored at this site: {error}") from error
         finally:
             await asyncio.to_thread(remove_tree, packed)
             await asyncio.to_thread(remove_tree, unpacked)

@@ -29,14 +29,16 @@ from sis.queue.v1 import dispatch_service_pb2 as queue
 CALLS = 2
 CALL_REPORTS = 2_000
 CALL_BYTES = 8 * 1024 * 1024
+MESSAGE_REPORTS = 4_000
+"""How many reports a message of an agent may have: an agent has one of each attempt, and answers."""
 TOTAL_BYTES = 128 * 1024 * 1024
 """What may be in memory for all sessions together; then the hub stops reading."""
 
 FAULTS = 2
 """How often a call that ends with INTERNAL is tried again: a broken connection can look like a fault."""
 
-# What a report costs beside its bytes.
-_OVERHEAD_BYTES = 64
+# What a report costs beside its bytes, in Python's objects.
+_OVERHEAD_BYTES = 700
 
 # Codes by which the queue refuses what it was sent, rather than being in trouble itself.
 _REFUSALS = frozenset(
@@ -81,8 +83,10 @@ class Reporter:
         """Take the reports of one message, in order; waits while too much is unacknowledged.
 
         Raises:
-            InvalidArgument: one of them is too large for a call; none is taken.
+            InvalidArgument: they are too many, or one of them is too large for a call; none is taken.
         """
+        if len(reports) > MESSAGE_REPORTS:
+            raise InvalidArgument.field("reports", f"are more than {MESSAGE_REPORTS:,}: send them in several messages")
         items = []
         for report in reports:
             items.append(_item(session, report))

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from services.runtime.errors import Aborted, Internal, InvalidArgument, Unavailable
+from services.sis_agent.hub import reporter
 from sis.queue.v1 import dispatch_service_pb2 as queue
 from tests.integration.hub.agent_client import AgentClient, accepted, declined, finished, output
 from tests.integration.hub.conftest import Bench
@@ -30,6 +31,16 @@ async def test_each_report_is_answered(bench: Bench) -> None:
     answers = [(a.attempt.job_id, a.acknowledged_sequence, a.accepted, a.sealed) for a in agent.acknowledgements]
     assert answers == [(1, 0, True, False), (1, 2, False, False), (1, 3, False, True), (2, 0, False, False)]
     assert {r.session.epoch for r in bench.queue.committed} == {1}
+
+
+async def test_a_message_of_too_many_reports_is_refused_before_anything_is_made_of_it(bench: Bench) -> None:
+    agent = await bench.agent()
+    await agent.hello()
+    await agent.report(*[accepted(1)] * (reporter.MESSAGE_REPORTS + 1))
+    error = await agent.end()
+    assert isinstance(error, InvalidArgument)
+    assert error.violations[0].field == "reports"
+    assert not bench.queue.reports
 
 
 async def test_what_arrives_during_a_commit_goes_with_the_next_one(quick_bench: Bench) -> None:

@@ -310,6 +310,20 @@ async def test_home_by_hello(rig: Rig, clock: Clock) -> None:
     await check(rig.database, [key.job_id])
 
 
+async def test_a_beat_is_heard_while_the_session_reports_and_claims(rig: Rig, clock: Clock) -> None:
+    """Those of a busy agent hold its row nearly all the time, which is no reason to take it for gone."""
+    await rig.hello()
+    await clock.advance(90)
+    async with rig.database.begin() as busy:
+        await sessions.share(busy, [rig.session("a")])
+        await rig.beat("a", draining=True)
+    query = text(
+        "SELECT last_heard_at > queue.now() - interval '30 s', draining FROM queue.agent_sessions WHERE agent = :a"
+    )
+    async with rig.database.begin() as connection:
+        assert tuple((await connection.execute(query, {"a": rig.agent("a")})).one()) == (True, True)
+
+
 async def test_home_by_heartbeat(rig: Rig, clock: Clock) -> None:
     key, _ = await rig.started()
     await lose(rig, clock, key)

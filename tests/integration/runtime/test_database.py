@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ async def prepare(database: Database) -> None:
     async with database.begin() as connection:
         await connection.execute(text("CREATE TABLE thing (id int PRIMARY KEY, n int)"))
         await connection.execute(text("INSERT INTO thing VALUES (1, 0), (2, 0)"))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+async def test_times_come_in_utc_whatever_the_server_would_choose(database_url: str, pooled: bool) -> None:
+    """In the night on which clocks are set back, an hour is not nothing."""
+    name = make_url(database_url).database
+    first = Database(database_url, pool_size=1, application_name="test")
+    async with first.begin() as connection:
+        await connection.execute(text(f"ALTER DATABASE {name} SET timezone = 'Europe/Berlin'"))
+    await first.dispose()
+    direct = database_url if pooled else None
+    database = Database(database_url, direct_url=direct, pool_size=1, application_name="test")
+    query = "SELECT timestamptz '2026-10-25 00:58:00+00', timestamptz '2026-10-25 01:05:00+00'"
+    async with database.begin() as connection:
+        before, after = (await connection.execute(text(query))).one()
+    await database.dispose()
+    assert after - before == timedelta(minutes=7)
 
 
 async def test_what_fails_after_a_commit_does_not_undo_what_was_answered(

@@ -324,6 +324,23 @@ async def test_too_many_calls_are_refused_and_others_are_not(site: Site) -> None
     await stub.GetJob(job_pb.GetJobRequest(job_id=1), metadata=BEARER)
 
 
+async def test_one_agent_cannot_take_the_places_of_the_others(site: Site) -> None:
+    greedy, other = (
+        AgentServiceStub(site.internal(site.authority.agent("local", name), server_name="queue"))
+        for name in ("a1", "a2")
+    )
+    streams = [greedy.Connect() for _ in range(interceptors.AGENT_LIMIT)]
+    for stream in streams:
+        await stream.write(agent_pb.ConnectRequest())
+        assert (await stream.read()).HasField("welcome")
+    error = await refused(greedy.Connect())
+    assert isinstance(error, errors.ResourceExhausted)
+    assert error.message.startswith(f"agent a1 has {interceptors.AGENT_LIMIT} calls in flight")
+    elsewhere = other.Connect()
+    await elsewhere.write(agent_pb.ConnectRequest())
+    assert (await elsewhere.read()).HasField("welcome")
+
+
 async def test_idle_health_watches_block_neither_probes_nor_enrolments(site: Site) -> None:
     health = HealthStub(site.public())
     watch, check = health_pb2.HealthCheckRequest(), health_pb2.HealthCheckRequest()

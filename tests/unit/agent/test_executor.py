@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from services.sis_agent.agent.executor import LIVES, Executor
 from services.sis_agent.agent.journal import Journal, Step
 from services.sis_agent.agent.life import Site
 from services.sis_agent.agent.package_cache import PackageCache
+from services.sis_agent.agent.recording.spool import SpoolReader
 from services.sis_agent.agent.shipping import Shipping
 from services.sis_agent.agent.state_directory import StateDirectory
 from services.sis_agent.agent.supervision.handle import Zygote
-from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, PROCESSES
+from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, PROCESSES, SPOOL
 from sis.agent.v1 import agent_service_pb2 as agent
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2, job_pb2
@@ -87,6 +89,28 @@ async def test_a_beat_says_that_there_was_no_room_although_there_is_some_again(s
             executor.assign([assignment()])
         assert executor.beat().draining
         assert not executor.beat().draining
+
+
+async def test_a_package_for_which_there_is_no_room_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its job does not fail, and no other one is taken meanwhile."""
+    tries = 0
+
+    async def full(_digest: str) -> Path:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(site.packages, "get", full)
+    monkeypatch.setattr(life, "RETRY_SECONDS", 0.01)
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        executor.assign([assignment()])
+        await eventually(lambda: tries > 2)
+        assert executor.beat().draining
+        assert executor.beat().draining
+        with SpoolReader(site.directories.path(KEY) / SPOOL) as spool:
+            assert spool.finished is None
+        await executor.close()
 
 
 async def test_what_is_in_the_way_of_an_attempt_makes_no_full_disk(

@@ -266,6 +266,15 @@ def test_sealing_keys_are_kept_for_a_day_and_while_they_are_needed(directory: Pa
     assert SUPERSEDED_SECONDS == 24 * 3600
 
 
+def test_the_sealing_key_of_an_enrolment_that_may_be_repeated_is_kept(directory: Path, issuer: Issuer) -> None:
+    identity = enrol(directory, issuer)
+    begun = AgentKeys.FromString(Enrolment.begin(directory, "another").keys)
+    keys, _ = certification.renewal(identity)
+    renewed = certification.renewed(identity, issuer(keys), time.time() + 25 * 3600, keep=())
+    assert AgentKeys.FromString(Enrolment.begin(directory, "another").keys) == begun
+    assert renewed.sealing_key(key_id(begun.sealing_key)) is not None
+
+
 @pytest.mark.parametrize("wanted", ["", "../key", "0" * 16, "A" * 16, "../sealing/0"])
 def test_a_sealing_key_that_is_not_here(directory: Path, issuer: Issuer, wanted: str) -> None:
     assert enrol(directory, issuer).sealing_key(wanted) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import subprocess
 import urllib.parse
 from collections.abc import Callable
 from typing import Final
+from xml.sax import saxutils
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -68,6 +70,8 @@ FURTHER: Final = {
     "jq -a": "jq -nja '$ENV.S'",
     "jq @uri": "jq -nrj '$ENV.S | @uri'",
     "jq @sh": "jq -nrj '$ENV.S | @sh'",
+    "jq @html": "jq -nrj '$ENV.S | @html'",
+    "jq @csv": "jq -nrj '[$ENV.S] | @csv'",
     "jq @base64": "jq -nrj '$ENV.S | @base64'",
     "iconv": 'printf %s "$S" | iconv -f UTF-8 -t UTF-16LE',
     "iconv, base64": 'printf %s "$S" | iconv -f UTF-8 -t UTF-16LE | base64',
@@ -89,6 +93,14 @@ PYTHON: Final[dict[str, Callable[[str], str]]] = {
         {60: "\\u003c", 62: "\\u003e", 38: "\\u0026"}
     ),
     "shlex": shlex.quote,
+    "HTML": html.escape,
+    "HTML of Go and Jinja": lambda text: html.escape(text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+    "HTML, attributes alone": lambda text: text.replace("&", "&amp;").replace('"', "&quot;"),
+    "XML": saxutils.escape,
+    "XML with quotes": lambda text: saxutils.escape(text, {'"': "&quot;", "'": "&apos;"}),
+    "CSV": lambda text: '"' + text.replace('"', '""') + '"',
+    "SQL and YAML": lambda text: "'" + text.replace("'", "''") + "'",
+    "addslashes": lambda text: re.sub(r"([\\'\"])", r"\\\1", text),
 }
 
 NOTHING: Final = re.compile(rb"(\+ : |declare -x S=)?[$'\"\s]*\*\*\*['\"\s]*")

@@ -35,8 +35,8 @@ def forms(secret: bytes) -> frozenset[bytes]:
 
 
 def verbatim_forms(secret: bytes) -> frozenset[bytes]:
-    """What is recognised only as it is: the secret itself; its UTF-16LE; as it is escaped in URLs, in JSON and for
-    shells."""
+    """What is recognised only as it is: the secret itself; its UTF-16LE; as it is escaped in URLs, in JSON, for shells,
+    in XML and HTML, and between quotes that are doubled (CSV, SQL, YAML) or have a backslash before them."""
     found = set(_verbatim(lines_of(secret)))
     for text in _wholes(secret):
         found.update(_verbatim([text]))
@@ -187,6 +187,24 @@ def _shell_tables() -> Iterator[_Table]:
     yield plain | controls | named | {code: f"\\{code:03o}" for code in range(128, 256)}
 
 
+def _markup_tables() -> Iterator[_Table]:
+    plain = {code: chr(code) for code in range(256)}
+    ampersand, less, greater = {ord("&"): "&amp;"}, {ord("<"): "&lt;"}, {ord(">"): "&gt;"}
+    double = ({}, *({ord('"'): entity} for entity in ("&quot;", "&#34;")))
+    single = ({}, *({ord("'"): entity} for entity in ("&#x27;", "&#39;", "&apos;")))
+    # Text; attributes; those who escape what need not be.
+    for angles in ({}, less, less | greater):
+        for quotes, apostrophes in itertools.product(double, single):
+            yield plain | ampersand | angles | quotes | apostrophes
+
+
+def _quoted_tables() -> Iterator[_Table]:
+    plain = {code: chr(code) for code in range(256)}
+    yield plain | {ord("'"): "''"}  # SQL, YAML, PowerShell
+    yield plain | {ord('"'): '""'}  # CSV
+    yield plain | {ord(character): f"\\{character}" for character in "\\'\""}
+
+
 class _JsonTable(dict[int, str]):
     """One way to write the characters of a JSON string. Takes in each character beyond ASCII as it is met."""
 
@@ -217,7 +235,7 @@ def _json_tables() -> Iterator[_Table]:
         yield _JsonTable(ascii_only=ascii_only, upper=upper, slash=slash, unsafe=unsafe)
 
 
-_BYTE_TABLES: Final = (*_url_tables(), *_shell_tables())
+_BYTE_TABLES: Final = (*_url_tables(), *_shell_tables(), *_markup_tables(), *_quoted_tables())
 _JSON_TABLES: Final = tuple(_json_tables())
 _BASH: Final = {
     code: f"\\{chr(code)}" if chr(code) in " \t!\"$&'()*,;<>?[\\]^`{|}" else chr(code) for code in range(256)

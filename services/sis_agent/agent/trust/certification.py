@@ -228,8 +228,12 @@ def _certified(identity: AgentIdentity, keys: AgentKeys, leaf: x509.Certificate,
 
 
 def _prune(identity: AgentIdentity, now: float, keep: Collection[str]) -> None:
+    kept = {identity.sealing_key_id, *keep}
+    # An enrolment that was begun may be repeated at any time, as it was.
+    if (begun := _begun(identity.directory / _ENROLMENT)) is not None:
+        kept.add(key_id(begun.sealing_key))
     for path in (identity.directory / SEALING).glob("*.key"):
-        if path.stem == identity.sealing_key_id or path.stem in keep:
+        if path.stem in kept:
             continue
         with contextlib.suppress(OSError):  # the next certificate brings the next look
             if path.stat().st_mtime + SUPERSEDED_SECONDS < now:
