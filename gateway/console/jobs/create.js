@@ -7,7 +7,7 @@ import { navigate, query } from "../lib/router.js";
 import { PRIORITIES, TYPES } from "../lib/words.js";
 import { field } from "../parts/dialog.js";
 import { loading, problem } from "../parts/states.js";
-import { say } from "../parts/toasts.js";
+import { report, say } from "../parts/toasts.js";
 import { CredentialField } from "./credential-field.js";
 import { InputField } from "./input-field.js";
 import { SiteField } from "./site-field.js";
@@ -251,9 +251,11 @@ export class CreateJob extends HTMLElement {
       request.parameters = await this._parameterValues();
       const { job } = await post("/v1/jobs", request);
       await this._tie(job.jobId);
-      navigate(`/jobs/${job.jobId}`);
+      // Somebody may have gone on meanwhile.
+      if (this.isConnected) navigate(`/jobs/${job.jobId}`);
     } catch (error) {
-      this._tell(error);
+      if (this.isConnected) this._tell(error);
+      else report(error);
     } finally {
       this._submit.disabled = false;
     }

@@ -40,7 +40,7 @@ export class DebugLog extends HTMLElement {
     const label = `Debug log, ${PARTS[part]}`;
     this._view = part === "problem"
       ? new ProblemLog(this._id, label)
-      : new LogView(this._log(), { sources: SOURCES[part], label, live: this._live });
+      : new LogView(this._log(SOURCES[part]), { label, live: this._live });
     fill(this._place, this._view);
   }
 

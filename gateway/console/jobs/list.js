@@ -26,6 +26,7 @@ export class JobList extends HTMLElement {
     this._total = 0;
     this._newest = 0n;
     this._pending = null;
+    this._typing = 0;
     this._live = new LivePage({
       onPage: (page, asked) => this._fetched(page, asked),
       onChange: (change) => this._changed(change),
@@ -51,7 +52,9 @@ export class JobList extends HTMLElement {
     const wanted = query();
     this._type.value = wanted.get("type") ?? "";
     this._state.value = wanted.get("state") ?? "";
-    if (document.activeElement !== this._text) this._text.value = wanted.get("text") ?? "";
+    const filter = wanted.get("text") ?? "";
+    // What is being typed stays: it is in the address soon, or it is there, without the blanks around it.
+    if (!this._typing && this._text.value.trim() !== filter) this._text.value = filter;
     this._load();
   }
 
@@ -71,7 +74,10 @@ export class JobList extends HTMLElement {
       maxlength: "200",
       oninput: () => {
         clearTimeout(this._typing);
-        this._typing = setTimeout(() => this._narrow({ text: this._text.value.trim() }, true), TYPING_MILLISECONDS);
+        this._typing = setTimeout(() => {
+          this._typing = 0;
+          this._narrow({ text: this._text.value.trim() }, true);
+        }, TYPING_MILLISECONDS);
       },
     });
     this._verbs = new Map(VERBS_HERE.map((verb) => [verb, h("button", {
@@ -95,7 +101,13 @@ export class JobList extends HTMLElement {
       this._body);
     this._note = h("div", {});
     this._trouble = h("div", { class: "banner warn", hidden: true, role: "alert" });
-    this._banner = h("div", { class: "banner", hidden: true, role: "status" });
+    this._chosenWord = h("span", {});
+    this._more = h("button", { class: "link", type: "button", onclick: () => this._pickAll() });
+    this._hint = h("span", { class: "soft" }, "Filter the list to select more than a page.");
+    this._clear = h("button", { class: "link", type: "button", onclick: () => this._pickPage(false) }, "Clear");
+    // Made once: jobs change at any time, and somebody may be at its buttons.
+    this._banner = h("div", { class: "banner", hidden: true, role: "status" },
+      this._chosenWord, this._more, this._hint, this._clear);
     this._news = h("button", { class: "news", type: "button", hidden: true, onclick: () => this._showNews() });
     this._beforeWord = h("span", {}, "Newer");
     this._before = h("button", { type: "button", onclick: () => this._back() }, icon("left"), this._beforeWord);
@@ -173,8 +185,12 @@ export class JobList extends HTMLElement {
   }
 
   _next() {
+    const page = this._nextToken;
+    // Which page follows that one, nobody knows before it is there: a second click at once goes nowhere.
+    if (!page) return;
+    this._nextToken = "";
     const trail = [...this._trail(), query().get("page") ?? ""];
-    setQuery({ page: this._nextToken }, { state: { trail } });
+    setQuery({ page }, { state: { trail } });
     scrollTo(0, 0);
   }
 
@@ -341,6 +357,13 @@ export class JobList extends HTMLElement {
     this._settle();
   }
 
+  _pickAll() {
+    this._allMatching = true;
+    // The button goes, and hands on the focus.
+    if (document.activeElement === this._more) this._clear.focus();
+    this._sync();
+  }
+
   _sync() {
     const size = this._picked.size;
     for (const [id, row] of this._rows) row.pick(this._picked.has(id));
@@ -362,21 +385,18 @@ export class JobList extends HTMLElement {
     if (!size) return;
     const whole = size === this._rows.size && this._total > size;
     const filtered = Object.keys(this._filter()).length > 0;
-    const clear = h("button", { class: "link", type: "button", onclick: () => this._pickPage(false) }, "Clear");
-    const more = h("button", {
-      class: "link", type: "button", onclick: () => ((this._allMatching = true), this._sync()),
-    }, `Select all ${number(this._total)} that match`);
-    fill(this._banner,
-      h("span", {}, this._allMatching ? `All ${count(this._total, "job")} that match are selected.` : `${count(size, "job")} selected.`),
-      whole && !this._allMatching && (filtered ? more : h("span", { class: "soft" }, "Filter the list to select more than a page.")),
-      clear);
+    text(this._chosenWord, this._allMatching ? `All ${count(this._total, "job")} that match are selected.` : `${count(size, "job")} selected.`);
+    text(this._more, `Select all ${number(this._total)} that match`);
+    this._more.hidden = !whole || this._allMatching || !filtered;
+    this._hint.hidden = !whole || this._allMatching || filtered;
   }
 
   async _act(verb) {
     const what = this._allMatching ? { filter: this._filter(), total: this._total } : { jobs: this._chosen() };
-    if (await actOnMany(verb, what)) {
-      this._pickPage(false);
-      this._load();
-    }
+    const touched = await actOnMany(verb, what);
+    // Somebody may have gone on meanwhile.
+    if (!touched || !this.isConnected) return;
+    this._pickPage(false);
+    this._load();
   }
 }

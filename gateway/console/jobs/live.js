@@ -1,7 +1,7 @@
 // A page of the list that stays as the server has it: fetched, followed, and fetched anew when what changed cannot simply
 // be put in its place. It knows nothing of how it is shown.
 
-import { ApiError, delay, follow, get } from "../lib/api.js";
+import { ApiError, follow, get } from "../lib/api.js";
 
 export const PAGE_SIZE = 50;
 // From a change until the page is fetched for it: what follows closely comes with it.
@@ -28,6 +28,8 @@ export class LivePage {
     this._query = {};
     this._fetching = null;
     this._watching = new AbortController();
+    this._lost = false;
+    this._closed = false;
     this._timer = 0;
     this._ended = -Infinity;
     this._took = 0;
@@ -35,7 +37,9 @@ export class LivePage {
     this._heard = new Map();
   }
 
+  /** Nothing comes any more, whoever asks. */
   close() {
+    this._closed = true;
     clearTimeout(this._timer);
     this._fetching?.abort();
     this._watching.abort();
@@ -47,15 +51,21 @@ export class LivePage {
    * that stay because it cannot be fetched go on changing.
    */
   async load(query) {
+    if (this._closed) return;
     const address = JSON.stringify(query);
     if (address !== this._address) this._watching.abort();
     this._address = address;
     this._query = query;
     const page = await this._fetch();
-    if (!page) return;
+    if (page) await this._begin(page, true);
+  }
+
+  /** Show a page, and watch it from now on. */
+  async _begin(page, asked) {
     this._watching.abort();
     this._watching = new AbortController();
-    this._onPage(page, true);
+    this._lost = false;
+    this._onPage(page, asked);
     await this._follow(page.watchToken, this._watching.signal);
   }
 
@@ -75,7 +85,8 @@ export class LivePage {
     this._timer = setTimeout(async () => {
       this._timer = 0;
       const page = await this._fetch({ asked: false });
-      if (page) this._onPage(page, false);
+      if (page && this._lost) await this._begin(page, false);
+      else if (page) this._onPage(page, false);
     }, milliseconds);
   }
 
@@ -120,7 +131,7 @@ export class LivePage {
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof ApiError)) throw error;
-      if (LOST_PLACE.has(error.reason)) await this._loadAgain(signal);
+      if (LOST_PLACE.has(error.reason)) this._loadAgain();
       else {
         this._onState("stopped");
         this._onTrouble(error);
@@ -128,14 +139,14 @@ export class LivePage {
     }
   }
 
-  /** After a watch that cannot go on where it was: at once where the page is not fresh, else a while after it came. */
-  async _loadAgain(signal) {
-    const rest = this._ended + RETRY_MILLISECONDS - performance.now();
-    if (rest > 0) {
-      this._onState("waiting");
-      await delay(rest, signal).catch(() => {});
-    }
-    if (!signal.aborted) await this.load(this._query);
+  /**
+   * After a watch that cannot go on where it was: at once where the page is not fresh, else a while after it came. A
+   * fetch that fails for now is tried again, as any that nobody asked for.
+   */
+  _loadAgain() {
+    this._lost = true;
+    this._onState("waiting");
+    this._later(Math.max(0, this._ended + RETRY_MILLISECONDS - performance.now()));
   }
 }
 

@@ -1,6 +1,6 @@
 // One job: what is known of it, live, and its log.
 
-import { follow, get } from "../lib/api.js";
+import { delay, follow, get } from "../lib/api.js";
 import { fill, h, icon, set, text, update } from "../lib/dom.js";
 import { moment } from "../lib/format.js";
 import { navigate, query } from "../lib/router.js";
@@ -23,6 +23,7 @@ const VIEWS = {
   history: "History",
 };
 const EXPLAIN_MILLISECONDS = 5_000;
+const RETRY_MILLISECONDS = 2_000;
 // Of what is there, only where it ends is asked for: each view fetches its own part.
 const TAIL_BYTES = 1;
 
@@ -39,12 +40,15 @@ export class JobPage extends HTMLElement {
     document.title = `Job ${this._id} - SIS`;
     this.className = "page";
     fill(this, loading());
+    this._onSight = () => this._job && this._explain();
+    document.addEventListener("visibilitychange", this._onSight);
     this._watch();
   }
 
   disconnectedCallback() {
     this._life.abort();
     clearTimeout(this._asking);
+    document.removeEventListener("visibilitychange", this._onSight);
   }
 
   /** Another view of the same job. */
@@ -64,13 +68,29 @@ export class JobPage extends HTMLElement {
       }
       this._showState("over");
       this._view?.over?.();
-      // What was settled with the last of it.
-      this._show((await get(`/v1/jobs/${this._id}`, {}, { signal })).job);
+      await this._settle(signal);
     } catch (error) {
       if (this._life.signal.aborted) return;
       this._view?.remove();
       fill(this, error.code === 404 ? gone(this._id, error.message) : problem(error, () => this._again()),
         h("p", { class: "state" }, h("a", { href: "/jobs" }, "To the jobs")));
+    }
+  }
+
+  /** Show what was settled with the last of it. All the rest is there, and stays, whatever comes of this. */
+  async _settle(signal) {
+    for (;;) {
+      try {
+        this._show((await get(`/v1/jobs/${this._id}`, {}, { signal })).job);
+        return;
+      } catch (error) {
+        signal.throwIfAborted();
+        if (!error.passing) {
+          report(error);
+          return;
+        }
+      }
+      await delay(RETRY_MILLISECONDS, signal);
     }
   }
 
@@ -161,12 +181,12 @@ export class JobPage extends HTMLElement {
     else if (this._shown === "processes") update(this._place, processes(job));
   }
 
-  /** While it waits, say for whom. */
+  /** While it waits, and somebody looks, say for whom. */
   async _explain() {
     clearTimeout(this._asking);
     const waits = ["DEFERRED", "WAITING"].includes(statusName(this._job.status));
     this._why.hidden = !waits;
-    if (!waits) return;
+    if (!waits || document.hidden) return;
     try {
       const found = await get(`/v1/jobs/${this._id}:explain`, {}, { signal: this._life.signal });
       const holders = found.causes.flatMap((cause) => cause.holders);
@@ -179,6 +199,8 @@ export class JobPage extends HTMLElement {
       if (this._life.signal.aborted) return;
       update(this._why, error.message);
     }
+    // Another look may have begun meanwhile.
+    clearTimeout(this._asking);
     this._asking = setTimeout(() => this._explain(), EXPLAIN_MILLISECONDS);
   }
 
@@ -199,12 +221,12 @@ export class JobPage extends HTMLElement {
   }
 
   _made(name) {
-    const log = () => new LogWindow(this._id, this._entries);
+    const log = (sources) => new LogWindow(this._id, this._entries, sources);
     const download = `/v1/jobs/${this._id}/output`;
     const live = !hasEnded(this._job);
     switch (name) {
       case "output":
-        return new LogView(log(), { sources: ["out", "err"], label: "Console output", download, live });
+        return new LogView(log(["out", "err"]), { label: "Console output", download, live });
       case "debug":
         return new DebugLog(this._id, log, live);
       case "processes":
@@ -212,7 +234,7 @@ export class JobPage extends HTMLElement {
       case "history":
         return historyTable(this._entries);
       default:
-        return new LogView(log(), { sources: ["out", "err", "site", "server"], label: "Monitor", download, live });
+        return new LogView(log(["out", "err", "site", "server"]), { label: "Monitor", download, live });
     }
   }
 
@@ -220,7 +242,7 @@ export class JobPage extends HTMLElement {
     const done = await act(this._job, verb);
     if (done && verb === "JOB_VERB_DELETE") {
       say(`Job ${this._id} was deleted.`);
-      navigate("/jobs", { replace: true });
+      if (this.isConnected) navigate("/jobs", { replace: true });
       return;
     }
     try {

@@ -32,7 +32,8 @@ export class SiteField extends HTMLElement {
     const names = this._kind === "group" ? [...this._groups.keys()] : this._agents.map((each) => each.name);
     // A copied job goes where its original went, whoever is known there now.
     if (this._wanted && this._kind === this._wantedKind && !names.includes(this._wanted)) names.push(this._wanted);
-    fill(this.control, names.map((name) => h("option", { value: name, selected: name === this._wanted }, this._label(name))));
+    const first = this._wanted || names.find((name) => this._members(name).some((each) => each.online));
+    fill(this.control, names.map((name) => h("option", { value: name, selected: name === first }, this._label(name))));
     this._tell();
   }
 

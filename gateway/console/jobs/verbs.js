@@ -79,15 +79,13 @@ export async function actOnMany(verb, { jobs = [], filter = null, total = jobs.l
     ],
     action: word,
     danger: DANGEROUS.has(verb),
-    act: async (form, element) => {
+    stop: stopping,
+    act: async (form) => {
       outcome = { finished: 0, underWay: 0, refused: [] };
       running.hidden = false;
-      for (const button of element.querySelectorAll("button[type=button]")) button.replaceChildren("Stop");
       const body = { verb, reason: form.get("reason"), requestId: verb === "JOB_VERB_RERUN" ? crypto.randomUUID() : "" };
       if (filter) Object.assign(body, { filter, expectedCount: String(total) });
       else body.jobIds = jobs.map((job) => job.jobId);
-      const closed = () => stopping.abort();
-      element.closest("dialog").addEventListener("close", closed, { once: true });
       for await (const item of stream("POST", "/v1/jobs:apply", { body, signal: stopping.signal })) {
         if (!item.result) continue;
         if (item.result.error) outcome.refused.push(item.result);

@@ -1,14 +1,14 @@
 // One credential, and who used it.
 
 import { get, remove } from "../lib/api.js";
-import { fill, h, icon } from "../lib/dom.js";
+import { fill, h, icon, update } from "../lib/dom.js";
 import { moment } from "../lib/format.js";
 import { navigate } from "../lib/router.js";
 import { CREDENTIAL_KINDS, CREDENTIAL_STATES } from "../lib/words.js";
 import { ask } from "../parts/dialog.js";
 import { badge, empty, loading, problem } from "../parts/states.js";
 import { table } from "../parts/table.js";
-import { say } from "../parts/toasts.js";
+import { report, say } from "../parts/toasts.js";
 import { replace } from "./form.js";
 
 const USES = 100;
@@ -26,6 +26,7 @@ export class CredentialPage extends HTMLElement {
     super();
     this._name = name;
     this._path = `/v1/credentials/${encodeURIComponent(name)}`;
+    this._credential = null;
   }
 
   connectedCallback() {
@@ -40,11 +41,14 @@ export class CredentialPage extends HTMLElement {
       const [{ credential }, { usage }] = await Promise.all([get(this._path), get(`${this._path}/usage`, { pageSize: USES })]);
       this._show(credential, usage);
     } catch (error) {
-      fill(this, problem(error, error.code === 404 ? null : () => this._load()), h("p", { class: "state" }, h("a", { href: "/credentials" }, "To the KeySafe")));
+      // What is shown stays, unless it is gone.
+      if (this._credential && error.code !== 404) report(error);
+      else fill(this, problem(error, error.code === 404 ? null : () => this._load()), h("p", { class: "state" }, h("a", { href: "/credentials" }, "To the KeySafe")));
     }
   }
 
   _show(credential, usage) {
+    this._credential = credential;
     const facts = (...found) => h("dl", { class: "facts" }, found.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     const account = facts(
       ["Kind", CREDENTIAL_KINDS[credential.kind]],
@@ -58,12 +62,12 @@ export class CredentialPage extends HTMLElement {
       ["Replaced", credential.updater ? [moment(credential.updateTime), ` by ${credential.updater}`] : "never"],
       ["Last used", moment(credential.lastUseTime, { empty: "never" })],
     );
-    fill(this,
+    update(this,
       h("header", {},
         h("p", { class: "small" }, h("a", { href: "/credentials" }, "KeySafe"), ` / ${credential.name}`),
         h("div", { class: "row spread" }, h("h1", {}, credential.name),
           h("div", { class: "row" },
-            h("button", { type: "button", onclick: () => this._replace(credential) }, icon("again"), "Replace secret"),
+            h("button", { type: "button", onclick: () => this._replace() }, icon("again"), "Replace secret"),
             h("button", { type: "button", onclick: () => this._delete() }, icon("trash"), "Delete")))),
       h("div", { class: "facts-grid" },
         h("section", { class: "card" }, h("h2", {}, "Credential"), account),
@@ -79,8 +83,8 @@ export class CredentialPage extends HTMLElement {
     ]));
   }
 
-  async _replace(credential) {
-    await replace(credential);
+  async _replace() {
+    await replace(this._credential);
     // If it was refused, because somebody else was faster, say, what is shown is old.
     this._load();
   }
@@ -95,7 +99,7 @@ export class CredentialPage extends HTMLElement {
     });
     if (!deleted) return;
     say(`The credential ${this._name} was deleted.`);
-    navigate("/credentials");
+    if (this.isConnected) navigate("/credentials");
   }
 }
 customElements.define("sis-credential-page", CredentialPage);

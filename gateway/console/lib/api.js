@@ -25,7 +25,7 @@ export class ApiError extends Error {
 
   /** Whether it may go by itself. */
   get passing() {
-    return [0, 429, 503, 504].includes(this.code) || this.reason === "VAULT_SEALED";
+    return [0, 429, 502, 503, 504].includes(this.code) || this.reason === "VAULT_SEALED";
   }
 }
 
@@ -100,7 +100,8 @@ async function callOnce(method, path, options) {
     if (limit.aborted && !options.signal?.aborted) {
       throw new ApiError(504, { error: { status: "DEADLINE_EXCEEDED", message: "The server did not answer in time." } });
     }
-    throw error;
+    // An answer that is cut off, or is none of the API's, is no answer.
+    throw error instanceof ApiError || options.signal?.aborted ? error : unreachable();
   }
 }
 
@@ -108,9 +109,9 @@ export const get = (path, query, options) => call("GET", path, { query, ...optio
 export const post = (path, body, options) => call("POST", path, { body, ...options });
 export const remove = (path, query) => call("DELETE", path, { query });
 
-/** Send a file as it is. Raises ApiError. */
-export async function upload(path, file, contentType) {
-  const response = await signedIn(() => send("POST", path, { file, contentType }));
+/** Send a file as it is, for as long as that takes. Raises ApiError. */
+export async function upload(path, file, contentType, signal) {
+  const response = await signedIn(() => send("POST", path, { file, contentType, signal }));
   return response.json();
 }
 

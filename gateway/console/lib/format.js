@@ -12,8 +12,7 @@ const dayOfYear = new Intl.DateTimeFormat(undefined, {
 const timeOfDay = new Intl.DateTimeFormat(undefined, {
   hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
 });
-const zone = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" })
-  .formatToParts(new Date()).find((part) => part.type === "timeZoneName")?.value ?? "local time";
+const named = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" });
 const digits = new Intl.NumberFormat();
 
 export const NOT_APPLICABLE = "n/a";
@@ -26,8 +25,12 @@ export function moment(time, { empty = NOT_APPLICABLE, short = false, brief = fa
   if (!time) return h("span", { class: "none" }, empty);
   const thisYear = new Date(time).getFullYear() === new Date().getFullYear();
   const shown = short ? clock(time) : brief && thisYear ? withoutYear(time) : local(time);
-  return h("time", { datetime: time, title: `${utc(time)} (shown in ${zone})` }, shown);
+  return h("time", { datetime: time, title: `${utc(time)} (shown in ${zone(time)})` }, shown);
 }
+
+/** What the reader's zone is called at a moment: in summer it has another name. */
+const zone = (time) =>
+  named.formatToParts(new Date(time)).find((part) => part.type === "timeZoneName")?.value ?? "local time";
 
 export const local = (time) => dayAndTime.format(new Date(time)).replace(",", "");
 const withoutYear = (time) => dayOfYear.format(new Date(time)).replace(",", "");

@@ -23,6 +23,7 @@ export function start(element, missing, whenFailed) {
   route(".*", missing);
   addEventListener("popstate", () => show());
   document.addEventListener("click", (event) => {
+    if (event.defaultPrevented) return;
     const link = event.target.closest?.("a[href]");
     const plain = event.button === 0 && !(event.metaKey || event.ctrlKey || event.shiftKey || event.altKey);
     if (!link || !plain || link.target || link.hasAttribute("download") || link.origin !== location.origin) return;

@@ -15,6 +15,12 @@ function decoded(base64) {
   return bytes;
 }
 
+/** Of which source the lines of a frame are. */
+export function sourceOf({ chunk, notice }) {
+  if (chunk) return SOURCES[chunk.channel] ?? "out";
+  return notice?.severity === "SEVERITY_DEBUG" ? "debug" : "site";
+}
+
 /** How many bytes of output a frame holds. */
 export const outputBytes = (frame) => (frame.chunk ? (frame.chunk.data.length * 3) / 4 : 0);
 
@@ -31,12 +37,12 @@ export class LineMaker {
   /** The lines that a frame begins. */
   frame(frame) {
     const sequence = Number(frame.sequence);
-    if (frame.chunk) return this._chunk(frame.chunk, frame.time, sequence);
+    const source = sourceOf(frame);
+    if (frame.chunk) return this._chunk(frame.chunk, source, frame.time, sequence);
     const notice = frame.notice;
     if (!notice) return [];
     const text = notice.text || (notice.progress ? `${notice.progress.percent} % ${notice.progress.text}`.trim() : "");
     if (!text) return [];
-    const source = notice.severity === "SEVERITY_DEBUG" ? "debug" : "site";
     const tone = TONES[notice.severity] ?? "";
     return text.split("\n").map((each) => ({ source, text: each, style: {}, time: frame.time, sequence, tone }));
   }
@@ -49,8 +55,7 @@ export class LineMaker {
     return [{ source: "server", text, style: {}, time: entry.time, sequence: 0, tone, entry: Number(entry.sequence) }];
   }
 
-  _chunk(chunk, time, sequence) {
-    const source = SOURCES[chunk.channel] ?? "out";
+  _chunk(chunk, source, time, sequence) {
     let channel = this._channels.get(source);
     if (!channel) {
       channel = { decoder: new TextDecoder(), open: null, style: {}, returned: false };

@@ -73,8 +73,13 @@ export class LogSearch {
       h("span", { class: "soft" }, clock(match.time), " "), plain(match.line)));
   }
 
-  _close() {
+  /** Search no further. */
+  stop() {
     this._searching?.abort();
+  }
+
+  _close() {
+    this.stop();
     this._text = "";
     this._pattern = null;
     this._input.value = "";

@@ -13,11 +13,10 @@ const FOLLOWED_LINES = 300;
 const FAR_PIXELS = 3_000;
 
 export class LogSheet {
-  /** `scroller` holds the lines; `log` is the LogWindow whose frames they are; `sources` are those that are shown. */
-  constructor(scroller, log, sources) {
+  /** `scroller` holds the lines; `log` is the LogWindow whose frames they are. */
+  constructor(scroller, log) {
     this._scroller = scroller;
     this._log = log;
-    this._sources = sources;
     this._maker = new LineMaker();
     this._blocks = [];
     this._lines = 0;
@@ -100,7 +99,7 @@ export class LogSheet {
 
   _block(item) {
     const lines = item.frame ? this._maker.frame(item.frame) : this._maker.entry(item.entry);
-    const shown = lines.filter((line) => this._sources.has(line.source));
+    const shown = lines.filter((line) => this._log.sources.has(line.source));
     const sequence = item.frame ? Number(item.frame.sequence) : 0;
     return { sequence, key: item.frame ? sequence : `entry ${item.entry.sequence}`, lines: shown };
   }

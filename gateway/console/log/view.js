@@ -2,25 +2,29 @@
 
 import { fill, h, icon, text } from "../lib/dom.js";
 import { count, fromLocal, utc } from "../lib/format.js";
+import { problem } from "../parts/states.js";
 import { report, say } from "../parts/toasts.js";
 import { LogSearch } from "./search.js";
 import { LogSheet } from "./sheet.js";
 
 /** So near to an edge, what is beyond is fetched. */
 const EDGE_PIXELS = 600;
+/** So many pieces at once, where what is fetched has no lines that are shown. */
+const MOST_PIECES = 200;
 const PAINT_MILLISECONDS = 80;
 
 export class LogView extends HTMLElement {
-  /** `log` is a LogWindow. `sources` are those whose lines are shown; while it is `live`, more of them may come. */
-  constructor(log, { sources, label, download = "", live = true }) {
+  /** `log` is a LogWindow; while it is `live`, more lines may come. */
+  constructor(log, { label, download = "", live = true }) {
     super();
     this._log = log;
-    this._sources = new Set(sources);
     this._label = label;
     this._download = download;
     this._live = live;
     this._life = new AbortController();
     this._following = true;
+    this._known = false;
+    this._filling = false;
     this._pending = [];
     this._held = [];
     this._moving = 0;
@@ -37,6 +41,7 @@ export class LogView extends HTMLElement {
 
   disconnectedCallback() {
     this._life.abort();
+    this._search.stop();
   }
 
   // What others tell it
@@ -48,13 +53,14 @@ export class LogView extends HTMLElement {
       return;
     }
     this._pending.push(...this._log.live(frames).map((frame) => ({ frame })));
-    if (this._following && !this._log.atEnd) this._toEnd();
+    if (!this._known) this._toEnd(true);
+    else if (this._following && !this._log.atEnd) this._toEnd();
     else this._plan();
   }
 
   /** A new entry of the history, which the window has already. */
   entry(entry) {
-    if (this._moving || !this._log.atEnd) return;
+    if (this._moving || !this._known || !this._log.atEnd) return;
     this._pending.push({ entry });
     this._plan();
   }
@@ -77,10 +83,10 @@ export class LogView extends HTMLElement {
         if (line?.time && !line.title) line.title = utc(line.time);
       },
     });
-    this._sheet = new LogSheet(this._scroller, this._log, this._sources);
+    this._sheet = new LogSheet(this._scroller, this._log);
     this._follow = h("button", { type: "button", class: "quiet", onclick: () => this._toggleFollowing() });
     this._wrap = this._toggle("wrap", "Wrap lines", "wrap", true);
-    this._times = this._toggle("clock", "Times", "times", this._sources.has("site"));
+    this._times = this._toggle("clock", "Times", "times", this._log.sources.has("site"));
     this._place = h("input", {
       type: "range", min: "1", class: "place", "aria-label": "Place in the log",
       hidden: true,
@@ -95,6 +101,7 @@ export class LogView extends HTMLElement {
       onchange: () => this._time.value && this._jump({ time: fromLocal(this._time.value) }),
     });
     this._nothing = h("p", { class: "log-nothing", hidden: true });
+    this._unread = h("div", {});
     this._downloading = this._download && h("a", { class: "button quiet", href: this._download, download: "" }, icon("down"), "Download");
     this._latest = h("button", { type: "button", class: "latest", hidden: true, onclick: () => this._toEnd() },
       icon("down"), "To the latest line");
@@ -107,7 +114,7 @@ export class LogView extends HTMLElement {
       this._downloading, h("span", { class: "grow" }), this._search.form);
     this._foot = h("div", { class: "log-place row" }, this._where, this._place, h("span", { class: "grow" }),
       h("label", { class: "row" }, h("span", { class: "small" }, "Go to a time"), this._time));
-    fill(this, this._tools, this._search.results,
+    fill(this, this._unread, this._tools, this._search.results,
       h("div", { class: "log-frame" }, this._scroller, this._nothing, this._latest), this._foot);
     this._showFollowing();
   }
@@ -130,6 +137,8 @@ export class LogView extends HTMLElement {
 
   /** Everything anew, by the window as it is. */
   _rebuild() {
+    this._known = true;
+    fill(this._unread);
     this._pending = [];
     this._sheet.rebuild();
     this._mark();
@@ -158,19 +167,42 @@ export class LogView extends HTMLElement {
     const below = scrollHeight - scrollTop - clientHeight;
     if (this._following && below > 40) this._setFollowing(false);
     else if (!this._following && below < 2 && this._log.atEnd) this._setFollowing(true);
-    if (scrollTop < EDGE_PIXELS && !this._log.atStart) this._extend("before");
-    else if (below < EDGE_PIXELS && !this._log.atEnd && !this._following) this._extend("after");
+    this._fill();
     this._showPlace();
   }
 
+  /** Where more is wanted, because what is in sight is near the edge of what is there: "before", "after", or "". */
+  _wanting() {
+    const { scrollTop, scrollHeight, clientHeight } = this._scroller;
+    if (scrollTop < EDGE_PIXELS && !this._log.atStart) return "before";
+    const below = scrollHeight - scrollTop - clientHeight;
+    return below < EDGE_PIXELS && !this._log.atEnd && !this._following ? "after" : "";
+  }
+
+  /** Fetch what is wanted, piece by piece: nobody can scroll for the next one where a piece has no lines to show. */
+  async _fill() {
+    if (this._filling) return;
+    this._filling = true;
+    for (let n = 0; n < MOST_PIECES && this.isConnected; n++) {
+      const side = this._known && this._wanting();
+      if (!side || !(await this._extend(side))) break;
+    }
+    this._filling = false;
+  }
+
+  /** Have more on one side; whether any came. */
   async _extend(side) {
+    let came = 0;
     await this._move(async (signal) => {
-      if (!(await this._log[side](signal))) return;
+      came = await this._log[side](signal);
+      if (!came) return;
       const held = this._sheet.anchor();
       this._rebuild();
       this._sheet.restore(held);
       this._sheet.trimAround(held);
+      if (this._following) this._toBottom();
     });
+    return came > 0;
   }
 
   async _jump(place) {
@@ -195,6 +227,7 @@ export class LogView extends HTMLElement {
     this._setFollowing(true);
     this._sheet.trimAbove();
     this._toBottom();
+    this._fill();
   }
 
   /** Do something that changes the window; one after the other, and what is live waits. */
@@ -208,7 +241,9 @@ export class LogView extends HTMLElement {
     try {
       if (!this._life.signal.aborted) await act(this._life.signal);
     } catch (error) {
-      if (!this._life.signal.aborted) report(error);
+      if (this._life.signal.aborted) return;
+      if (this._known) report(error);
+      else fill(this._unread, problem(error, () => this._toEnd(true)));
     } finally {
       this._moving -= 1;
       const held = this._moving ? [] : this._held.splice(0);
@@ -241,10 +276,12 @@ export class LogView extends HTMLElement {
     if (!this._place) return;
     const { total, first, last, atStart, atEnd } = this._log;
     const whole = atStart && atEnd;
-    const nothing = whole && this._sheet.empty && !this._moving;
+    const nothing = this._known && whole && this._sheet.empty && !this._moving;
+    const unread = this._unread.hasChildNodes();
     text(this._nothing, this._live ? "Nothing was written yet." : "Nothing was written.");
     this._nothing.hidden = !nothing;
-    this._tools.hidden = this._foot.hidden = nothing;
+    this._scroller.parentElement.hidden = unread;
+    this._tools.hidden = this._foot.hidden = nothing || unread;
     if (this._downloading) this._downloading.hidden = !total;
     this._place.hidden = this._where.hidden = whole;
     this._place.max = String(Math.max(1, total));

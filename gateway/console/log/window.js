@@ -1,27 +1,25 @@
-// A part of a log, as much as a page can hold: consecutive frames of it, and where it stands in the whole.
+// A part of a log, as much as a page can hold: frames of it, and where it stands in the whole.
 
 import { get } from "../lib/api.js";
+import { sourceOf } from "./lines.js";
 
 const PIECE_BYTES = 128 * 1024;
 
 /**
- * `frames` are in order. `total` is how many the log has so far. What lies between is had by `before` and `after`; live
- * frames come by `live`. The entries of the job's history belong to it by their time.
+ * It reaches from the frame `first` to the frame `last`. `frames` are those between that are of its `sources`, in order:
+ * what nobody is shown is not kept, however much of it there is. `total` is how many frames the log has so far. What lies
+ * beyond is had by `before` and `after`; live frames come by `live`. The entries of the job's history belong to it by
+ * their time.
  */
 export class LogWindow {
-  constructor(jobId, entries) {
+  constructor(jobId, entries, sources) {
     this._path = `/v1/jobs/${jobId}/log`;
     this.frames = [];
     this.entries = entries;
+    this.sources = new Set(sources);
+    this.first = 1;
+    this.last = 0;
     this.total = 0;
-  }
-
-  get first() {
-    return this.frames.length ? Number(this.frames[0].sequence) : 1;
-  }
-
-  get last() {
-    return this.frames.length ? Number(this.frames.at(-1).sequence) : 0;
   }
 
   get atStart() {
@@ -32,14 +30,16 @@ export class LogWindow {
     return this.last >= this.total;
   }
 
-  /** Take frames that were just committed. Those that go on where the window ends are returned. */
+  /** Take frames that were just committed. Those of its sources that go on where the window ends are returned. */
   live(frames) {
     const fresh = frames.filter((frame) => Number(frame.sequence) > this.last);
     const goesOn = this.atEnd && fresh.length > 0 && Number(fresh[0].sequence) === this.last + 1;
     this.total = Math.max(this.total, Number(frames.at(-1)?.sequence ?? 0));
     if (!goesOn) return [];
-    this.frames.push(...fresh);
-    return fresh;
+    this.last = Number(fresh.at(-1).sequence);
+    const kept = this._kept(fresh);
+    this.frames.push(...kept);
+    return kept;
   }
 
   /** The lines in which a text occurs, from a frame on, in a part of the log. */
@@ -68,20 +68,24 @@ export class LogWindow {
     return found;
   }
 
-  /** Have the frames before its first one; how many came. */
+  /** Have it begin earlier; by how many frames. */
   async before(signal) {
     if (this.atStart) return 0;
     const found = await this._read({ beforeSequence: this.first }, signal);
-    this.frames.unshift(...found);
+    if (!found.length) return 0;
+    this.first = Number(found[0].sequence);
+    this.frames.unshift(...this._kept(found));
     return found.length;
   }
 
-  /** Have the frames behind its last one; how many came. */
+  /** Have it end later; by how many frames. */
   async after(signal) {
     if (this.atEnd) return 0;
     const found = (await this._read({ firstSequence: this.last + 1 }, signal)).filter(
       (frame) => Number(frame.sequence) > this.last);
-    this.frames.push(...found);
+    if (!found.length) return 0;
+    this.last = Number(found.at(-1).sequence);
+    this.frames.push(...this._kept(found));
     return found.length;
   }
 
@@ -89,7 +93,9 @@ export class LogWindow {
   async jump(place, signal) {
     let found = await this._read(place, signal);
     if (!found.length && this.total) found = await this._read({ beforeSequence: this.total + 1 }, signal);
-    this.frames = found;
+    this.first = Number(found[0]?.sequence ?? 1);
+    this.last = Number(found.at(-1)?.sequence ?? 0);
+    this.frames = this._kept(found);
   }
 
   /** Stand at the end. */
@@ -99,10 +105,16 @@ export class LogWindow {
 
   dropFirst(count) {
     this.frames.splice(0, count);
+    if (count) this.first = Number(this.frames[0]?.sequence ?? this.last + 1);
   }
 
   dropLast(count) {
     this.frames.splice(this.frames.length - count, count);
+    if (count) this.last = Number(this.frames.at(-1)?.sequence ?? this.first - 1);
+  }
+
+  _kept(frames) {
+    return frames.filter((frame) => this.sources.has(sourceOf(frame)));
   }
 
   async _read(place, signal) {

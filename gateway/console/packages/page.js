@@ -71,7 +71,7 @@ export class PackagePage extends HTMLElement {
 
   async _push() {
     const stored = await push(`Push another version of ${this._name}`);
-    if (stored) navigate(`/packages/${encodeURIComponent(stored.name)}?version=${encodeURIComponent(stored.version)}`);
+    if (stored && this.isConnected) navigate(`/packages/${encodeURIComponent(stored.name)}?version=${encodeURIComponent(stored.version)}`);
   }
 
   async _delete({ name, version }, versions) {
@@ -85,7 +85,7 @@ export class PackagePage extends HTMLElement {
     if (!deleted) return;
     say(`${name} ${version} was deleted.`);
     // Its own address shows nothing any more.
-    navigate(versions.length > 1 ? location.pathname : "/packages", { replace: true });
+    if (this.isConnected) navigate(versions.length > 1 ? location.pathname : "/packages", { replace: true });
   }
 
   _operation(found, operation) {

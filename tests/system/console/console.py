@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any, Self
 
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Route, expect
 
 SECONDS = 30.0
+
+
+def unavailable(route: Route) -> None:
+    """What a load balancer says while servers are rolled."""
+    route.fulfill(status=503, json={"error": {"code": 503, "status": "UNAVAILABLE", "message": "Being rolled."}})
 
 
 class Console:

@@ -24,7 +24,7 @@ SIZES = {"desk": {"width": 1360, "height": 850}, "phone": {"width": 390, "height
 TOUCHING = """() => {
     const box = (part) => part.getBoundingClientRect();
     const parts = [...document.querySelectorAll(".page > *, .shown > *")].filter(
-        (part) => box(part).height > 0 && getComputedStyle(part).position === "static");
+        (part) => box(part).height > 0 && !part.matches(".state") && getComputedStyle(part).position === "static");
     return parts
         .filter((part, n) => n > 0 && parts[n - 1].parentNode === part.parentNode
             && box(part).left < box(parts[n - 1]).right && box(part).top - box(parts[n - 1]).bottom < 4)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from google.protobuf import duration_pb2
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from sis.client import Client
 from sis.credentials.v1 import credential_pb2
@@ -273,3 +274,18 @@ def test_words_of_the_form(console: Console, client: Client, package: str) -> No
     # Beside each other where there is room.
     boxes = [page.locator("fieldset", has_text=word).bounding_box() for word in ("Parameters", "As whom")]
     assert boxes[0] and boxes[1] and boxes[1]["x"] >= boxes[0]["x"] + boxes[0]["width"]
+
+
+def test_it_begins_where_somebody_is_online(console: Console) -> None:
+    def told(route: Route) -> None:
+        found = route.fetch().json()
+        (agent,) = (each for each in found["agents"] if each["name"] == "local-1")
+        found["agents"] = [{**agent, "name": "gone-1", "group": "gone", "online": False}, agent]
+        route.fulfill(body=json.dumps(found), content_type="application/json")
+
+    console.page.route("**/v1/agents?*", told)
+    page = begin(console, "core.shell", "somewhere")
+    expect(page.get_by_label("Site target", exact=True).locator("option")).to_have_count(2)
+    expect(page.locator("select[name=siteTarget]")).to_have_value("local")
+    page.get_by_label("One agent").check()
+    expect(page.locator("select[name=siteTarget]")).to_have_value("local-1")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from sis.client import Client
 from sis.packages import archive
@@ -234,3 +235,18 @@ def test_agents(console: Console, client: Client) -> None:
     expect(code).not_to_have_value("")
     page.get_by_role("button", name="Close", exact=True).click()
     expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_who_has_left_the_form_is_not_taken_to_its_job(console: Console) -> None:
+    page = begin(console, "core.shell", "left")
+    page.get_by_label("script").fill("true")
+    held: list[Route] = []
+    page.route("**/v1/jobs", lambda route: held.append(route))
+    with page.expect_request("**/v1/jobs"):
+        console.button("Create job").click()
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="Agents").click()
+    expect(page.get_by_role("heading", name="Agents")).to_be_visible()
+    held[0].continue_()
+    expect(page.get_by_text(re.compile(r"Job \d+ was created\."))).to_be_visible()
+    expect(page).to_have_url(re.compile("/agents$"))
+    expect(page.get_by_role("heading", name="Agents")).to_be_visible()

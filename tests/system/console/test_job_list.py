@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Route, expect
 from sis.client import Client
 from sis.queue.v1 import job_pb2
 from tests.support.numbered_job import shell_job, until
-from tests.system.console.console import Console
+from tests.system.console.console import Console, unavailable
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -609,3 +609,148 @@ def test_a_phone_has_it_all(opened: Callable[..., Console], client: Client, widt
     top = rows(console).first.bounding_box()
     assert top is not None and top["y"] < 330
     assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_what_is_said_of_a_choice_keeps_the_focus(console: Console, client: Client) -> None:
+    """While jobs change beneath it, and when all that match are chosen."""
+    tag = uuid.uuid4().hex
+    first, second = (made(client, f"{n} {tag}", deferred=True) for n in (1, 2))
+
+    def many(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "totalSize": "60"})
+
+    page = console.page
+    page.route("**/v1/jobs?*", many)
+    page.goto(f"/jobs?text={tag}")
+    page.get_by_label("Select all jobs on this page").check()
+    more = console.button("Select all 60 that match")
+    more.focus()
+    client.jobs.cancel(first)
+    expect(console.row(first)).to_contain_text("Canceled")
+    expect(more).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("All 60 jobs that match are selected.")).to_be_visible()
+    expect(console.button("Clear")).to_be_focused()
+    client.jobs.cancel(second)
+    expect(console.row(second)).to_contain_text("Canceled")
+    expect(console.button("Clear")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(console.button("Clear")).to_be_hidden()
+
+
+def test_a_list_that_is_cut_off_in_the_middle_is_told(console: Console, client: Client) -> None:
+    job_id = made(client, f"cut {uuid.uuid4().hex}", deferred=True)
+    page = console.page
+    page.route("**/v1/jobs?*", lambda route: route.fulfill(body='{"jobs": [', content_type="application/json"), times=1)
+    page.goto("/jobs")
+    expect(page.get_by_text("The server cannot be reached").first).to_be_visible()
+    console.button("Try again").click()
+    expect(console.row(job_id)).to_be_visible()
+    client.jobs.cancel(job_id)
+
+
+def test_a_watch_that_lost_its_place_begins_again_once_the_list_can_be_had(console: Console, client: Client) -> None:
+    tag = uuid.uuid4().hex
+    job_id = made(client, f"lost {tag}", deferred=True)
+    details = [{"reason": "RESUME_EXPIRED", "domain": "sis"}]
+    error = {"code": 410, "status": "OUT_OF_RANGE", "message": "Too old.", "details": details}
+    asked: list[str] = []
+
+    def second_fails(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) == 2:
+            unavailable(route)
+        else:
+            route.continue_()
+
+    page = console.page
+    page.route(
+        "**/v1/jobs:watch*",
+        lambda route: route.fulfill(body=json.dumps({"error": error}), content_type="application/x-ndjson", status=410),
+        times=1,
+    )
+    page.route("**/v1/jobs?*", second_fails)
+    with page.expect_response(lambda response: response.status == 503):
+        page.goto(f"/jobs?text={tag}")
+    expect(page.get_by_text("Reconnecting …")).to_be_visible()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    client.jobs.cancel(job_id)
+    expect(console.row(job_id)).to_contain_text("Canceled")
+
+
+def test_a_dialog_goes_with_its_page(console: Console, client: Client) -> None:
+    tag = uuid.uuid4().hex
+    job_id = made(client, f"left {tag}", deferred=True)
+    page = console.go("/agents")
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="Jobs").click()
+    page.get_by_label(f"Select job {job_id}", exact=True).check()
+    console.button("Cancel").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("heading", name="Agents")).to_be_visible()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    client.jobs.cancel(job_id)
+
+
+def test_what_is_done_after_its_list_was_left_fetches_no_list(console: Console, client: Client) -> None:
+    """What was confirmed goes on, and is told. Nobody sees the list, so nobody would ever end its watch."""
+    job_id = made(client, f"left {uuid.uuid4().hex}", deferred=True)
+    page = console.go("/agents")
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="Jobs").click()
+    page.get_by_label(f"Select job {job_id}", exact=True).check()
+    console.button("Cancel").click()
+    held: list[Route] = []
+    page.route("**/v1/jobs:apply", lambda route: held.append(route))
+    with page.expect_request("**/v1/jobs:apply"):
+        page.get_by_role("dialog").get_by_role("button", name="Cancel", exact=True).click()
+    page.go_back()
+    expect(page.get_by_role("heading", name="Agents")).to_be_visible()
+    lists: list[str] = []
+    page.on("request", lambda request: lists.append(request.url) if "/v1/jobs?" in request.url else None)
+    held[0].continue_()
+    expect(page.get_by_text("1 job canceled")).to_be_visible()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    # Whatever was asked for by then was asked for before this.
+    with page.expect_response("**/v1/agents?*"):
+        pass
+    assert not lists
+
+
+def test_the_filter_field_says_what_the_list_is_filtered_by(console: Console, client: Client) -> None:
+    """Also after Back, with the focus still in it."""
+    tag = uuid.uuid4().hex
+    job_id = made(client, f"filtered {tag}", deferred=True)
+    page = console.go("/jobs")
+    page.get_by_label("Run State").select_option(label="Ready")
+    expect(page).to_have_url(re.compile("state=RUN_STATE_READY"))
+    field = page.get_by_label("Filter by name, operation, target")
+    field.fill(f"{tag} ")
+    expect(page).to_have_url(re.compile(f"text={tag}$"))
+    expect(console.row(job_id)).to_be_visible()
+    expect(field).to_have_value(f"{tag} ")
+    page.go_back()
+    expect(page).to_have_url(re.compile("/jobs$"))
+    expect(field).to_be_focused()
+    expect(field).to_have_value("")
+    client.jobs.cancel(job_id)
+
+
+def test_a_second_click_on_older_turns_no_second_page(console: Console, client: Client) -> None:
+    """As long as the next page is not there, nobody knows which one follows it."""
+    tag = uuid.uuid4().hex
+    for n in range(51):
+        made(client, f"{n} {tag}", deferred=True)
+    page = console.go(f"/jobs?text={tag}")
+    expect(rows(console)).to_have_count(50)
+    held: list[Route] = []
+    page.route("**/v1/jobs?*", lambda route: held.append(route))
+    with page.expect_request("**/v1/jobs?*"):
+        console.button("Older").click()
+    console.button("Older").click()
+    held[-1].continue_()
+    page.unroute("**/v1/jobs?*")
+    expect(rows(console)).to_have_count(1)
+    assert page.evaluate("() => history.state.trail") == [""]
+    console.button("Newer").click()
+    expect(rows(console)).to_have_count(50)
+    expect(console.button("Newer")).to_be_disabled()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Route, expect
@@ -11,7 +13,7 @@ from playwright.sync_api import Route, expect
 from sis.client import Client
 from tests.support.stack import Stack
 from tests.support.tcp_proxy import proxied
-from tests.system.console.console import Console
+from tests.system.console.console import Console, unavailable
 from tests.system.console.test_job_list import ended, made
 
 pytestmark = pytest.mark.timeout(180)
@@ -199,3 +201,66 @@ def test_a_log_that_is_empty_has_no_tools(console: Console, client: Client) -> N
         expect(page.locator(".log-view").get_by_text(name)).to_be_hidden()
     client.jobs.activate(job_id)
     expect(page.get_by_text("Nothing was written.", exact=True)).to_be_visible()
+
+
+def test_a_log_that_cannot_be_read_is_not_said_to_be_empty(console: Console, client: Client) -> None:
+    job_id = made(client, "unread", "echo written")
+    ended(client, job_id)
+    page = console.page
+    page.route("**/log?*", unavailable)
+    console.job(job_id, "output")
+    trouble = page.get_by_role("alert").filter(has_text="This could not be loaded")
+    expect(trouble).to_contain_text("Being rolled.")
+    expect(page.get_by_text("Nothing was written")).to_be_hidden()
+    expect(console.button("Copy")).to_be_hidden()
+    page.unroute("**/log?*")
+    console.button("Try again").click()
+    expect(page.locator(".log .line")).to_have_text(["written"])
+    expect(trouble).to_have_count(0)
+    expect(console.button("Copy")).to_be_visible()
+
+
+def test_output_that_ended_long_before_the_log_is_shown(console: Console, client: Client) -> None:
+    """The last parts of the log tell of progress alone, and a page of nothing cannot be scrolled."""
+    job_id = made(client, "progress", "echo written")
+    ended(client, job_id)
+    time = client.jobs.get(job_id).complete_time.ToDatetime().isoformat() + "Z"
+    lines, total, piece = 30, 9_000, 2_000
+
+    def frame(sequence: int) -> dict[str, object]:
+        if sequence > lines:
+            notice = {"severity": "SEVERITY_INFO", "text": "", "progress": {"percent": 1, "text": f"{sequence}"}}
+            return {"sequence": str(sequence), "time": time, "notice": notice}
+        data = base64.b64encode(f"line {sequence}\n".encode()).decode()
+        return {"sequence": str(sequence), "time": time, "chunk": {"channel": "CHANNEL_STDOUT", "data": data}}
+
+    def read(route: Route) -> None:
+        asked = {name: int(value) for name, (value,) in parse_qs(urlsplit(route.request.url).query).items()}
+        end = min(asked.get("beforeSequence", asked.get("firstSequence", 1) + piece), total + 1)
+        first = asked.get("firstSequence", max(1, end - piece))
+        frames = [frame(sequence) for sequence in range(first, end)]
+        route.fulfill(json={"totalFrames": str(total), "frames": {"attempt": 1, "frames": frames}})
+
+    page = console.page
+    page.route("**/log?*", read)
+    console.job(job_id, "output")
+    expect(page.locator(".log .line")).to_have_text([f"line {n}" for n in range(1, lines + 1)])
+    page.get_by_role("link", name="Monitor").click()
+    expect(page.locator(".log .line", has_text=f"{total}")).to_be_in_viewport()
+    page.get_by_role("link", name="Console Output").click()
+    expect(page.locator(".log .line").last).to_have_text(f"line {lines}")
+    expect(page.locator(".log .line").last).to_be_in_viewport()
+
+
+def test_a_search_ends_with_its_view(console: Console, client: Client) -> None:
+    job_id = made(client, "left", "echo written")
+    ended(client, job_id)
+    # Nothing but the page ends what it has asked for.
+    console.context.add_init_script("AbortSignal.timeout = () => new AbortController().signal;")
+    page = console.job(job_id, "output")
+    page.route("**/log:search?*", lambda _: None)
+    page.get_by_label("Search the log").fill("written")
+    with page.expect_request("**/log:search?*"):
+        page.keyboard.press("Enter")
+    with page.expect_event("requestfailed", lambda request: "/log:search?" in request.url):
+        page.get_by_role("link", name="History").click()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from sis.client import Client
 from sis.queue.v1 import job_pb2
 from tests.support.numbered_job import until
-from tests.system.console.console import Console
+from tests.system.console.console import Console, unavailable
 from tests.system.console.test_job_list import ended, made
 
 pytestmark = pytest.mark.timeout(180)
@@ -211,3 +212,80 @@ def test_a_job_that_is_gone(console: Console, client: Client) -> None:
     expect(page.locator("main")).not_to_contain_text("sis jobs list")
     page = console.go("/jobs/somewhere/else")
     expect(page.get_by_text("There is nothing here")).to_be_visible()
+
+
+def test_what_a_proxy_says_while_servers_are_rolled_ends_no_page(console: Console, client: Client) -> None:
+    """Neither before there is anything to see, nor when all there is was seen already."""
+    job_id = made(client, "rolled", "echo there")
+    ended(client, job_id)
+    page = console.page
+    page.route("**:monitor?*", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"), times=1)
+    console.job(job_id)
+    expect(page.locator(".log .line.out")).to_have_text(["there"])
+    settled = f"**/v1/jobs/{job_id}"
+    page.route(settled, unavailable, times=1)
+    with page.expect_response(settled) as refused:
+        page.reload()
+    assert refused.value.status == 503
+    with page.expect_response(settled) as answered:
+        expect(page.locator(".log .line.out")).to_have_text(["there"])
+    assert answered.value.status == 200
+    expect(page.get_by_role("navigation", name="Views of the job")).to_be_visible()
+
+
+def test_why_it_waits_is_not_asked_while_nobody_looks(console: Console, client: Client) -> None:
+    job_id = made(client, "unseen", site="group:nobody-is-there")
+    asked: list[str] = []
+    page = console.page
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith(":explain") else None)
+    page.clock.install()
+    console.job(job_id)
+    expect(page.locator(".why")).to_contain_text("no agent of group nobody-is-there")
+    see = """hidden => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(see, True)
+    asked.clear()
+    page.clock.run_for(30_000)
+    assert not asked
+    with page.expect_response("**:explain"):
+        page.evaluate(see, False)
+    client.jobs.cancel(job_id)
+
+
+def test_a_time_of_summer_is_said_to_be_one(console: Console, client: Client) -> None:
+    job_id = made(client, "seasons")
+    ended(client, job_id)
+    page = console.shown(job_id, createTime="2026-07-01T10:00:00Z", startTime="2026-01-01T10:00:00Z")
+    times = page.locator(".facts-grid time")
+    expect(times.nth(0)).to_have_attribute("title", "2026-07-01 10:00:00 UTC (shown in CEST)")
+    expect(times.nth(1)).to_have_attribute("title", "2026-01-01 10:00:00 UTC (shown in CET)")
+
+
+def test_a_long_name_without_blanks_fits_a_phone(opened: Callable[..., Console], client: Client) -> None:
+    job_id = made(client, "nightly_database_backup_production_eu_west_and_everything_else")
+    ended(client, job_id)
+    page = opened(viewport={"width": 390, "height": 844}).job(job_id)
+    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_dialog_stays_until_its_request_is_answered(console: Console, client: Client) -> None:
+    job_id = made(client, "asked", deferred=True)
+    page = console.job(job_id)
+    held: list[Route] = []
+    page.route("**:cancel", lambda route: held.append(route))
+    console.button("Cancel").click()
+    dialog = page.get_by_role("dialog")
+    with page.expect_request("**:cancel"):
+        dialog.get_by_role("button", name="Cancel", exact=True).click()
+    expect(dialog.get_by_role("button", name="Go back")).to_be_disabled()
+    for _ in range(4):
+        page.keyboard.press("Escape")
+    unavailable(held.pop())
+    expect(dialog.get_by_role("alert")).to_have_text("Being rolled.")
+    with page.expect_request("**:cancel"):
+        dialog.get_by_role("button", name="Cancel", exact=True).click()
+    held.pop().continue_()
+    expect(dialog).to_have_count(0)
+    expect(page.locator("h1 + .badge")).to_have_text("Canceled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 
@@ -66,3 +67,14 @@ def test_the_theme_is_chosen_and_kept(opened: Callable[..., Console]) -> None:
     button.click()
     expect(button).to_have_accessible_name("Theme: as the system. Change it")
     assert page.evaluate(back) == light
+
+
+def test_who_skips_to_the_content_keeps_it(console: Console) -> None:
+    page = console.go("/jobs/new?package=core.shell")
+    name = page.locator("[name=displayName]")
+    name.fill("typed")
+    page.get_by_text("Skip to the content").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    expect(name).to_have_value("typed")
+    expect(page).to_have_url(re.compile("/jobs/new.package=core.shell$"))

@@ -19,7 +19,7 @@ from sis.credentials.v1 import credential_pb2
 from sis.credentials.v1 import credential_service_pb2 as credentials_pb
 from tests.support.enrolled import EnrolledAgent, pairing_code
 from tests.support.stack import Stack
-from tests.system.console.console import Console
+from tests.system.console.console import Console, unavailable
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -34,11 +34,6 @@ def private_key() -> str:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, encryption
     ).decode()  # fmt: skip
-
-
-def unavailable(route: Route) -> None:
-    """What a load balancer says while servers are rolled."""
-    route.fulfill(status=503, json={"error": {"code": 503, "status": "UNAVAILABLE", "message": "Being rolled."}})
 
 
 # The KeySafe
@@ -119,6 +114,33 @@ def test_two_people_replace_one_secret(console: Console, client: Client) -> None
     page.get_by_role("dialog").get_by_role("button", name="Close").click()
     # What is shown now is what is there, so that the next attempt is not refused for the same reason.
     expect(page.get_by_text("version 2")).to_be_visible()
+    console.button("Replace secret").click()
+    page.get_by_role("dialog").locator("[name=secret]").fill("the third token")
+    console.confirm("Replace")
+    expect(page.get_by_text("version 3")).to_be_visible()
+    client.credentials.delete(name)
+
+
+def test_a_secret_that_nobody_replaced_leaves_the_page_as_it_was(console: Console, client: Client) -> None:
+    """The button that opened the dialog has the focus again, also where the credential has changed meanwhile; and where
+    it cannot be looked at again, what was there stays."""
+    name, dialog = begin(console, "Token")
+    dialog.locator("[name=secret]").fill("the first token")
+    store(console, name, dialog)
+    page = console.go(f"/credentials/{name}")
+    console.button("Replace secret").click()
+    request = credentials_pb.ReplaceCredentialRequest(name=name, version=1)
+    request.value.secret = b"the second token"
+    client.credentials.replace(request)
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    expect(page.get_by_text("version 2")).to_be_visible()
+    expect(console.button("Replace secret")).to_be_focused()
+    page.route(f"**/v1/credentials/{name}", unavailable)
+    console.button("Replace secret").click()
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    expect(page.get_by_text("Being rolled.")).to_be_visible()
+    expect(page.get_by_text("version 2")).to_be_visible()
+    page.unroute(f"**/v1/credentials/{name}")
     console.button("Replace secret").click()
     page.get_by_role("dialog").locator("[name=secret]").fill("the third token")
     console.confirm("Replace")

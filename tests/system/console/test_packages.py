@@ -110,6 +110,17 @@ def test_why_an_archive_is_not_taken_stands_in_the_dialog(console: Console, libr
     expect(row(page, library.name)).to_be_visible()
 
 
+def test_a_push_that_takes_too_long_can_be_stopped(console: Console, library: Library) -> None:
+    page = console.go("/packages")
+    console.button("Push a package").click()
+    page.route("**/v1/packages", lambda _: None)
+    with page.expect_request("**/v1/packages"):
+        dialog = choose_file(page, library.archive("1.0.0"))
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/v1/packages")):
+        dialog.get_by_role("button", name="Stop", exact=True).click()
+    expect(dialog).to_have_count(0)
+
+
 def test_a_package_is_replaced_by_a_version_that_is_pushed_on_its_page(console: Console, library: Library) -> None:
     library.push("1.0.0")
     page = console.go(f"/packages/{library.name}")
