@@ -96,11 +96,14 @@ def test_every_process_is_read_once_under_its_name(tmp_path: Path) -> None:
 def test_the_alerts_are_about_labels_that_the_job_sets(tmp_path: Path) -> None:
     rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
     selectors = [each for rule in rules for each in re.findall(r"\bup\{(.*?)\}", rule["expr"])]
-    assert len(selectors) == 2
-    (queue,) = found(tmp_path, pod("sis-queue-7c9d5b6f4-x2x8k"))
+    assert len(selectors) == 6
+    servers = found(
+        tmp_path, *(pod(f"sis-{name}-7c9d5b6f4-x2x8k") for name in ("queue", "credentials", "hub", "gateway"))
+    )
     for selector in selectors:
-        for name, matches, value in re.findall(r"(\w+)(=~?)\"(.*?)\"", selector):
-            assert re.fullmatch(value if matches == "=~" else re.escape(value), queue[name]), selector
+        parts = re.findall(r"(\w+)(=~?)\"(.*?)\"", selector)
+        patterns = {name: value if matches == "=~" else re.escape(value) for name, matches, value in parts}
+        assert any(all(re.fullmatch(patterns[name], each[name]) for name in patterns) for each in servers), selector
 
 
 @pytest.mark.parametrize("component", ["observability", "agent-observability"])
