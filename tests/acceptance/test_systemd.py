@@ -15,7 +15,7 @@ from tests.integration.packages import disposable_machine
 from tests.integration.packages.disposable_machine import Init, Machine
 from tests.support.numbered_job import until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "sis-agent.service"
 DATA = "/var/lib/suite"

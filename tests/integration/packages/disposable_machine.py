@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-_DEADLINE = 30.0
+_DEADLINE = 60.0
 
 # Has a control group removed that the machine would leave; empty it is once the last zombie is reaped.
 _OUTSIDE = """
