@@ -66,7 +66,7 @@ def test_a_payload_outlives_the_restart_and_the_stop_of_its_agent(site: Site) ->
     what = ("--package", "core.shell", "--operation", "run", "--param", f"script={SCRIPT}")
     created = site.sis("jobs", "create", "--name", "long", *what, "--site", "group:unit", "--json")
     job_id = json.loads(created)["jobId"]
-    until(site.payload, "the payload")
+    until(lambda: bool(site.payload()), "the payload")
     before = site.machine.path("/run/payload").read_text()
     site.systemctl("restart", "sis-agent")
     assert site.payload()
