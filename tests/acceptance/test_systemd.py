@@ -36,7 +36,7 @@ class Site:
 
     def job(self, job_id: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.sis("jobs", "get", job_id, "--json"))
-        return found.get("job", found)
+        return found
 
     def payload(self) -> str:
         """The command line of the payload; "" when it is not there."""
