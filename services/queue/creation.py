@@ -243,16 +243,13 @@ _REMEMBER_REQUEST = text(
 )
 
 
+# One that is there is written as it is: this transaction is acknowledged no sooner than the one that made the job could
+# have been. What a primary shows after it has lost its synchronous standby, or has crashed, need not be safe yet.
 _CLAIM_REQUEST_ID = text("""
-    INSERT INTO queue.request_ids (caller, request_id, fingerprint, job_id, created_at)
+    INSERT INTO queue.request_ids AS known (caller, request_id, fingerprint, job_id, created_at)
     VALUES (:caller, :request_id, :fingerprint, 0, queue.now())
-    ON CONFLICT (caller, request_id) DO NOTHING RETURNING 1
-""")
-# Locked, so that this transaction is acknowledged no sooner than the one that made the job could have been: what a
-# primary shows after it has lost its synchronous standby, or has crashed, need not be safe yet.
-_LOCK_REQUEST_ID = text("""
-    SELECT fingerprint, job_id FROM queue.request_ids
-    WHERE caller = :caller AND request_id = :request_id FOR UPDATE
+    ON CONFLICT (caller, request_id) DO UPDATE SET fingerprint = known.fingerprint
+    RETURNING fingerprint, job_id
 """)
 
 
@@ -263,15 +260,11 @@ async def _claim_request_id(connection: AsyncConnection, caller: str, request_id
         return None
     fingerprint = hmac.digest(caller.encode(), request, hashlib.sha256)
     claimed = {"caller": caller, "request_id": request_id, "fingerprint": fingerprint}
-    # One that is there may be forgotten before it is locked: its week has just ended.
-    while (await connection.execute(_CLAIM_REQUEST_ID, claimed)).first() is None:
-        found = (await connection.execute(_LOCK_REQUEST_ID, claimed)).first()
-        if found is None:
-            continue
-        if not hmac.compare_digest(bytes(found.fingerprint), fingerprint):
-            raise RequestIdReused(request_id)
-        return int(found.job_id)
-    return None
+    found = (await connection.execute(_CLAIM_REQUEST_ID, claimed)).one()
+    if not hmac.compare_digest(bytes(found.fingerprint), fingerprint):
+        raise RequestIdReused(request_id)
+    # Of one that was just taken, there is no job yet.
+    return int(found.job_id) or None
 
 
 def _check(operation: Operation, command: CreateJob) -> dict[str, Value]:

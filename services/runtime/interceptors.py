@@ -336,8 +336,7 @@ async def authorisation(call: Call) -> AsyncIterator[None]:
 
 def limits(bounds: Mapping[Kind, int]) -> Layer:
     """Refuses calls when too many of their kind are in flight."""
-    in_flight: Counter[Kind] = Counter()
-    of_agents: Counter[str] = Counter()
+    in_flight: Counter[Kind | str] = Counter()
 
     @asynccontextmanager
     async def layer(call: Call) -> AsyncIterator[None]:
@@ -348,20 +347,17 @@ def limits(bounds: Mapping[Kind, int]) -> Layer:
                 retry_after=1.0,
             )
         agent = call.caller.name if call.caller and call.caller.kind == "agent" else ""
-        if agent and of_agents[agent] >= AGENT_LIMIT:
+        if agent and in_flight[agent] >= AGENT_LIMIT:
             raise ResourceExhausted(
                 f"agent {agent} has {AGENT_LIMIT} calls in flight, which is the limit of one; end some, and try again",
                 retry_after=1.0,
             )
-        taken: list[tuple[Counter[Any], object]] = [(in_flight, kind), *([(of_agents, agent)] if agent else [])]
-        for counter, key in taken:
-            counter[key] += 1
+        in_flight.update((kind, agent))
         try:
             yield
         finally:
-            for counter, key in taken:
-                counter[key] -= 1
-                if not counter[key]:
-                    del counter[key]
+            in_flight.subtract((kind, agent))
+            if not in_flight[agent]:
+                del in_flight[agent]
 
     return layer

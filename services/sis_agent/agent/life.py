@@ -239,13 +239,18 @@ class Life:
 
     async def _stored(self, digest: str) -> Path:
         """The directory of a package that is not cached. Waits for room where there is too little."""
-        while True:
-            try:
-                return await self._site.packages.get(digest)
-            except OSError as error:
-                if not self._site.state.failed(error, more=True):
-                    raise PackageUnavailable(f"package {digest} cannot be stored at this site: {error}") from error
+        state = self._site.state
+        try:
+            while True:
+                try:
+                    return await self._site.packages.get(digest)
+                except OSError as error:
+                    if not state.failed(error):
+                        raise PackageUnavailable(f"package {digest} cannot be stored at this site: {error}") from error
+                state.waiting.add(self.key)
                 await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            state.waiting.discard(self.key)
 
     def _time_to_start(self) -> float:
         given = self.assignment.start_timeout

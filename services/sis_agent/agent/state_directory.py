@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Final
 
@@ -26,34 +27,27 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._trouble = ""
-        self._too_little = -1
-        """How many free bytes were too few for what was to be written; -1 where it was little."""
+        self.waiting: set[Hashable] = set()
+        """Who waits for room for more than `look` tries: while anybody does, it finds nothing out."""
 
     @property
     def full(self) -> bool:
         """Whether it could not be written when that was tried last."""
         return bool(self._trouble)
 
-    def failed(self, error: JournalUnwritable | OSError, *, more: bool = False) -> bool:
-        """Something in it could not be written; with `more`, something large, for which what is free now is not enough.
-        Whether that is the trouble of all: else of what was to be written alone, which is not mended by waiting for
-        room."""
+    def failed(self, error: JournalUnwritable | OSError) -> bool:
+        """Something in it could not be written. Whether that is the trouble of all: else of what was to be written
+        alone, which is not mended by waiting for room."""
         if isinstance(error, OSError) and error.errno not in _UNWRITABLE:
             return False
         if not self._trouble:
             log.error("%s: this agent takes no jobs until %s can be written; what runs goes on", error, self._path)
         self._trouble = str(error)
-        if more:
-            self._too_little = max(self._too_little, self._free())
         return True
-
-    def _free(self) -> int:
-        found = os.statvfs(self._path)
-        return found.f_bavail * found.f_frsize
 
     def look(self) -> None:
         """Find out whether it can be written again, where it could not."""
-        if not self._trouble:
+        if not self._trouble or self.waiting:
             return
         trial = self._path / _TRIAL
         try:
@@ -61,12 +55,10 @@ class StateDirectory:
                 file.write(bytes(ROOM_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
-            if self._free() <= self._too_little:
-                return
         except OSError as error:
             self._trouble = str(error)
         else:
-            self._trouble, self._too_little = "", -1
+            self._trouble = ""
             log.info("%s can be written again: this agent takes jobs", self._path)
         finally:
             with contextlib.suppress(OSError):

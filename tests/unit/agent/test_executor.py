@@ -111,6 +111,7 @@ async def test_a_package_for_which_there_is_no_room_is_waited_for(site: Site, mo
         with SpoolReader(site.directories.path(KEY) / SPOOL) as spool:
             assert spool.finished is None
         await executor.close()
+    assert not site.state.waiting
 
 
 async def test_what_is_in_the_way_of_an_attempt_makes_no_full_disk(

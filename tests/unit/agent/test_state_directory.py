@@ -29,21 +29,17 @@ def test_want_of_room_is_the_trouble_of_all(tmp_path: Path, error: OSError | Jou
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_large_waits_for_more_than_there_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_somebody_waits_for_more_room_no_job_is_taken(tmp_path: Path) -> None:
     """There is room for a job, but a package did not fit in."""
-    free = 10 << 20
-    monkeypatch.setattr(StateDirectory, "_free", lambda _: free)
     state = StateDirectory(tmp_path)
-    assert state.failed(OSError(errno.ENOSPC, "No space left on device"), more=True)
+    assert state.failed(OSError(errno.ENOSPC, "No space left on device"))
+    state.waiting.add("a package")
     state.look()
     assert state.full
-    free += 1
+    state.waiting.clear()
+    assert state.full, "nobody has looked since"
     state.look()
     assert not state.full
-    assert state.failed(OSError(errno.ENOSPC, "No space left on device"))
-    free = 1 << 20
-    state.look()
-    assert not state.full, "what is small fits in again"
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EISDIR, errno.EACCES, errno.EMFILE, None])

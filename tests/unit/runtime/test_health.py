@@ -30,10 +30,11 @@ class Reader:
 async def test_a_watcher_that_does_not_read_keeps_nobody_waiting(service: str) -> None:
     health = Health()
     await health.set_serving(True, ["sis.queue.v1.JobService"])
-    silent, other = Reader(reads=False), Reader()
+    silent: Any = Reader(reads=False)
+    other: Any = Reader()
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         watchers: list[asyncio.Task[Any]] = [
-            group.create_task(health.Watch(HealthCheckRequest(service=name), context))  # type: ignore[arg-type]
+            group.create_task(health.Watch(HealthCheckRequest(service=name), context))
             for name, context in ((service, silent), ("", other))
         ]
         await silent.told.get()
