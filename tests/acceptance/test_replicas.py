@@ -19,6 +19,7 @@ from tests.support import promises
 from tests.support.numbered_job import NumberedJob, until
 from tests.support.stack import Stack
 from tests.support.steady_load import SteadyLoad
+from tests.support.stopping import stop
 
 pytestmark = pytest.mark.long
 
@@ -143,7 +144,7 @@ def test_what_cannot_be_rolled_is_refused(pair: Stack, tmp_path: Path) -> None:
 def test_one_is_not_restarted_while_its_sibling_is_not_healthy(pair: Stack) -> None:
     former = pair.process("queue-1").identity
     stopped = pair.process("queue-2").identity
-    stopped.signal(signal.SIGSTOP)
+    assert stop(stopped.pid)
     try:
         with pair.started_cli("restart", "queue-1") as restart:
             assert restart.stdout is not None

@@ -13,6 +13,7 @@ from sis.queue.v1 import job_pb2
 from tests.support.enrolled import enrolled_agent
 from tests.support.numbered_job import NumberedJob, runs, shell_job, until
 from tests.support.stack import Stack
+from tests.support.stopping import stop
 
 
 @pytest.mark.parametrize("victim", ["queue", "hub-1", "local-1", "postgres"])
@@ -62,7 +63,7 @@ def test_a_job_whose_agent_is_silent_is_awol_and_comes_home(stack: Stack, tmp_pa
     ):
         process = agent.start()
         job.wait_lines()
-        os.kill(process.pid, signal.SIGSTOP)
+        assert stop(process.pid)
         try:
             until(lambda: client.jobs.get(job.job_id).status == job_pb2.JOB_STATUS_AWOL, "the sweeper", seconds=150)
         finally:

@@ -22,6 +22,7 @@ from services.sis_agent.agent.supervision.supervisor_identity import SupervisorI
 from tests.crash.points import Passage
 from tests.support.linked_stack import LinkedStack
 from tests.support.stack import Stack
+from tests.support.stopping import stop
 from tests.support.tcp_proxy import ProxyThread
 
 PROCESSES: Final = ("queue", "hub", "agent", "zygote", "guardian", "supervisor", "credentials", "postgres", "vault")
@@ -122,10 +123,11 @@ class Strike(threading.Thread):
             case "stop" | "hang", _:
                 self._stack.faults.wait_passed(self.passage.point)
                 pid = _pid(self._stack, target)[1]
-                self.hit = _signal(pid, signal.SIGSTOP)
+                self.hit = stop(pid)
                 self._stack.faults.release(self.passage.point)
                 time.sleep(SECONDS[kind] if self.hit else 0)
-                _signal(pid, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
             case "cut", _:
                 self._stack.faults.wait_passed(self.passage.point)
                 link = self._link(target)
@@ -247,13 +249,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def _signal(pid: int, number: signal.Signals) -> bool:
-    """Whether it was there."""
-    if not _runs(pid):
-        return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-        return True
-    return False

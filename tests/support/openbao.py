@@ -19,6 +19,7 @@ from services.credentials.vault import Connection, VaultSettings
 from sis.stack.openbao import OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.processes import Child, last_words
+from tests.support.stopping import stop
 
 _SECONDS = 30.0
 _names = itertools.count(1)
@@ -154,10 +155,14 @@ class OpenBaoServer:
             self._child = None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        if self._child is not None:
-            self._child.signal(number)
-            if number == signal.SIGKILL:
-                self._child.wait(10)
+        if self._child is None:
+            return
+        if number == signal.SIGSTOP:
+            stop(self._child.identity.pid)
+            return
+        self._child.signal(number)
+        if number == signal.SIGKILL:
+            self._child.wait(10)
 
     def answers(self) -> bool:
         try:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from sis.stack import postgres as embedded
 from sis.stack import processes
 from sis.stack.postgres import DATABASE, SETTINGS, USER, Postgres, runtime_directory
+from tests.support.stopping import stop
 
 WAIT_SECONDS = 30.0
 # No test cuts the power.
@@ -75,7 +76,11 @@ class Server:
 
     def signal_all(self, number: int) -> None:
         """Send a signal to each of its processes: SIGSTOP makes it one that takes connections and says nothing."""
-        for identity in self.postgres.survivors():
+        survivors = self.postgres.survivors()
+        if number == signal.SIGSTOP:
+            stop(*(identity.pid for identity in survivors))
+            return
+        for identity in survivors:
             identity.signal(number)
 
     def sql(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:

@@ -25,6 +25,7 @@ from sis.stack.postgres import USER
 from sis.stack.state import ProcessState, StackState
 from tests.support.agent_process import AgentProcess
 from tests.support.fault_points import FaultPoints
+from tests.support.stopping import stop
 
 WAIT_SECONDS = 30.0
 
@@ -171,7 +172,9 @@ class Stack:
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the process of this name, which must be alive."""
-        assert self.process(name).identity.signal(number), f"{name} is not alive"
+        identity = self.process(name).identity
+        struck = stop(identity.pid) if number == signal.SIGSTOP else identity.signal(number)
+        assert struck, f"{name} is not alive"
 
     def wait_restarted(self, name: str, former: int, timeout: float = WAIT_SECONDS) -> None:
         """Wait until the process of this name is another than the one with the pid `former`."""

@@ -29,6 +29,7 @@ from services.sis_agent.agent.supervision.supervisor_identity import (
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import PYTHON, Attempt, Attempts, alive_with, eventually, is_alive
 from tests.support.fault_points import FaultPoints
+from tests.support.stopping import stop
 
 DEAF = "trap '' TERM; (trap '' TERM; sleep 60) & echo ready; sleep 60"
 
@@ -187,7 +188,7 @@ async def shed(attempts: Attempts, tmp_path: Path, mark: str) -> Attempt:
     attempt = await attempts.start(SHED, command=[*PYTHON, str(go), mark])
     await attempt.until_output(b"ready")
     with attempt.handle() as handle:
-        os.kill(handle.identity.pid, signal.SIGSTOP)
+        assert stop(handle.identity.pid)
         go.touch()
         await eventually(lambda: len(alive_with(f"time.sleep(300) {mark}")) == 1)
         handle.kill()
@@ -257,7 +258,7 @@ async def test_without_its_guardian_nothing_is_proven(attempts: Attempts) -> Non
 async def test_a_guardian_that_was_stopped_goes_on(attempts_anyhow: Attempts) -> None:
     attempt = await attempts_anyhow.start(DEAF)
     await attempt.until_output(b"ready")
-    os.kill(guardian_of(attempt).pid, signal.SIGSTOP)
+    assert stop(guardian_of(attempt).pid)
     await kill_supervisor(attempt)
     assert (await finish(attempt)).evidence.tree_empty
 
@@ -518,7 +519,7 @@ async def test_what_nobody_has_seen_is_found_by_the_session_that_one_was_seen_to
     await eventually(lambda: {payload, child} <= read_leaders(attempt.directory / PROCESSES).keys())
     guardian = guardian_of(attempt)
     with attempt.handle() as handle:
-        os.kill(handle.identity.pid, signal.SIGSTOP)
+        assert stop(handle.identity.pid)
         go.touch()
         await eventually(lambda: len(alive_with(f"time.sleep(300) {mark}")) == 1)
     await kill_guardian(attempt, guardian)

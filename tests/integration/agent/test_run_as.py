@@ -35,6 +35,7 @@ from sis.queue.v1 import job_pb2
 from tests.support.attempts import Attempt, Attempts, alive_with, eventually, is_alive
 from tests.support.fault_points import FaultPoints
 from tests.support.sealed import TOKEN, SealedIdentity
+from tests.support.stopping import stop
 
 pytestmark = pytest.mark.root
 
@@ -425,7 +426,7 @@ async def test_the_exit_status_outlives_the_executor(attempts: Attempts, as_alic
     attempt = await attempts.start("mkfifo go; echo begun; read line < go; exit 7", leases=as_alice)
     attempt_go = await _fifo_of(attempt)
     _, between, payload = roles(attempt)
-    os.kill(between.pid, signal.SIGSTOP)
+    assert stop(between.pid)
     await asyncio.to_thread(attempt_go.write_text, "go\n")
     await eventually(lambda: (found := processes.read(payload.pid)) is None or not found.alive)
     os.kill(between.pid, signal.SIGKILL)

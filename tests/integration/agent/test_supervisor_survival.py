@@ -19,6 +19,7 @@ from services.sis_agent.agent.supervision.handle import SpawnFailed, StopKind, S
 from services.sis_agent.agent.supervision.lost import finish_lost
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import Attempts, eventually, is_alive
+from tests.support.stopping import stop
 
 AGENT = """
 import asyncio, sys
@@ -188,7 +189,7 @@ async def test_a_supervisor_that_hangs_does_not_answer(
     handle = SupervisorHandle.adopt(attempt.directory)
     assert handle is not None
     with handle:
-        os.kill(handle.identity.pid, signal.SIGSTOP)
+        assert stop(handle.identity.pid)
         with pytest.raises(Exception, match="does not answer"):
             await handle.stop(StopKind.ABORT, "")
         assert handle.alive

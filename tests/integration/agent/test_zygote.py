@@ -17,6 +17,7 @@ from services.sis_agent.agent.linux.process_limit import PidsCgroup
 from services.sis_agent.agent.supervision.handle import SpawnFailed, Zygote
 from sis.queue.v1 import frame_pb2 as pb
 from tests.support.attempts import Attempts, eventually, is_alive
+from tests.support.stopping import stop
 
 
 def pid_of(zygote: Zygote) -> int:
@@ -229,7 +230,7 @@ async def ask_a_stopped_one(zygote: Zygote, nowhere: Path) -> list[asyncio.Task[
     await zygote.start()
     running = zygote._running
     assert running is not None
-    os.kill(pid_of(zygote), signal.SIGSTOP)
+    assert stop(pid_of(zygote))
     asked: list[asyncio.Task[object]] = [
         asyncio.create_task(zygote.spawn(nowhere / str(number), nowhere)) for number in range(300)
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import socket
 import ssl
 import stat
@@ -21,6 +20,7 @@ from sis.stack.openbao import OpenBao
 from sis.stack.ports import Reservations
 from sis.stack.processes import Child
 from tests.support.openbao import OpenBaoServer, until
+from tests.support.stopping import stop
 
 SECRET = {"data": {"secret": "kept"}}
 
@@ -168,7 +168,7 @@ def test_a_storage_from_before_it_had_a_name_is_kept(server: OpenBaoServer) -> N
 def test_a_server_that_lost_its_parent_is_ended_before_another_starts(server: OpenBaoServer) -> None:
     left = server.server.survivors()
     assert len(left) == 1
-    left[0].signal(signal.SIGSTOP)  # one that does not even hear that it should end
+    assert stop(left[0].pid)  # one that does not even hear that it should end
     settling = subprocess.run(
         [sys.executable, "-P", "-c", _SETTLE, str(server.server.directory), str(server.server.log)],
         timeout=60,

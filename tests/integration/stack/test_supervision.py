@@ -15,6 +15,7 @@ from sis.stack import processes
 from sis.stack.errors import StackError
 from sis.stack.processes import Command
 from sis.stack.supervision import LONGEST_DELAY, Stopped, Supervision
+from tests.support.stopping import stop
 
 
 def _command(directory: Path, script: str, name: str = "it") -> Command:
@@ -145,7 +146,7 @@ def test_what_hangs_is_killed_started_again_and_counted(tmp_path: Path) -> None:
         supervision.add(_command(tmp_path, "exec sleep 60"))
         part = supervision.parts["it"]
         first = part.last
-        first.signal(signal.SIGSTOP)
+        assert stop(first.pid)
         teller = threading.Thread(target=supervision.hangs, args=("it", first, 31.2))
         teller.start()
         started = time.monotonic()
