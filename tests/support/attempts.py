@@ -25,6 +25,8 @@ from sis.queue.v1 import job_pb2
 
 PATIENCE_SECONDS = 20.0
 SHELL = ["/bin/sh", "-c", "{param.script}"]
+UNTIL_GO = "until [ -e go ]; do sleep 0.02; done"
+"""A piece of a script that waits for `Attempt.go`."""
 PYTHON = [sys.executable, "-c", "{param.script}"]
 
 _numbers = itertools.count(1)
@@ -87,6 +89,15 @@ class Attempt:
 
     async def until_output(self, text: bytes) -> None:
         await self.until(lambda attempt: text in attempt.output())
+
+    async def until_started(self, count: int) -> list[job_pb2.Process]:
+        """Wait until the spool names so many processes, the executor among them."""
+        await self.until(lambda attempt: len(attempt.notices("process_started")) >= count)
+        return [notice.process_started.process for notice in self.notices("process_started")]
+
+    def go(self) -> None:
+        """Let a script go on that does `UNTIL_GO`."""
+        (self.directory / "work" / "go").touch()
 
     async def end(self) -> pb.Finished:
         """Wait for the supervisor's end and return the last frame."""

@@ -27,7 +27,7 @@ from services.sis_agent.agent.supervision.supervisor_identity import (
     SupervisorIdentity,
 )
 from sis.queue.v1 import frame_pb2 as pb
-from tests.support.attempts import PYTHON, Attempt, Attempts, alive_with, eventually, is_alive
+from tests.support.attempts import PYTHON, UNTIL_GO, Attempt, Attempts, alive_with, eventually, is_alive
 from tests.support.fault_points import FaultPoints
 from tests.support.stopping import stop
 
@@ -264,10 +264,10 @@ async def test_a_guardian_that_was_stopped_goes_on(attempts_anyhow: Attempts) ->
 
 
 async def test_a_supervisor_outlives_its_guardian(attempts: Attempts) -> None:
-    attempt = await attempts.start("echo ready; while [ ! -e go ]; do sleep 0.02; done; (sleep 60 &); echo over")
+    attempt = await attempts.start(f"echo ready; {UNTIL_GO}; (sleep 60 &); echo over")
     await attempt.until_output(b"ready")
     os.kill(guardian_of(attempt).pid, signal.SIGKILL)
-    (attempt.directory / "work" / "go").touch()
+    attempt.go()
     finished = await attempt.end()
     assert finished.outcome == pb.OUTCOME_SUCCEEDED
     assert finished.evidence.tree_empty
@@ -444,7 +444,10 @@ async def test_a_guardian_holds_neither_standard_output_nor_error_of_its_agent(a
 
 
 async def test_a_log_that_was_damaged_is_not_called_complete(attempts_anyhow: Attempts) -> None:
-    attempt = await attempts_anyhow.run("for i in 1 2 3 4; do echo line $i; sleep 0.05; done")
+    attempt = await attempts_anyhow.start(f"echo line 1; {UNTIL_GO}; echo line 2; echo line 3")
+    await attempt.until_output(b"line 1")
+    attempt.go()
+    await attempt.end()
     attempt.spool.write_bytes(attempt.spool.read_bytes().replace(b"line 2", b"line 7"))
     await asyncio.to_thread(finish_lost, attempt.directory)
     finished = attempt.frames()[-1].notice.finished

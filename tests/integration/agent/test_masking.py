@@ -14,7 +14,7 @@ from services.sis_agent.agent.supervision.supervisor_identity import SupervisorI
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
-from tests.support.attempts import PYTHON, Attempt, Attempts, eventually, is_alive
+from tests.support.attempts import PYTHON, UNTIL_GO, Attempt, Attempts, eventually, is_alive
 from tests.support.sealed import SSH_KEY, TOKEN, SealedIdentity
 
 SECRET = b"It's $ecret/1!"
@@ -80,9 +80,12 @@ async def test_output_parameters_are_masked(attempts_anyhow: Attempts, identity:
 
 async def test_names_of_processes_are_masked(attempts: Attempts, identity: SealedIdentity) -> None:
     """Also where the kernel keeps 15 bytes of a longer one."""
-    script = f"{NAME_ITSELF}; (sleep 60; true) & sleep 1.2; kill $!"
+    script = f"{NAME_ITSELF}; ({UNTIL_GO}) & wait"
     for secret in (SECRET, SECRET * 2):
-        attempt = await attempts.run(script, credentials=CREDENTIALS, leases=leases(identity, secret))
+        attempt = await attempts.start(script, credentials=CREDENTIALS, leases=leases(identity, secret))
+        await attempt.until_started(3)
+        attempt.go()
+        await attempt.end()
         names = {process.name for process in attempt.finished().evidence.processes}
         assert "***" in names
         assert not [name for name in names if name.startswith(SECRET[:6].decode())]

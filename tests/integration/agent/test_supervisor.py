@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from services.sis_agent.agent.supervision.private_directory import name_of
 from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
-from tests.support.attempts import PYTHON, Attempts, alive_with
+from tests.support.attempts import PYTHON, UNTIL_GO, Attempts, alive_with
 
 
 async def test_every_line_of_both_streams_once_and_in_order(attempts: Attempts) -> None:
@@ -32,8 +33,10 @@ async def test_every_line_of_both_streams_once_and_in_order(attempts: Attempts) 
 
 
 async def test_the_log_names_the_processes(attempts: Attempts) -> None:
-    attempt = await attempts.run("sleep 1.3 & wait; echo done")
-    started = [notice.process_started.process for notice in attempt.notices("process_started")]
+    attempt = await attempts.start("sleep 60 & wait; echo done")
+    started = await attempt.until_started(3)
+    os.kill(started[-1].pid, signal.SIGKILL)
+    await attempt.end()
     roles = [process.role for process in started]
     assert roles == [
         job_pb2.PROCESS_ROLE_PACKAGE_EXECUTOR,
@@ -219,8 +222,11 @@ async def test_markers_are_text_where_the_operation_does_not_ask_for_them(attemp
 
 
 async def test_progress(attempts_anyhow: Attempts) -> None:
-    script = 'echo 10 begun > "$SIS_PROGRESS"; sleep 1.2; echo "100 done" >> "$SIS_PROGRESS"'
-    attempt = await attempts_anyhow.run(script)
+    script = f'echo 10 begun > "$SIS_PROGRESS"; {UNTIL_GO}; echo "100 done" >> "$SIS_PROGRESS"'
+    attempt = await attempts_anyhow.start(script)
+    await attempt.until(lambda attempt: attempt.notices("progress"))
+    attempt.go()
+    await attempt.end()
     told = [(n.progress.percent, n.progress.text) for n in attempt.notices("progress")]
     assert told == [(10, "begun"), (100, "done")]
 
@@ -254,7 +260,10 @@ async def test_a_payload_that_closes_its_output_and_lives_on(attempts: Attempts)
 async def test_what_a_payload_leaves_behind_is_ended_and_named(attempts: Attempts) -> None:
     """A daemon of the classic kind: forked twice, in a session of its own, with nothing of its environment."""
     mark = f"sis-test-{id(attempts)}"
-    daemon = "import signal, time; signal.signal(15, signal.SIG_IGN); print('daemon', flush=True); time.sleep(60)"
+    daemon = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('daemon', flush=True);"
+        " open('up', 'x').close(); time.sleep(60)"
+    )
     code = f"""
 import os, time
 if os.fork() == 0:
@@ -263,7 +272,8 @@ if os.fork() == 0:
         os.execve({sys.executable!r}, ["python", "-c", {daemon!r}, "{mark}"], {{}})
     os._exit(0)
 os.wait()
-time.sleep(0.4)
+while not os.path.exists("up"):
+    time.sleep(0.01)
 print("payload ends", flush=True)
 """
     attempt = await attempts.run(code, command=PYTHON)
@@ -283,9 +293,11 @@ async def test_processes_that_are_made_the_supervisors_own_children(attempts: At
 import ctypes, os, time
 clone_parent, clone3 = 0x8000, 435
 arguments = (ctypes.c_uint64 * 8)(clone_parent)
-if ctypes.PyDLL(None).syscall(clone3, arguments, ctypes.sizeof(arguments)) == 0:
+sibling = ctypes.PyDLL(None).syscall(clone3, arguments, ctypes.sizeof(arguments))
+if sibling == 0:
     os.execv("/bin/sleep", ["sleep", "60"])
-time.sleep(0.3)
+while open(f"/proc/{sibling}/comm").read() != "sleep\\n":
+    time.sleep(0.01)
 """
     attempt = await attempts.run(code, command=PYTHON)
     finished = attempt.finished()
@@ -304,7 +316,10 @@ async def test_a_work_directory_that_cannot_be_made(attempts_anyhow: Attempts) -
 
 
 async def test_an_orphan_that_ends_by_itself_is_reaped_and_recorded(attempts: Attempts) -> None:
-    attempt = await attempts.run("(sh -c 'sleep 0.2; exit 5' &) ; sleep 0.5")
+    """While the payload runs: a process that is dead and not reaped can be signalled still."""
+    orphan = "sh -c 'echo $$ > orphan; until [ -e go ]; do sleep 0.02; done; exit 5'"
+    reaped = "until [ -s orphan ]; do sleep 0.02; done; touch go; while kill -0 $(cat orphan); do sleep 0.02; done"
+    attempt = await attempts.run(f"({orphan} &); {reaped}")
     codes = [process.exit_code for process in attempt.finished().evidence.processes]
     assert 5 in codes
 

@@ -18,7 +18,7 @@ from services.sis_agent.agent.recording.spool import SpoolBusy, SpoolReader
 from services.sis_agent.agent.supervision.handle import SpawnFailed, StopKind, SupervisorHandle
 from services.sis_agent.agent.supervision.lost import finish_lost
 from sis.queue.v1 import frame_pb2 as pb
-from tests.support.attempts import Attempts, eventually, is_alive
+from tests.support.attempts import UNTIL_GO, Attempts, eventually, is_alive
 from tests.support.stopping import stop
 
 AGENT = """
@@ -63,7 +63,7 @@ async def test_it_outlives_its_agent(attempts_anyhow: Attempts) -> None:
 
 
 async def test_it_outlives_its_zygote_and_another_one_is_started(attempts_anyhow: Attempts) -> None:
-    first = await attempts_anyhow.start("echo ready; sleep 0.5; echo done")
+    first = await attempts_anyhow.start(f"echo ready; {UNTIL_GO}; echo done")
     await first.until_output(b"ready")
     running = attempts_anyhow.zygote._running
     assert running is not None
@@ -71,6 +71,7 @@ async def test_it_outlives_its_zygote_and_another_one_is_started(attempts_anyhow
     await asyncio.to_thread(running._process.wait)
     second = await attempts_anyhow.run("echo second")
     assert second.finished().outcome == pb.OUTCOME_SUCCEEDED
+    first.go()
     assert (await first.end()).outcome == pb.OUTCOME_SUCCEEDED
     assert first.output() == b"ready\ndone\n"
 
@@ -121,7 +122,7 @@ async def test_nobody_else_writes_while_it_lives(attempts_anyhow: Attempts) -> N
 
 
 async def test_no_byte_is_lost_when_the_disk_is_full(attempts_anyhow: Attempts) -> None:
-    script = "echo ready; sleep 0.3; for i in $(seq 1 60000); do echo line $i; done"
+    script = f"echo ready; {UNTIL_GO}; for i in $(seq 1 60000); do echo line $i; done"
     attempt = await attempts_anyhow.start(script)
     await attempt.until_output(b"ready")
     with attempt.handle() as handle:
@@ -129,6 +130,7 @@ async def test_no_byte_is_lost_when_the_disk_is_full(attempts_anyhow: Attempts) 
         # A file that may not grow fails like a disk that is full.
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (attempt.spool.stat().st_size + 100_000, hard))
+        attempt.go()
         await eventually(lambda: "cannot be written" in attempt.faults())
         before = attempt.output()
         # It is held back, and neither crashes nor turns in circles.
@@ -144,7 +146,7 @@ async def test_no_byte_is_lost_when_the_disk_is_full(attempts_anyhow: Attempts) 
 
 
 async def test_a_stop_works_when_the_disk_is_full(attempts_anyhow: Attempts) -> None:
-    attempt = await attempts_anyhow.start("echo ready; sleep 0.2; yes")
+    attempt = await attempts_anyhow.start("echo ready; yes")
     await attempt.until_output(b"ready")
     with attempt.handle() as handle:
         pid = handle.identity.pid

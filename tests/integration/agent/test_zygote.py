@@ -16,7 +16,7 @@ from services.sis_agent.agent.linux.cgroup_mounts import own_pids_cgroup
 from services.sis_agent.agent.linux.process_limit import PidsCgroup
 from services.sis_agent.agent.supervision.handle import SpawnFailed, Zygote
 from sis.queue.v1 import frame_pb2 as pb
-from tests.support.attempts import Attempts, eventually, is_alive
+from tests.support.attempts import UNTIL_GO, Attempts, eventually, is_alive
 from tests.support.stopping import stop
 
 
@@ -41,10 +41,11 @@ async def test_it_has_one_thread_and_no_grpc(attempts_anyhow: Attempts) -> None:
 
 async def test_it_ends_with_its_agent_and_its_supervisors_do_not(attempts_anyhow: Attempts) -> None:
     zygote = attempts_anyhow.zygote
-    attempt = await attempts_anyhow.start("sleep 0.5; echo on")
+    attempt = await attempts_anyhow.start(f"{UNTIL_GO}; echo on")
     pid = pid_of(zygote)
     await zygote.stop()
     assert not is_alive(pid)
+    attempt.go()
     assert (await attempt.end()).outcome == pb.OUTCOME_SUCCEEDED
     assert attempt.output() == b"on\n"
 
