@@ -201,19 +201,20 @@ async def test_nothing_is_waited_for_when_all_is_well(database: Database) -> Non
 
 
 async def test_a_cancelled_statement_gives_its_connection_back(database: Database) -> None:
-    for _ in range(5):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await scalar(database, "SELECT pg_sleep(10)")
-    assert await scalar(database, "SELECT 1") == 1
-    assert (
-        await scalar(
-            database,
-            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(10)' AND state = 'active'"
-            " AND pid <> pg_backend_pid()",
-        )
-        == 0
+    sleeping = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(100)' AND state = 'active'"
+        " AND pid <> pg_backend_pid()"
     )
+    for _ in range(5):
+        statement = asyncio.create_task(scalar(database, "SELECT pg_sleep(100)"))
+        async with asyncio.timeout(20):
+            while await scalar(database, sleeping) != 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            statement.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await statement
+            while await scalar(database, sleeping) != 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 # --- LISTEN ---
