@@ -71,6 +71,10 @@ export class JobPage extends HTMLElement {
       await this._settle(signal);
     } catch (error) {
       if (this._life.signal.aborted) return;
+      if (this._job && error.code !== 404) {
+        this._halt(error);
+        return;
+      }
       this._view?.remove();
       fill(this, error.code === 404 ? gone(this._id, error.message) : problem(error, () => this._again()),
         h("p", { class: "state" }, h("a", { href: "/jobs" }, "To the jobs")));
@@ -92,6 +96,14 @@ export class JobPage extends HTMLElement {
       }
       await delay(RETRY_MILLISECONDS, signal);
     }
+  }
+
+  /** Nothing comes any more; what is there stays. */
+  _halt(error) {
+    this._showState("over");
+    const again = h("button", { class: "link", type: "button", onclick: () => this._again() }, "Try again");
+    fill(this._trouble, `This page may be old: ${error.message} `, again);
+    this._trouble.hidden = false;
   }
 
   _again() {
@@ -124,6 +136,7 @@ export class JobPage extends HTMLElement {
       ]),
     ]);
     this._outcome = h("p", { class: "outcome" });
+    this._trouble = h("div", { class: "notice warn halted", hidden: true, role: "alert" });
     this._why = h("div", { class: "notice warn why", hidden: true, role: "status" });
     this._facts = h("section", { class: "facts-grid", "aria-label": "What is known of the job" });
     this._tabs = new Map(Object.entries(VIEWS).map(([name, word]) => [
@@ -140,6 +153,7 @@ export class JobPage extends HTMLElement {
             h("a", { class: "button", href: `/jobs/new?copy=${this._id}` }, icon("copy"), "Copy"),
             [...this._buttons.values()].slice(1))),
         this._outcome, this._progress),
+      this._trouble,
       this._why,
       h("div", { class: "job-body" },
         h("div", { class: "job-views" },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Callable
@@ -231,6 +232,26 @@ def test_what_a_proxy_says_while_servers_are_rolled_ends_no_page(console: Consol
         expect(page.locator(".log .line.out")).to_have_text(["there"])
     assert answered.value.status == 200
     expect(page.get_by_role("navigation", name="Views of the job")).to_be_visible()
+
+
+def test_what_is_there_stays_when_the_server_fails(console: Console, client: Client) -> None:
+    job_id = made(client, "fails", "echo there")
+    ended(client, job_id)
+    page = console.page
+
+    job = console.context.request.get(f"/v1/jobs/{job_id}").json()
+    error = {"code": 500, "status": "INTERNAL", "message": "A fault of the server."}
+    body = "".join(json.dumps(document) + "\n" for document in (job, {"error": error}))
+    failing = {"body": body, "content_type": "application/x-ndjson"}
+    page.route("**:monitor?*", lambda route: route.fulfill(**failing), times=1)
+    console.job(job_id)
+    told = page.get_by_role("alert").filter(has_text="A fault of the server.")
+    expect(told).to_contain_text("This page may be old")
+    expect(page.locator(".log .line.out")).to_have_text(["there"])
+    expect(page.get_by_role("button", name="Rerun")).to_be_enabled()
+    told.get_by_role("button", name="Try again").click()
+    expect(told).to_have_count(0)
+    expect(page.locator(".log .line.out")).to_have_text(["there"])
 
 
 def test_why_it_waits_is_not_asked_while_nobody_looks(console: Console, client: Client) -> None:
