@@ -65,7 +65,8 @@ class Api:
         await route.endpoint(exchange, segments)
 
     def _find(self, path: str) -> tuple[Mapping[str, _Route], Sequence[str]]:
-        routes = self._routes.get(path)
+        # Who writes a template as it stands means a field with that text.
+        routes = self._routes.get(path) if "{" not in path else None
         if routes is not None:
             return routes, ()
         found = self._pattern.fullmatch(path)

@@ -71,6 +71,8 @@ class Download:
             ):
                 file = self._file(await stream.read(), offset, length)
                 part = ranges.part(conditions, file)
+                if asked is not None and part.extends(asked):
+                    part = asked  # the stream brings what was asked for; the file has grown behind it
                 headers = self._headers(part, file, segments)
                 if exchange.verb == "HEAD" or part.status == 304:
                     await exchange.begin(part.status, headers)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.errors import HeadTooLarge, failure
 from gateway.front import STRICT_HEADERS
@@ -16,10 +18,12 @@ HEAD_BYTES = 32 * 1024
 HEAD_SECONDS = 10.0
 """How long they may take to come."""
 STALL_SECONDS = 60.0
-"""How long a client may leave unread what is in its way."""
+"""How long a client may read nothing of what is there for it."""
 CONNECTION_LIMIT = 2_000
 # What frames the chunks of a body, and what follows it, beyond as many bytes as the body has.
 _FRAMING_BYTES = 1024 * 1024
+
+_log = logging.getLogger("http")
 
 _MALFORMED = InvalidArgument("this is no request of HTTP/1.1", reason="MALFORMED_REQUEST")
 
@@ -34,6 +38,8 @@ class Connection(HttpToolsProtocol):
         self._framing_bytes = 0
         self._slow: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._unread = 0
+        self._overtaken: list[RequestResponseCycle] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -47,6 +53,11 @@ class Connection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        # uvicorn tells the newest request alone, and those before it may be streams without an end.
+        for cycle in self._overtaken:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         alone = self._heading or self._is_idle()
@@ -90,6 +101,9 @@ class Connection(HttpToolsProtocol):
             raise _MALFORMED
         self._heading = False
         self._framing_bytes = 0
+        self._overtaken = [cycle for cycle in self._overtaken if not cycle.response_complete]
+        if not self._is_idle():
+            self._overtaken.append(self.cycle)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -101,8 +115,10 @@ class Connection(HttpToolsProtocol):
         """Refuse what cannot be read, as every other error is answered, and hang up."""
         too_large = self._head_bytes > HEAD_BYTES
         found = failure(HeadTooLarge(HEAD_BYTES) if too_large else _MALFORMED)
+        request_id = secrets.token_hex(8)
         headers = [
             *STRICT_HEADERS,
+            (b"x-request-id", request_id.encode()),
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(found.document)),
             (b"connection", b"close"),
@@ -110,6 +126,8 @@ class Connection(HttpToolsProtocol):
         head = b"".join(b"%b: %b\r\n" % pair for pair in headers)
         if self._is_idle() or not self.cycle.response_started:
             self.transport.write(STATUS_LINE[found.http] + head + b"\r\n" + found.document)
+            origin = self.client[0] if self.client else ""
+            _log.info("malformed request", extra={"status": found.http, "origin": origin, "request_id": request_id})
         self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -117,7 +135,17 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._unread = self.transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(STALL_SECONDS, self._end_unless_read)
+
+    def _end_unless_read(self) -> None:
+        """Nothing is added while writing pauses: what is less than before was read, however slowly."""
+        left = self.transport.get_write_buffer_size()
+        if left >= self._unread:
+            self.transport.abort()
+            return
+        self._unread = left
+        self._stalled = self.loop.call_later(STALL_SECONDS, self._end_unless_read)
 
     def resume_writing(self) -> None:
         if self._stalled is not None:

@@ -40,6 +40,10 @@ class Part:
     offset: int
     length: int
 
+    def extends(self, other: Part) -> bool:
+        """Whether both are ranges of the same beginning, and this one is no shorter."""
+        return self.status == other.status == 206 and self.offset == other.offset and self.length >= other.length
+
 
 def part(conditions: Conditions, file: File) -> Part:
     """Of several ranges, or what is no range, the whole.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from sqlalchemy.exc import DBAPIError
+
 from services.credentials import identity_store as store
 from services.credentials.identities import pairing_path
 from services.credentials.vault import Vault
@@ -39,6 +41,9 @@ class VaultOutbox:
                 complaints.over()
             except SisError as error:
                 complaints.note(error)
+                await asyncio.sleep(backoff.next_delay())
+            except DBAPIError:  # a damaged index, for example: what needs none of this goes on
+                _log.exception("Vault is not told of everything")
                 await asyncio.sleep(backoff.next_delay())
             await asyncio.sleep(TELL_SECONDS)
 

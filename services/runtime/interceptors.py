@@ -43,6 +43,9 @@ there is in the first of them and can call again; who only holds a place loses i
 
 UNARY_LIMIT, STREAM_LIMIT = 256, 1_000
 """How many calls may be in flight: with one request and one answer, others."""
+INNER_STREAM_LIMIT = 1_000
+"""How many of the others may be those of agents, and of servers among themselves: however many people watch, a stop
+finds its way."""
 AGENT_LIMIT = 64
 """How many of either may be one agent's: its stream, and packages that it fetches."""
 PROBE_LIMIT, OPEN_STREAM_LIMIT, ENROLMENT_LIMIT = 64, 64, 64
@@ -76,6 +79,7 @@ class Kind(enum.Enum):
 
     UNARY = enum.auto()
     STREAM = enum.auto()
+    INNER_STREAM = enum.auto()
     # Those that anyone may make.
     PROBE = enum.auto()
     OPEN_STREAM = enum.auto()
@@ -103,10 +107,17 @@ class Call:
     def kind(self) -> Kind:
         streams = self.streams_requests or self.streams_responses
         if self.audience is not Audience.ANYONE:
-            return Kind.STREAM if streams else Kind.UNARY
+            inner = self.audience in (Audience.AGENT, Audience.HUB, Audience.SERVICE)
+            return (Kind.INNER_STREAM if inner else Kind.STREAM) if streams else Kind.UNARY
         if streams:
             return Kind.OPEN_STREAM
         return Kind.PROBE if self.method.startswith("/grpc.") else Kind.ENROLMENT
+
+
+class StreamOver(DeadlineExceeded):
+    """A stream has been open for as long as it may be: most have no other end."""
+
+    planned = True
 
 
 Layer = Callable[[Call], AbstractAsyncContextManager[None]]
@@ -124,6 +135,7 @@ def layers(*, admin_token_sha256: str | None, join_tokens: Mapping[str, str]) ->
             {
                 Kind.UNARY: UNARY_LIMIT,
                 Kind.STREAM: STREAM_LIMIT,
+                Kind.INNER_STREAM: INNER_STREAM_LIMIT,
                 Kind.PROBE: PROBE_LIMIT,
                 Kind.OPEN_STREAM: OPEN_STREAM_LIMIT,
                 Kind.ENROLMENT: ENROLMENT_LIMIT,
@@ -269,8 +281,10 @@ async def deadline(call: Call) -> AsyncIterator[None]:
         if not timeout.expired():
             raise
         if call.kind is Kind.OPEN_STREAM and limit == own:
-            raise DeadlineExceeded(
-                f"{call.method}: it was open for {limit:.1f} s, which is its limit; call again"
+            raise StreamOver(f"{call.method}: it was open for {limit:.1f} s, which is its limit; call again") from None
+        if call.streams_responses:
+            raise StreamOver(
+                f"{call.method}: it was open for {limit:.1f} s, as long as it was asked for; call again"
             ) from None
         raise DeadlineExceeded(
             f"{call.method}: no answer within {limit:.1f} s; try again, or with a longer deadline"

@@ -50,6 +50,9 @@ def _put(client: Client, request: pb.CreateJobRequest, typed: Sequence[str], *, 
     except KeyboardInterrupt:
         say_detached(job.job_id)
         raise typer.Exit(130) from None
+    except ClientError:
+        say_detached(job.job_id)
+        raise
     if ended.status != job_pb2.JOB_STATUS_SUCCEEDED:
         raise typer.Exit(1)
 

@@ -19,6 +19,7 @@ from sis.cli.job_list import COLUMNS, target
 from sis.cli.text import visible
 from sis.cli.values import OptionError
 from sis.client import Client
+from sis.paths import expanded
 from sis.queue.v1 import job_service_pb2 as pb
 
 _IN_MEMORY = 4 * 1024 * 1024
@@ -54,7 +55,7 @@ def export(
 @contextmanager
 def _sink(output: Path | None) -> Iterator[BinaryIO]:
     if output is not None:
-        with files.replaced("--output", output.expanduser()) as file:
+        with files.replaced("--output", expanded(output)) as file:
             yield file
         return
     yield sys.stdout.buffer

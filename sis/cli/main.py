@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; return its exit code. Raises for nothing that a person typed or a server said."""
     for stream in (sys.stdout, sys.stderr):
         # Whatever the locale, output must not fail on a character.
-        if hasattr(stream, "reconfigure"):
+        if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if (words := _command(arguments)) and tracing.wanted():
         with tracing.traced(words) as codes:
@@ -80,7 +80,8 @@ def _run(arguments: Sequence[str]) -> int:
             return _fail(f"the argument {argument!a} is not valid UTF-8", 2)
     try:
         result = app(args=list(arguments), prog_name="sis", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell has closed it
+            sys.stdout.flush()
     except typer.TyperException as error:
         return _misunderstood(error)
     except typer.Abort:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sis.cli import files
 from sis.client import Client, ClientError
+from sis.paths import expanded
 from sis.queue.v1 import package_service_pb2 as pb
 
 
@@ -25,7 +26,7 @@ def download(client: Client, name: str, version: str, output: Path | None) -> tu
     with closing(client.packages.download(name, version)) as responses:
         archive = next(responses, pb.DownloadPackageResponse()).info
         # The name is the server's word: it must not lead out of this directory.
-        path = output.expanduser() if output else Path(Path(f"{archive.name}-{archive.version}.tar.gz").name)
+        path = expanded(output) if output else Path(Path(f"{archive.name}-{archive.version}.tar.gz").name)
         digest, size = hashlib.sha256(), 0
         with files.replaced("--output", path) as file:
             for response in responses:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from sis.cli.values import OptionError
+from sis.paths import expanded
 
 MAX_BYTES = 64 * 1024
 
@@ -49,7 +50,7 @@ def read_stdin(option: str) -> bytes:
 def read_file(option: str, path: Path) -> bytes:
     """All of a file."""
     try:
-        with path.expanduser().open("rb") as file:
+        with expanded(path).open("rb") as file:
             data = file.read(MAX_BYTES + 3)
     except OSError as error:
         raise OptionError(f"{option}: {path} cannot be read: {os.strerror(error.errno or 0)}") from None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sis.cli.options import Data, Json
+from sis.paths import expanded
 
 
 def register(app: typer.Typer) -> None:
@@ -107,7 +107,7 @@ def _export_directory(given: str | None) -> str | None:
 
     if not given:
         return given
-    directory = Path(given).expanduser().absolute()
+    directory = expanded(given).absolute()
     if not directory.is_dir():
         raise OptionError(f"--retention-export: there is no directory {directory}; make it first")
     return str(directory)

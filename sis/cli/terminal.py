@@ -31,6 +31,7 @@ def console(file: TextIO | None = None) -> Console:
         return Console(file=target, highlight=False, markup=False, emoji=False)
     return Console(
         file=target,
+        force_terminal=False,  # whatever the environment says of colours
         highlight=False,
         markup=False,
         emoji=False,

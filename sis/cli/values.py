@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from sis.paths import expanded
 from sis.queue.v1 import job_pb2
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -98,7 +99,7 @@ def parameters(texts: Iterable[str]) -> dict[str, job_pb2.ParameterValue]:
         if value.startswith("@@"):
             value = value[1:]
         elif value.startswith("@"):
-            value = _text(key, Path(value[1:]).expanduser())
+            value = _text(key, expanded(value[1:]))
         found.setdefault(key, []).append(value)
     return {
         key: job_pb2.ParameterValue(plain=values[0])
@@ -112,7 +113,7 @@ def file(option: str, key: str, path: str) -> job_pb2.FileValue:
     """The file at a path as a value, under its own name."""
     from sis.packages.values import MAX_FILE_BYTES  # brings what the quick commands do not need
 
-    place = Path(path).expanduser()
+    place = expanded(path)
     content = _read(f"{option} {key}", place, MAX_FILE_BYTES, f"a file has at most {MAX_FILE_BYTES >> 20} MiB")
     return job_pb2.FileValue(name=place.name, content=content)
 

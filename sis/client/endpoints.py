@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sis.client.errors import ConfigurationError
+from sis.paths import expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,16 @@ class Token(str):
 
 
 def data_directory(data: Path | None = None, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the local stack keeps its data: `data`, else SIS_DATA, else ~/.local/share/sis."""
-    if data is not None:
-        return data.expanduser()
-    return Path(environment.get("SIS_DATA") or "~/.local/share/sis").expanduser()
+    """Where the local stack keeps its data: `data`, else SIS_DATA, else ~/.local/share/sis.
+
+    Raises:
+        ConfigurationError: it is below a home directory that there is not.
+    """
+    path = data if data is not None else Path(environment.get("SIS_DATA") or "~/.local/share/sis")
+    try:
+        return expanded(path)
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{path}, where the data should be: {error.strerror}") from None
 
 
 def find(data: Path | None = None, environment: Mapping[str, str] = os.environ) -> Endpoints:
@@ -105,7 +112,7 @@ def _local(directory: Path) -> Endpoints:
 
 def _read(path: Path, named_by: str) -> bytes:
     try:
-        return path.expanduser().read_bytes()
+        return expanded(path).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path}, named by {named_by}, cannot be read: {error.strerror}") from None
 

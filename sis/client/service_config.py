@@ -6,7 +6,7 @@ import json
 
 CALL_SECONDS = 20.0
 """The deadline of a call that is answered once, its retries included."""
-PUSH_SECONDS = 120.0
+PUSH_SECONDS = 600.0
 """That of a call which sends a package."""
 STREAM_SECONDS = 3600.0
 """The deadline of a stream; what is followed for longer goes on with the next one."""

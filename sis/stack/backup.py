@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from sis.paths import expanded
 from sis.private_files import make_private, sync_directory
 from sis.stack import processes
 from sis.stack import state as states
@@ -36,7 +37,7 @@ def backup(data: Path, target: Path, say: Callable[[str], None] = print) -> None
     """
     with refusals():
         layout = Layout(data.expanduser().absolute())
-        _backup(layout, target.expanduser().absolute(), say)
+        _backup(layout, expanded(target).absolute(), say)
 
 
 def _backup(layout: Layout, target: Path, say: Callable[[str], None]) -> None:

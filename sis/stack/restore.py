@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sis.paths import expanded
 from sis.private_files import make_private, sync_directory, write_private
 from sis.stack import postgres, processes
 from sis.stack import settings as choices
@@ -50,7 +51,7 @@ def restore(data: Path, source: Path, say: Callable[[str], None] = print) -> Non
         layout = Layout(data.expanduser().absolute())
         layout.create()
         with states.lock(layout, Purpose.RESTORE):
-            _restore(layout, BackupDirectory(source.expanduser().absolute()), say)
+            _restore(layout, BackupDirectory(expanded(source).absolute()), say)
 
 
 def _restore(layout: Layout, found: BackupDirectory, say: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from sis.client.patience import PATIENCE_SECONDS, Patience
 
 _Response = TypeVar("_Response")
 OnInterruption = Callable[[ApiError], None]
-"""Is told of each break."""
+"""Is told of each break; not of an end that was foreseen, that of a stream's deadline."""
 
 
 async def resuming(
@@ -40,7 +40,8 @@ async def resuming(
                     yield response
         except ApiError as error:
             pause = left.pause(error)
-            if on_interruption is not None:
+            # A stream that has been open for as long as one may be is no broken one.
+            if on_interruption is not None and error.code != "DEADLINE_EXCEEDED":
                 on_interruption(error)
             await asyncio.sleep(pause)
         else:

@@ -13,7 +13,7 @@ from sis.client.patience import PATIENCE_SECONDS, Patience
 
 _Response = TypeVar("_Response")
 OnInterruption = Callable[[ApiError], None]
-"""Is told of each break."""
+"""Is told of each break; not of an end that was foreseen, that of a stream's deadline."""
 
 
 def resuming(
@@ -41,7 +41,8 @@ def resuming(
                     yield response
         except ApiError as error:
             pause = left.pause(error)
-            if on_interruption is not None:
+            # A stream that has been open for as long as one may be is no broken one.
+            if on_interruption is not None and error.code != "DEADLINE_EXCEEDED":
                 on_interruption(error)
             time.sleep(pause)
         else:

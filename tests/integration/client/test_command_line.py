@@ -202,6 +202,15 @@ def test_follow_survives_a_broken_connection(sis: Sis, script: Script) -> None:
     assert script.asked("MonitorJob")[1].resume_token == "a"
 
 
+def test_who_follows_in_vain_learns_which_job_there_is(sis: Sis, script: Script) -> None:
+    offer(script)
+    script.answer("CreateJob", pb.CreateJobResponse(job=job()))
+    script.answer("MonitorJob", [monitor(job_pb2.JOB_STATUS_RUNNING)[0], errors.PermissionDenied("no more")])
+    ran = sis(*CREATE, "--follow")
+    assert ran.code == 1
+    assert "Job 42 goes on." in ran.err and "error: no more" in ran.err
+
+
 def test_a_monitor_of_the_end_of_a_log(sis: Sis, script: Script) -> None:
     first, frames, last = monitor(job_pb2.JOB_STATUS_SUCCEEDED)
     frames.frames.frames[0].sequence = 41
@@ -469,6 +478,24 @@ def test_no_stack_is_one_line(
     assert error.startswith("error: no stack is up in")
     assert "sis up" in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("jobs", "list", "--data", "~nobody-is-called-so/x"), (*CREATE, "--param", "s=@~nobody-is-called-so/x")],
+)
+def test_a_home_that_there_is_not_is_one_line(sis: Sis, script: Script, arguments: tuple[str, ...]) -> None:
+    ran = sis(*arguments)
+    assert (ran.code, len(ran.err.splitlines())) == (1, 1)
+    assert ran.err.startswith("error: ~nobody-is-called-so/x")
+
+
+def test_nobody_has_to_listen() -> None:
+    """The shell's `>&-` leaves no standard output at all."""
+    ended = subprocess.run(
+        f"{sys.executable} -m sis.cli --version >&-", shell=True, stderr=subprocess.PIPE, timeout=30, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_a_reader_that_leaves_is_no_fault(endpoint: str, script: Script, queue_tls: TlsFiles, tmp_path: Path) -> None:

@@ -176,6 +176,27 @@ async def test_vault_is_told_once_it_is_back(
         await vault.close()
 
 
+async def test_a_fault_of_the_database_does_not_end_the_service(
+    rig: IdentityRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("services.credentials.vault_outbox.TELL_SECONDS", 0.05)
+    await rig.enrolled()
+    await rig.identities.revoke(rig.name, "", "bob")
+    serials = set(await rig.certificates())
+    await rig.execute("ALTER TABLE credentials.certificates RENAME TO damaged")
+    running = asyncio.create_task(VaultOutbox(rig.database, rig.vault).run())
+    async with asyncio.timeout(20):
+        while "Vault is not told of everything" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await rig.execute("ALTER TABLE credentials.damaged RENAME TO certificates")
+    async with asyncio.timeout(20):
+        while not serials <= await asyncio.to_thread(revoked_in_vault, rig):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+
+
 async def test_a_certificate_of_another_ca_does_not_hold_the_others_up(rig: IdentityRig) -> None:
     await rig.enrolled()
     await rig.identities.revoke(rig.name, "", "bob")

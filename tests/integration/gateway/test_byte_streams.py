@@ -210,6 +210,21 @@ def test_a_file_that_changes_between_two_looks(gateway: GatewayServer, upstream:
     assert [(each.offset, each.length) for each in upstream.asked("DownloadPackage")] == [(0, 1), (20, 80), (0, 50)]
 
 
+@pytest.mark.parametrize("range_", ["bytes=20-", "bytes=20-999"])
+def test_a_file_that_grows_all_the_time(gateway: GatewayServer, upstream: Upstream, range_: str) -> None:
+    """What it had at the first look is sent, whatever came behind it."""
+    sizes = iter([100, 150, 200, 300])
+
+    async def growing(request: pb.DownloadPackageRequest, context: Any) -> AsyncIterator[Any]:
+        yield pb.DownloadPackageResponse(info=pb.PackageArchive(size_bytes=next(sizes)))
+        yield pb.DownloadPackageResponse(chunk=bytes(request.length))
+
+    upstream.answers["DownloadPackage"] = growing
+    answer = gateway.call("GET", ARCHIVE, headers={"Range": range_})
+    assert (answer.status, answer.body) == (206, bytes(80))
+    assert answer.headers["Content-Range"] == "bytes 20-99/150"
+
+
 def test_a_client_that_goes_away_ends_the_download(gateway: GatewayServer, upstream: Upstream) -> None:
     async def endless(request: Any, context: Any) -> AsyncIterator[Any]:
         yield pb.DownloadPackageResponse(info=pb.PackageArchive(size_bytes=1 << 40))

@@ -81,6 +81,13 @@ def test_every_answer_has_the_strict_headers(gateway: GatewayServer, upstream: U
 # --- refusals of the gateway itself ---
 
 
+def test_a_template_is_a_path_like_any_other(gateway: GatewayServer, upstream: Upstream) -> None:
+    answer = gateway.call("GET", "/v1/jobs/{job_id}")
+    assert (answer.status, answer.reason) == (400, "INVALID_FIELD")
+    assert gateway.call("POST", "/v1/jobs/{job_id}:cancel", {}).status == 400
+    assert upstream.requests == []
+
+
 @pytest.mark.parametrize(
     ("verb", "path", "expected"),
     [

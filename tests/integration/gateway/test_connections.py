@@ -57,7 +57,9 @@ def reason(answer: bytes) -> tuple[int, str]:
     ],
 )
 def test_what_is_no_http(gateway: GatewayServer, request_: bytes) -> None:
-    assert reason(spoken(gateway, request_)) == (400, "MALFORMED_REQUEST")
+    answer = spoken(gateway, request_)
+    assert reason(answer) == (400, "MALFORMED_REQUEST")
+    assert b"\r\nx-request-id: " in answer
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import queue
 import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -158,6 +159,20 @@ def test_a_client_that_goes_away_ends_the_stream(gateway: GatewayServer, upstrea
         assert next(events(response))["id"] == "t0"
         assert upstream.cancelled.empty()
     assert upstream.cancelled.get(timeout=20) == "WatchJobs"
+
+
+def test_a_client_that_goes_away_ends_the_stream_behind_which_it_has_asked_for_more(
+    gateway: GatewayServer, upstream: Upstream
+) -> None:
+    upstream.answers["WatchJobs"] = forever
+    request = f"GET {WATCH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as client:
+        client.sendall(request + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        found = b""
+        while b"t2" not in found:
+            found += client.recv(65_536)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it is reset
+    assert upstream.cancelled.get(timeout=10) == "WatchJobs"  # a heartbeat comes after 15 s
 
 
 def test_the_head_of_a_stream_opens_none(gateway: GatewayServer, upstream: Upstream) -> None:

@@ -324,6 +324,18 @@ async def test_too_many_calls_are_refused_and_others_are_not(site: Site) -> None
     await stub.GetJob(job_pb.GetJobRequest(job_id=1), metadata=BEARER)
 
 
+async def test_however_many_watch_agents_and_hubs_are_heard(site: Site) -> None:
+    stub, request = JobServiceStub(site.public()), job_pb.MonitorJobRequest(job_id=1000)
+    watches = [stub.MonitorJob(request, metadata=BEARER) for _ in range(interceptors.STREAM_LIMIT)]
+    for _ in watches:
+        await site.jobs.waiting.get()
+    error = await refused(stub.MonitorJob(request, metadata=BEARER))
+    assert isinstance(error, errors.ResourceExhausted)
+    stream = AgentServiceStub(site.internal(site.authority.agent("local", "a1"), server_name="queue")).Connect()
+    await stream.write(agent_pb.ConnectRequest())
+    assert (await stream.read()).HasField("welcome")
+
+
 async def test_one_agent_cannot_take_the_places_of_the_others(site: Site) -> None:
     greedy, other = (
         AgentServiceStub(site.internal(site.authority.agent("local", name), server_name="queue"))

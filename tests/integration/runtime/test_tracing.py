@@ -103,6 +103,19 @@ async def test_a_call_that_is_to_be_made_again_elsewhere_is_no_failure(site: Sit
     assert "error.type" not in span.attributes
 
 
+async def test_a_stream_that_was_open_for_as_long_as_it_was_asked_for_is_no_failure(site: Site) -> None:
+    with recorded_spans() as recorded:
+        stub = JobServiceStub(site.public())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stub.MonitorJob(job_pb.MonitorJobRequest(job_id=1000), timeout=2, metadata=BEARER):
+                pass
+        await _ended(recorded, MONITOR)
+        span = recorded.one(MONITOR)
+    assert "as long as it was asked for" in str(caught.value.details())
+    assert span.attributes is not None and span.attributes["rpc.response.status_code"] == "DEADLINE_EXCEEDED"
+    assert "error.type" not in span.attributes
+
+
 async def test_a_stream_that_its_client_leaves_ends_its_span(site: Site) -> None:
     with recorded_spans() as recorded:
         call = JobServiceStub(site.public()).MonitorJob(job_pb.MonitorJobRequest(job_id=1000), metadata=BEARER)

@@ -90,7 +90,7 @@ def test_pause_and_follow(console: Console, client: Client) -> None:
     page.wait_for_function("() => document.querySelectorAll('.log .line').length > 100")
     log = "document.querySelector('.log')"
     at_bottom = f"() => {log}.scrollHeight - {log}.scrollTop - {log}.clientHeight < 60"
-    assert page.evaluate(at_bottom)
+    page.wait_for_function(at_bottom)
     console.button("Pause").click()
     place = page.locator(".log").evaluate("log => log.scrollTop")
     before = page.locator(".log .line").count()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console, RenderableType
 
+from sis.cli import terminal
 from sis.cli.job_list import job_table
 from sis.cli.package_page import package_page, package_table
 from sis.queue.v1 import job_pb2
@@ -57,3 +58,13 @@ def test_what_an_input_takes_is_whole_in_a_narrow_terminal() -> None:
     page = "\n".join(shown(80, lambda out: package_page(out, package)))
     for part in ("string, required ", "Where it is.", "Hint: https://intranet.example/health", "https?://[^/]+(/.*)?"):
         assert part in page
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_what_is_piped_is_plain_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    out = io.StringIO()
+    console = terminal.console(out)
+    console.print("plain", style="red")
+    assert not console.is_terminal
+    assert out.getvalue() == "plain\n"
