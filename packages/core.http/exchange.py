@@ -123,7 +123,9 @@ def redirected(request: Request, source: SplitResult, redirect: Redirect) -> Req
 
 def exchange(request: Request, parts: SplitResult, tell: Tell) -> Answer | Redirect:
     """Asks one server. A redirect that is not to be followed is an answer."""
-    host, port, seconds = parts.hostname or "", parts.port, request.connect_seconds
+    host, seconds = parts.hostname or "", request.connect_seconds
+    # Without one http.client looks for it in the host, and finds the end of an IPv6 address.
+    port = parts.port or (443 if parts.scheme == "https" else 80)
     connection = (
         http.client.HTTPSConnection(host, port, timeout=seconds, context=request.context)
         if parts.scheme == "https"

@@ -40,9 +40,10 @@ refresh() {
     when_unlocked with_index apt-get -q -o APT::Update::Error-Mode=any update
 }
 
-# The index has a lock for which apt does not wait by itself.
+# The index and the fetched packages have locks for which apt does not wait by itself, and which it takes before it
+# changes anything. For those of dpkg it has waited already.
 locked() {
-    grep -q '^E: Could not get lock' "$work/errors"
+    grep -q '^E: Could not get lock' "$work/errors" && grep -q '^E: Unable to lock directory' "$work/errors"
 }
 
 apt_get() {
@@ -84,5 +85,5 @@ plan() {
 
 change() {
     simulate=
-    apt_get "$@"
+    when_unlocked apt_get "$@"
 }

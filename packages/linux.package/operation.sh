@@ -106,10 +106,14 @@ each() {
 # report OUTPUT OUTPUT < CHANGES: gives whether there are any, and what they are.
 report() {
     sort -u | tee "$work/report" | awk -F '\t' '
-        { printf "%s: %s -> %s\n", $1, $2 == "" ? "not installed" : $2, $3 == "" ? "not installed" : $3 }
-        END { if (NR == 0) print "Everything is as asked for" }'
+        { printf "%s: %s -> %s\n", $1, $2 == "" ? "not installed" : $2, $3 == "" ? "not installed" : $3 }'
     give "$1" "$(test -s "$work/report" && echo true || echo false)"
     give "$2" "$(awk -F '\t' -f "$SIS_PACKAGE_DIR/json.awk" -f "$SIS_PACKAGE_DIR/changes.awk" "$work/report")"
+}
+
+# Says of a report without changes what it means, where nothing has failed.
+conclude() {
+    [ -s "$work/report" ] || echo "Everything is as asked for"
 }
 
 # What is installed now, compared with $work/before. This is the truth, also when the package manager has failed in
@@ -132,6 +136,7 @@ apply() {
     if [ "$code" != 0 ]; then
         fail "$manager has failed: its messages above say why; what it had changed by then is in the output changes"
     fi
+    conclude
 }
 
 work=$SIS_WORK_DIR
@@ -169,6 +174,7 @@ case $operation in
         each plan > "$work/plan" ||
             fail "$manager cannot do this: its messages above say why"
         awk -F '\t' -f "$SIS_PACKAGE_DIR/planned.awk" "$work/before" "$work/plan" | report would_change differences
+        conclude
         ;;
     ensure)
         sort_out "$@"

@@ -6,7 +6,8 @@
 #
 #   look              sets running (started, stopped, or another word), enabled (yes or no), words and main_pid; fails
 #                     for an unknown service
-#   act VERB          start, stop, restart or reload, within $limit seconds; fails when that cannot be done
+#   act VERB          start, stop, restart or reload, within $limit seconds; fails when that cannot be done. Gives changed
+#                     as true before it begins what may change something, also where it fails then
 #   enable, disable
 set -euf
 export LC_ALL=C

@@ -19,7 +19,7 @@ property() {
 
 look() {
     properties=$(systemd $look_limit show \
-        -p Id,LoadState,ActiveState,SubState,MainPID,NeedDaemonReload -- "${unit:-$name}") ||
+        -p Id,LoadState,ActiveState,SubState,MainPID,NeedDaemonReload,CanReload -- "${unit:-$name}") ||
         fail "systemd does not answer: see above"
     unit=$(property Id)
     case $(property LoadState) in
@@ -66,7 +66,13 @@ act() {
     if [ "$(property NeedDaemonReload)" = yes ]; then
         printf '%s\n' "The unit of $name has changed since systemd read it: having it read again"
         systemd "$limit" daemon-reload || return
+        look
     fi
+    case $1,$(property LoadState),$(property CanReload) in
+        # Refused at once.
+        start,masked,* | restart,masked,* | reload,*,no) ;;
+        *) give changed true ;;
+    esac
     systemd "$limit" "$1" -- "$unit" || result=$?
     look
     # A service may die once systemd has called it started; activating means then that it is tried again and again.

@@ -73,7 +73,10 @@ disable() {
 act() {
     case $1 in
         start | restart) hand_over "$1" || return ;;
-        *) service_script "$limit" "$1" || return ;;
+        *)
+            give changed true
+            service_script "$limit" "$1" || return
+            ;;
     esac
     [ "$1" = stop ] && expected=stopped || expected=started
     # Many scripts end before their service has started or stopped.
@@ -101,6 +104,7 @@ EOF
         fail "cannot $1 $name: without systemd it takes atd, since what a job starts itself ends with the job" \
             "Install at and start atd on this machine."
     fi
+    give changed true
     bounded "$limit" env -i PATH="$PATH" at -f "$SIS_WORK_DIR/hand_over" now 2> "$answer.at" || {
         cat "$answer.at" >&2
         return 1

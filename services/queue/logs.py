@@ -22,6 +22,7 @@ from services.queue import jobs, wakes
 from services.queue.frames import Channel, Severity
 from services.queue.jobs import JobView
 from services.queue.model import HistoryEntry
+from services.queue.removals import expect_whole
 from services.queue.states import TERMINAL, StopState
 from services.queue.wakes import Wakes
 from services.runtime import paging
@@ -93,6 +94,7 @@ async def monitor(database: Database, waker: Wakes, job_id: int, start: Position
 
     Raises:
         JobNotFound: also when it is deleted meanwhile.
+        InvalidToken: the start is behind the end of its history.
     """
     clock = asyncio.get_running_loop().time
     position = start
@@ -103,6 +105,8 @@ async def monitor(database: Database, waker: Wakes, job_id: int, start: Position
             async with database.begin() as connection:
                 # The job is read first: what it says of its end is true of the log that is read after it.
                 view = await jobs.get(connection, job_id)
+                if position.history > view.job.history_sequence:  # of a past that a restored database does not have
+                    raise paging.InvalidToken("resume_token")
                 entries = await jobs.history_after(connection, job_id, position.history, READ_ROWS)
                 rows = await read(connection, job_id, position.attempt, position.sequence)
             if shown is None:
@@ -279,23 +283,53 @@ async def _scan(
     after: tuple[int, int] = _START,
     until: tuple[int, int] = _END,
 ) -> AsyncGenerator[list[LogRow], None]:
-    """All frames between two (attempt, sequence) that meet a condition (one of this module's own), in order."""
+    """All frames between two (attempt, sequence) that meet a condition (one of this module's own), in order.
+
+    Raises:
+        JobNotFound: the job is gone, or going, and so may be frames that were to come.
+    """
     query = text(f"""
         SELECT attempt, sequence, at, body FROM queue.log
         WHERE job_id = :job_id AND (attempt, sequence) > (:attempt, :sequence)
             AND (attempt, sequence) <= (:last_attempt, :last_sequence) AND {condition}
-        ORDER BY attempt, sequence LIMIT :rows
+        ORDER BY attempt, sequence LIMIT {_SCAN_ROWS}
     """)  # noqa: S608
-    bounds = {"job_id": job_id, "last_attempt": until[0], "last_sequence": until[1], "rows": _SCAN_ROWS}
+    edge, over = after, False
     while True:
         async with database.begin() as connection:
-            found = await connection.execute(query, {**bounds, "attempt": after[0], "sequence": after[1]})
-            rows = [LogRow(r.attempt, r.sequence, r.at, bytes(r.body)) for r in found]
-        if not rows:
+            if after == edge and not over:
+                span = _between(job_id, after, until)
+                found = (await connection.execute(_EDGE, {**span, "looked": _LOOKED_ROWS})).first()
+                edge, over = ((found.attempt, found.sequence), False) if found else (until, True)
+            result = await connection.execute(query, _between(job_id, after, edge))
+            rows = [LogRow(r.attempt, r.sequence, r.at, bytes(r.body)) for r in result]
+            if over and len(rows) < _SCAN_ROWS:
+                await expect_whole(connection, job_id)
+        if rows:
+            yield rows
+        if len(rows) == _SCAN_ROWS:
+            after = rows[-1].attempt, rows[-1].sequence
+        elif over:
             return
-        yield rows
-        after = rows[-1].attempt, rows[-1].sequence
+        else:
+            after = edge
 
 
+def _between(job_id: int, after: tuple[int, int], until: tuple[int, int]) -> dict[str, int]:
+    (attempt, sequence), (last_attempt, last_sequence) = after, until
+    return {
+        "job_id": job_id, "attempt": attempt, "sequence": sequence,
+        "last_attempt": last_attempt, "last_sequence": last_sequence,
+    }  # fmt: skip
+
+
+_EDGE = text("""
+    SELECT attempt, sequence FROM queue.log
+    WHERE job_id = :job_id AND (attempt, sequence) > (:attempt, :sequence)
+        AND (attempt, sequence) <= (:last_attempt, :last_sequence)
+    ORDER BY attempt, sequence OFFSET :looked - 1 LIMIT 1
+""")
+_LOOKED_ROWS = 20_000
+"""As far as one statement looks for frames that meet a condition: of a long log there may be next to none."""
 _SCAN_ROWS = 64
 """Frames are at most some 64 KiB each, so a read stays within a few MiB."""

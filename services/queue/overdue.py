@@ -22,6 +22,9 @@ from services.queue.tables import attempts, jobs
 BATCH = 500
 SEAL_AFTER = timedelta(days=1)
 """This long after its end, and after its agent was heard of it last, the log of a job is sealed as it is."""
+HEARD_WITHIN = timedelta(minutes=5)
+"""This long after the queue is back, at the most, an agent that lives is heard. Who has watched for as long need not
+watch for a heartbeat timeout of a day, and for another one after each restart."""
 
 Time = ColumnElement[datetime]
 
@@ -95,8 +98,8 @@ def _expire(job: Job, now: datetime, _: datetime) -> bool:
 
 
 def _unheard_due(now: Time, watching_since: Time) -> ColumnElement[bool]:
-    # Silence is vouched for only by who has watched for as long.
-    return and_(_silent(now), watching_since <= now - jobs.c.heartbeat_timeout)
+    # Silence is vouched for only by who has watched for as long, or for long enough that who lives was heard.
+    return and_(_silent(now), watching_since <= now - func.least(jobs.c.heartbeat_timeout, literal(HEARD_WITHIN)))
 
 
 def _silent(now: Time) -> ColumnElement[bool]:

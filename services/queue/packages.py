@@ -236,8 +236,11 @@ async def push(database: Database, upload: Upload, by: Actor) -> tuple[Package, 
 async def _store(
     connection: AsyncConnection, content: bytes, digest: str, manifest: Manifest, by: Actor
 ) -> tuple[Package, bool]:
+    # The lock makes a push that is repeated wait for the standby as the first one did, where one has to have it.
     known = await connection.execute(
-        select(packages).where(packages.c.name == manifest.name, packages.c.version == manifest.version)
+        select(packages)
+        .where(packages.c.name == manifest.name, packages.c.version == manifest.version)
+        .with_for_update(key_share=True, read=True)
     )
     row = known.first()
     if row is not None and row.digest != digest:

@@ -15,14 +15,11 @@ from sqlalchemy import ColumnElement, Select, TextClause, exists, literal, selec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.queue import store, wakes
+from services.queue.removals import PURGE_AFTER
 from services.queue.states import TERMINAL, StopState
 from services.queue.tables import attempts, jobs, removals, request_ids
-from services.queue.watching import TOKEN_LIFE
 from services.runtime.database import Database
 
-PURGE_AFTER = TOKEN_LIFE + timedelta(minutes=5)
-"""This long a deleted job is kept: longer than the tokens of a watch are good, also when it was deleted by a
-transaction that took its time."""
 REQUEST_IDS_KEPT = timedelta(days=7)
 REMOVALS_KEPT = timedelta(days=365)
 JOBS, FRAMES, HISTORY_ROWS = 100, 500, 2_000

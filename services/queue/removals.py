@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import func, literal, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,6 +17,10 @@ from services.queue.errors import JobNotFound
 from services.queue.model import Actor
 from services.queue.states import Status
 from services.queue.tables import jobs, removals
+
+PURGE_AFTER = timedelta(minutes=15)
+"""This long a deleted job is kept: longer than the tokens of a watch are good (`watching.TOKEN_LIFE`), also when it was
+deleted by a transaction that took its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +73,10 @@ async def not_found(connection: AsyncConnection, job_id: int) -> JobNotFound:
         job_id, deleted_by=gone.by.name, deleted_at=gone.removed_at, reason=reason, display_name=gone.display_name,
         status=gone.status,
     )  # fmt: skip
+
+
+async def expect_whole(connection: AsyncConnection, job_id: int) -> None:
+    """Raises JobNotFound: the job was deleted so long ago that some of it may be gone already."""
+    whole = or_(jobs.c.hidden_at.is_(None), jobs.c.hidden_at >= func.queue.now() - literal(PURGE_AFTER))
+    if (await connection.execute(select(jobs.c.job_id).where(jobs.c.job_id == job_id, whole))).first() is None:
+        raise await not_found(connection, job_id)

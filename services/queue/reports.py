@@ -22,8 +22,8 @@ from services.queue.frames import Frame
 from services.queue.model import Actor, Job, LeaseRefusal
 from services.queue.sessions import AttemptKey, Machines, Session
 from services.queue.states import Status
-from services.runtime.database import Database, after_commit
-from services.runtime.errors import SisError
+from services.runtime.database import Database, after_commit, is_of_data
+from services.runtime.errors import SisError, Unavailable
 
 _log = logging.getLogger("reports")
 
@@ -73,7 +73,10 @@ async def commit(database: Database, reports: Sequence[Report]) -> list[Result]:
             return [*await commit(database, reports[:middle]), *await commit(database, reports[middle:])]
         key = reports[0].attempt
         _log.error("job %d attempt %d: the database refused its report", key.job_id, key.number, exc_info=error)
-        return [Result(error=MalformedFrame(key.job_id, key.number, "the database cannot take it"))]
+        if is_of_data(error):
+            return [Result(error=MalformedFrame(key.job_id, key.number, "the database cannot take it"))]
+        # The attempt is well: what is damaged is here, and will be mended.
+        return [Result(error=Unavailable("the database failed; its operators find why in the log", retry_after=5.0))]
 
 
 async def _apply(connection: AsyncConnection, reports: Sequence[Report]) -> list[Result]:

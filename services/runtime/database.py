@@ -311,6 +311,8 @@ def _leave_read_only(context: Any) -> None:
 
 _CONFLICTS: Final = ("40001", "40P01", "55P03")
 _CANCELED: Final = "57014"
+# Exceptions of data, violated constraints, limits that a value exceeds; none where the driver refuses a value itself.
+_OF_DATA: Final = ("22", "23", "54", "")
 _READ_ONLY: Final = "25006"
 # An undefined table, column, function or schema.
 _MISSING: Final = ("42P01", "42703", "42883", "3F000")
@@ -332,6 +334,11 @@ def converted_error(error: DBAPIError | psycopg.Error | sqlalchemy.exc.TimeoutEr
     lost = lost or (not state and isinstance(original, psycopg.OperationalError | psycopg.InterfaceError))
     cause = cause_of(state, str(original), lost=lost)
     return None if cause is None else _unavailable(cause)
+
+
+def is_of_data(error: DBAPIError) -> bool:
+    """Whether it is what was to be stored that PostgreSQL, or its driver, refused; not that it could not store it."""
+    return _state(error)[:2] in _OF_DATA
 
 
 def _unavailable(cause: Cause) -> Unavailable:

@@ -23,7 +23,7 @@ class InvalidToken(InvalidArgument):
 
 def encode(position: list[object], request: bytes) -> str:
     """A token for `position` within the answers to `request` (its bytes without token and page size)."""
-    raw = json.dumps([_hash(request, position), *position], separators=(",", ":")).encode()
+    raw = json.dumps([_hash(request, position), *position], separators=(",", ":"), ensure_ascii=False).encode()
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 

@@ -139,10 +139,16 @@ def _finish(descriptor: int, mode: int) -> None:
 
 
 def walk(directory: Path) -> Iterator[Path]:
-    """What a directory holds, directories before what is in them; no link is followed. Raises OSError."""
+    """What a directory holds, directories before what is in them; no link is followed. Raises OSError.
+
+    Python's bytecode is left out: it comes and goes, and has the time in it.
+    """
     for path in sorted(directory.iterdir()):
+        folder = path.is_dir() and not path.is_symlink()
+        if path.name == "__pycache__" if folder else path.suffix == ".pyc":
+            continue
         yield path
-        if path.is_dir() and not path.is_symlink():
+        if folder:
             yield from walk(path)
 
 

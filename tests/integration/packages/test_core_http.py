@@ -224,6 +224,14 @@ def test_nobody_is_there(run: Runner) -> None:
     assert (ended.exit_code, ended.stderr) == (2, f"127.0.0.1:{port}: no connection: Connection refused\n")
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_end_of_an_ipv6_address_is_no_port(run: Runner, scheme: str) -> None:
+    # A multicast address, with which nothing connects.
+    ended = run("core.http", "check", url=f"{scheme}://[ff02::1]/")
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("[ff02::1]: no connection: ")
+
+
 @pytest.mark.parametrize(
     ("credential", "values", "words"),
     [

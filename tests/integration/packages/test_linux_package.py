@@ -93,6 +93,23 @@ def test_what_cannot_be_meant_fails_in_words(run: Runner) -> None:
         assert message in ended.stderr
 
 
+@pytest.mark.usefixtures("_debian")
+def test_what_has_failed_is_not_said_to_be_as_asked_for(run: Runner) -> None:
+    # There is no such version, and an ordinary user has not the right to look for it.
+    ended = run("linux.package", "ensure", names=["dpkg=0~sis"])
+    assert (ended.exit_code, ended.outputs["changed"], "apt has failed" in ended.stderr) == (1, "false", True)
+    assert "Everything is as asked for" not in ended.stdout
+    ended = run("linux.package", "check", names=["dpkg"])
+    assert (ended.exit_code, ended.stdout.splitlines()[-1]) == (0, "Everything is as asked for")
+
+
+def test_what_changes_packages_has_time_to_end_what_it_is_at() -> None:
+    """A package manager that is killed while it unpacks leaves a machine that somebody has to mend."""
+    operations = manifest.load(PACKAGE).operations
+    graces = {name: operation.cancel_grace for name, operation in operations.items()}
+    assert graces == {"query": 10, "ensure": 3_600, "check": 10, "upgrade": 3_600}
+
+
 @pytest.mark.parametrize(
     "name", ["", "-y", "--allow", "git-", "a b", "a\nb", "./a.deb", "/etc", "git*", "@core", "a=", "$(id)"]
 )

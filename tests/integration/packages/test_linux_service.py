@@ -207,17 +207,22 @@ def test_what_systemd_cannot_do_fails_in_words(systemd: Machine, shared: Path) -
     add_unit(systemd, "sis-fixed", "ExecStart=/bin/sleep 1000")
     systemd.run("systemctl", "mask", "sis-masked")
     systemd.run("systemctl", "start", "sis-fixed")
-    for inputs, message in [
-        ({"name": "sis-broken", "state": "started"}, "status=1/FAILURE"),
-        ({"name": "sis-slow", "state": "started", "timeout": "1"}, "sis-slow has not done it within 1 seconds"),
-        ({"name": "sis-fixed", "state": "reloaded"}, "sis-fixed does not reload"),
-        ({"name": "sis-masked", "state": "started"}, "Unit sis-masked.service is masked"),
-        ({"name": "sis-masked", "enabled": "yes"}, "sis-masked cannot be set to enabled: yes"),
-        ({"name": "systemd-journald", "enabled": "yes"}, "cannot be set to enabled: yes; it is: "),
+    began = {"changed": "true"}
+    for inputs, outputs, message in [
+        ({"name": "sis-broken", "state": "started"}, began, "status=1/FAILURE"),
+        ({"name": "sis-slow", "state": "started", "timeout": "1"}, began, "sis-slow has not done it within 1 seconds"),
+        ({"name": "sis-fixed", "state": "reloaded"}, {}, "sis-fixed does not reload"),
+        ({"name": "sis-masked", "state": "started"}, {}, "Unit sis-masked.service is masked"),
+        ({"name": "sis-masked", "enabled": "yes"}, {}, "sis-masked cannot be set to enabled: yes"),
+        ({"name": "systemd-journald", "enabled": "yes"}, {}, "cannot be set to enabled: yes; it is: "),
     ]:
         ended = run("ensure", **inputs)
-        assert (ended.exit_code, "changed" in ended.outputs) == (1, False), inputs
+        assert (ended.exit_code, ended.outputs) == (1, outputs), inputs
         assert message in ended.stderr
+    # Stopped, and not started again.
+    add_unit(systemd, "sis-fixed", "ExecStart=/bin/false", "Type=oneshot")
+    ended = run("ensure", name="sis-fixed", state="restarted")
+    assert (ended.exit_code, ended.outputs) == (1, began)
     # What is done by then is told.
     ended = run("ensure", name="sis-broken", state="started", enabled="yes")
     assert (ended.exit_code, ended.outputs) == (1, {"changed": "true"})
@@ -254,10 +259,11 @@ def test_scripts_of_services_are_used_without_systemd(sysv: Machine, shared: Pat
 
     sysv.write("/etc/slow", "")
     ended = run("ensure", name="sis-sleeper", state="started", timeout="1")
-    assert (ended.exit_code, "sis-sleeper has not done it within 1 seconds" in ended.stderr) == (1, True)
+    assert (ended.exit_code, ended.outputs) == (1, {"changed": "true"})
+    assert "sis-sleeper has not done it within 1 seconds" in ended.stderr
     sysv.write("/etc/broken", "")
     ended = run("ensure", name="sis-sleeper", state="started")
-    assert (ended.exit_code, ended.stdout) == (1, "sis-sleeper is broken\n")
+    assert (ended.exit_code, ended.stdout, ended.outputs) == (1, "sis-sleeper is broken\n", {"changed": "true"})
     assert "sis-sleeper does not start" in ended.stderr
     sysv.write("/etc/stuck", "")
     # Every bound is a second there.
@@ -273,6 +279,6 @@ def test_scripts_of_services_are_used_without_systemd(sysv: Machine, shared: Pat
 @pytest.mark.root
 def test_without_systemd_and_atd_nothing_is_started_that_would_end_with_the_job(sysv: Machine, shared: Path) -> None:
     ended = on(sysv, shared)("ensure", name="sis-sleeper", state="started")
-    assert ended.exit_code == 1
+    assert (ended.exit_code, ended.outputs) == (1, {})
     assert "what a job starts itself ends with the job" in ended.stderr
     assert not sysv.path("/run/sis-sleeper.pid").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import grpc
 import pytest
 from sqlalchemy import text
 
+from services.queue import jobs, logs
+from services.queue.errors import JobNotFound
 from services.runtime.channels import grpc_error
 from services.runtime.errors import Unavailable
 from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
@@ -218,6 +222,50 @@ async def test_the_standard_debug_log_leaves_out_the_debug_channel(api: Api, ser
     assert events == await served.events(job_id)
     assert len(frames) == spool.sequence - 1
     assert not [f for f in frames if f.notice.severity == frame_pb2.SEVERITY_DEBUG]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64])
+@pytest.mark.parametrize("looked", [1, 2, 3, 100])
+async def test_what_is_wanted_of_a_log_is_found_a_part_at_a_time(
+    api: Api, served: Rig, monkeypatch: pytest.MonkeyPatch, looked: int, rows: int
+) -> None:
+    job_id, spool = await ended(served)
+    monkeypatch.setattr(logs, "_LOOKED_ROWS", looked)
+    monkeypatch.setattr(logs, "_SCAN_ROWS", rows)
+    _, frames = await debug_log(api, job_id, pb.DEBUG_LOG_VIEW_FULL)
+    assert [f.sequence for f in frames] == list(range(1, spool.sequence + 1))
+    _, frames = await debug_log(api, job_id, pb.DEBUG_LOG_VIEW_PROBLEM)
+    assert [f.chunk.data or f.notice.text for f in frames] == [b"line 2\n", b"line 5\n", "beware"]
+
+
+@pytest.mark.parametrize("what", ["output", "debug log"])
+async def test_a_log_that_is_removed_while_it_is_read_is_not_called_whole(
+    served: Rig, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    job_id, _ = await ended(served)
+    monkeypatch.setattr(logs, "_SCAN_ROWS", 2)
+    async with served.database.begin() as connection:
+        view = await jobs.get(connection, job_id)
+    reading: AsyncGenerator[object] = (
+        logs.console_output(served.database, view, 1)
+        if what == "output"
+        else logs.debug_log(served.database, job_id, logs.DebugLogView.FULL)
+    )
+    async with aclosing(reading):
+        await anext(reading)
+        await served.execute("UPDATE queue.jobs SET hidden_at = queue.now() - INTERVAL '1 hour'")
+        await served.execute("DELETE FROM queue.log")
+        with pytest.raises(JobNotFound):
+            async for _ in reading:
+                pass
+
+
+async def test_a_monitor_is_not_resumed_in_a_past_that_was_not(api: Api, served: Rig) -> None:
+    """The database was restored: what comes now has numbers that were given before."""
+    job_id, _ = await ended(served)
+    token = logs.to_token(job_id, logs.Position(history=1_000))
+    error = await refusal(api(api.jobs.MonitorJob, pb.MonitorJobRequest(job_id=job_id, resume_token=token)))
+    assert error.reason == "INVALID_TOKEN"
 
 
 async def test_the_problem_view_has_what_went_wrong(api: Api, served: Rig) -> None:

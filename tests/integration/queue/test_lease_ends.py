@@ -9,7 +9,7 @@ import pytest
 
 from services.queue.lease_ends import InHand
 from services.queue.model import LeaseEnd, RefusalReason
-from services.queue.purge import PURGE_AFTER
+from services.queue.removals import PURGE_AFTER
 from services.queue.reports import Accepted
 from services.queue.sessions import AttemptKey, Verdict
 from services.queue.sweeper import Sweeper

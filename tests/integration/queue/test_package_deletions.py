@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from google.rpc import code_pb2
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
-from services.queue import bulk, creation, packages
+from services.queue import bulk, creation, packages, tables
 from services.queue.bulk import ApplyVerb, Verb
 from services.queue.convert.repeats import to_request
 from services.queue.errors import PackageInUse, PackageNotFound, PackageVersionExists
@@ -73,6 +73,28 @@ async def library(rig: Rig, tmp_path: Path) -> Library:
     found = Library(rig, tmp_path)
     await found.push()
     return found
+
+
+async def test_a_push_that_is_repeated_is_more_than_a_look(rig: Rig, library: Library) -> None:
+    """It writes a lock, as a look would not, and so waits for the standby that has to have the package."""
+    await library.push()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%packages%'"
+
+    async def waits() -> bool:
+        async with rig.database.begin() as connection:
+            return bool((await connection.execute(text(waiting))).scalar_one())
+
+    async with rig.database.begin() as connection:
+        await connection.execute(
+            select(tables.packages).where(tables.packages.c.name == library.name).with_for_update()
+        )
+        again = asyncio.create_task(library.push())
+        async with asyncio.timeout(20):
+            while not await waits():
+                assert not again.done()
+                await asyncio.sleep(0.01)
+    await again
+    assert await library.versions() == ["1.0.0"]
 
 
 async def test_a_version_is_gone_with_its_archive_and_the_others_stay(library: Library, rig: Rig) -> None:

@@ -18,6 +18,7 @@ from services.queue.errors import (
 from services.queue.frames import Finished
 from services.queue.reports import Accepted, Report
 from services.queue.sessions import AttemptKey, Session
+from services.runtime.errors import Unavailable
 from sis.queue.v1 import job_pb2
 from tests.integration.queue.rig import Rig, check, of
 from tests.support.frames import Spool
@@ -66,6 +67,23 @@ async def test_other_bytes_are_refused_within_one_batch_too(rig: Rig) -> None:
     other.process_started(100)
     told = await rig.report(key, spool.output(b"mine"), other.output(b"forged"))
     assert isinstance(told.error, ConflictingFrame) and told.acknowledged_sequence == 2
+    await check(rig.database, [key.job_id])
+
+
+async def test_an_attempt_outlives_a_fault_of_the_database(rig: Rig) -> None:
+    """A damaged page says nothing of the frames that cannot be stored there: they are sent again."""
+    key, spool = await rig.started()
+    frame = spool.output(b"kept")
+    await rig.execute(
+        "CREATE FUNCTION queue.damaged() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN RAISE 'invalid page in block 7' USING ERRCODE = 'XX001'; END $$"
+    )
+    await rig.execute("CREATE TRIGGER damaged BEFORE INSERT ON queue.log EXECUTE FUNCTION queue.damaged()")
+    told = await rig.report(key, frame)
+    assert isinstance(told.error, Unavailable) and told.error.retry_after
+    assert (await rig.job(key.job_id)).status == "RUNNING"
+    await rig.execute("DROP TRIGGER damaged ON queue.log")
+    assert (await rig.report(key, frame)).error is None
     await check(rig.database, [key.job_id])
 
 

@@ -674,7 +674,7 @@ async def test_who_watches_a_list_sees_them_go_and_then_they_are_purged(rig: Rig
                 gone += (await anext(changes)).gone
     assert sorted(gone) == job_ids
     sweeper = Sweeper(rig.database)
-    await clock.advance(purge.PURGE_AFTER.total_seconds() + 1)
+    await clock.advance(removals.PURGE_AFTER.total_seconds() + 1)
     await sweeper.sweep()
     async with rig.database.begin() as connection:
         left = await connection.exec_driver_sql("SELECT count(*) FROM queue.jobs")

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
-from services.queue import overdue, purge, retention
+from services.queue import overdue, purge, removals, retention
 from services.queue.convert import exports as convert
 from services.queue.retention import Retention, Rules
 from services.queue.sweeper import Sweeper
@@ -222,7 +222,7 @@ async def test_a_batch_of_a_rule_is_found_by_its_index_also_when_much_is_due(
 async def test_the_purge_of_a_long_log_does_not_come_across_what_it_has_removed(rig: Rig, clock: Clock) -> None:
     """Also while somebody's old snapshot keeps that from being cleaned up."""
     parts = 12
-    await clock.advance(purge.PURGE_AFTER.total_seconds() + 1)
+    await clock.advance(removals.PURGE_AFTER.total_seconds() + 1)
     worker = purge.Purge(rig.database)
     while await worker.step():  # what others have deleted
         pass
@@ -234,7 +234,7 @@ async def test_the_purge_of_a_long_log_does_not_come_across_what_it_has_removed(
         job_id=key.job_id, last=parts * purge.FRAMES,
     )  # fmt: skip
     await rig.delete(key.job_id)
-    await clock.advance(purge.PURGE_AFTER.total_seconds() + 1)
+    await clock.advance(removals.PURGE_AFTER.total_seconds() + 1)
     async with rig.database._engine.connect() as reader:
         old = await reader.execution_options(isolation_level="REPEATABLE READ")
         await old.exec_driver_sql("SELECT count(*) FROM queue.packages")
@@ -255,7 +255,7 @@ async def test_a_purge_of_many_jobs_does_not_come_across_those_it_has_removed(
 ) -> None:
     """Nor does the look before each of its steps, also while an old snapshot keeps them from being cleaned up."""
     steps = 12
-    await clock.advance(purge.PURGE_AFTER.total_seconds() + 1)
+    await clock.advance(removals.PURGE_AFTER.total_seconds() + 1)
     sweeper = Sweeper(rig.database)
     while await sweeper.sweep():  # what others have left to do
         pass
@@ -267,7 +267,7 @@ async def test_a_purge_of_many_jobs_does_not_come_across_those_it_has_removed(
         "UPDATE queue.jobs SET hidden_at = hidden_at + (job_id - :first) * interval '1 ms' WHERE job_id >= :first",
         first=job_ids[0],
     )
-    await clock.advance(purge.PURGE_AFTER.total_seconds() + 1)
+    await clock.advance(removals.PURGE_AFTER.total_seconds() + 1)
     async with rig.database._engine.connect() as reader:
         old = await reader.execution_options(isolation_level="REPEATABLE READ")
         await old.exec_driver_sql("SELECT count(*) FROM queue.packages")

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.queue import lifecycle, listing, overdue, purge, watching
+from services.queue import lifecycle, listing, overdue, purge, removals, watching
 from services.queue import sweeper as sweeping
 from services.queue.creation import Priority
 from services.queue.listing import JobFilter, ListJobs
@@ -25,7 +25,7 @@ from tests.integration.queue.rig import Rig, check, of
 from tests.support.frames import read_frames
 
 SECOND = timedelta(seconds=1)
-KEPT = purge.PURGE_AFTER.total_seconds()
+KEPT = removals.PURGE_AFTER.total_seconds()
 
 
 @pytest.fixture
@@ -184,6 +184,18 @@ async def test_nobody_is_judged_right_after_a_gap(rig: Rig, clock: Clock, sweepe
     await rig.beat("a", key)
     await clock.elapse(45, sweeper.sweep)
     assert await rig.status(key.job_id) == "RUNNING"
+
+
+async def test_a_sweeper_that_has_just_begun_need_not_watch_for_a_day(rig: Rig, clock: Clock) -> None:
+    """Queues that are restarted daily would never judge a job whose timeout is a day."""
+    key, _ = await rig.started(heartbeat_timeout=timedelta(days=1))
+    await clock.advance(2 * 86_400)
+    sweeper = Sweeper(rig.database)
+    await sweeper.sweep()
+    await clock.elapse(overdue.HEARD_WITHIN.total_seconds() - 1, sweeper.sweep)
+    assert await rig.status(key.job_id) == "RUNNING"
+    await clock.elapse(1, sweeper.sweep)
+    assert await rig.status(key.job_id) == "AWOL"
 
 
 async def test_a_clock_that_jumps_back_begins_the_watch_anew(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
@@ -400,7 +412,7 @@ async def gone(rig: Rig, job_id: int) -> bool:
 
 
 async def test_a_deleted_job_is_kept_until_no_watch_needs_it(rig: Rig, clock: Clock, sweeper: Sweeper) -> None:
-    assert purge.PURGE_AFTER > watching.TOKEN_LIFE
+    assert removals.PURGE_AFTER > watching.TOKEN_LIFE
     job_id = await rig.create()
     await rig.delete(job_id)
     await clock.advance(KEPT - 1)

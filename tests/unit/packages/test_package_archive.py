@@ -7,6 +7,7 @@ import functools
 import gzip
 import io
 import os
+import py_compile
 import tarfile
 import tracemalloc
 import unicodedata
@@ -110,6 +111,16 @@ def test_the_same_content_makes_the_same_bytes(package: Path) -> None:
     assert archive.digest(archive.pack(package)) == archive.digest(before)
     (package / "run").chmod(0o600)
     assert archive.digest(archive.pack(package)) != archive.digest(before)
+
+
+def test_bytecode_is_not_packed(package: Path) -> None:
+    """Whoever installs the shipped packages compiles them, at another time each."""
+    (package / "lib" / "module.py").write_text("answer = 42\n")
+    before = archive.pack(package)
+    py_compile.compile(str(package / "lib" / "module.py"), doraise=True)
+    py_compile.compile(str(package / "lib" / "module.py"), str(package / "module.pyc"), doraise=True)
+    assert archive.digest(archive.pack(package)) == archive.digest(before)
+    assert not [path for path in archive.walk(package) if path.suffix == ".pyc" or path.name == "__pycache__"]
 
 
 def test_every_shipped_package_can_be_packed() -> None:

@@ -30,6 +30,11 @@ def test_a_token_gives_its_position_back(key: str, number: int, request: bytes) 
         assert paging.decode(token, request, "page_token", KINDS) == [key, number]
 
 
+def test_a_token_of_the_longest_name_is_taken_back() -> None:
+    name = "\N{PARTY POPPER}" * 255
+    assert paging.decode(paging.encode([name, 1], b""), b"", "page_token", KINDS) == [name, 1]
+
+
 @given(st.text())
 def test_garbage_is_an_invalid_token(token: str) -> None:
     with pytest.raises(InvalidToken):
