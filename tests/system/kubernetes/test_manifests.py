@@ -34,6 +34,7 @@ from tests.system.kubernetes.manifests import (
     documents,
     environment,
     manifest,
+    named,
     pod,
     program,
     rendered,
@@ -286,3 +287,80 @@ def test_what_a_process_is_given_is_named_and_there(overlay: str, tmp_path: Path
 def test_no_secret_is_in_a_manifest() -> None:
     for overlay in EVERY:
         assert not [each for each in documents(overlay) if each["kind"] == "Secret"]
+
+
+@pytest.mark.parametrize("overlay", EVERY)
+def test_a_job_that_failed_can_be_looked_at(overlay: str) -> None:
+    """By the logs of its pods, for a day."""
+    for job in documents(overlay):
+        if job["kind"] == "Job":
+            name = job["metadata"]["name"]
+            assert pod(job)["restartPolicy"] == "Never", name
+            assert job["spec"]["ttlSecondsAfterFinished"] >= 86_400, name
+
+
+def begun(overlay: str, container: str, directory: Path, programs: dict[str, str]) -> tuple[int, list[str]]:
+    """How the command of an agent's init container ends where these scripts stand for programs and `directory` for the
+    root of its volumes, and the programs in turn."""
+    (found,) = [each for each in containers(named(overlay, "StatefulSet", "sis-agent")) if each["name"] == container]
+    said, path = directory / "said", directory / "bin"
+    path.mkdir()
+    for name, script in programs.items():
+        program_file = path / name
+        program_file.write_text(f"#!/bin/sh\necho {name} >>{said}\n{script}\n")
+        program_file.chmod(0o755)
+    shell, *words, script = found["command"]
+    script = re.sub(r"(/etc/sis|/var/lib/sis-agent)(?=/)", lambda place: f"{directory}{place[0]}", script)
+    values = {
+        "PATH": f"{path}:/usr/bin:/bin",
+        "SIS_AGENT_STATE": f"{directory}/var/lib/sis-agent",
+        **environment(overlay, found),
+    }
+    done = subprocess.run([shell, *words, script], env=values, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, said.read_text().split() if said.exists() else []
+
+
+def laid(directory: Path, *files: str) -> None:
+    for file in files:
+        (directory / file).parent.mkdir(parents=True)
+        (directory / file).write_text("x")
+
+
+CODE, IDENTITY = "etc/sis/pairing/code", "var/lib/sis-agent/identity/identity.json"
+
+
+@pytest.mark.parametrize(
+    ("files", "granted", "starts", "asked"),
+    [
+        pytest.param((CODE,), True, True, True, id="a new agent"),
+        pytest.param((CODE,), False, False, True, id="a new agent that is refused"),
+        pytest.param((), True, False, False, id="a new agent without a code"),
+        pytest.param((IDENTITY,), True, True, False, id="an agent"),
+        pytest.param((CODE, IDENTITY), True, True, True, id="an agent with another code"),
+        pytest.param((CODE, IDENTITY), False, True, True, id="an agent whose code is refused"),
+    ],
+)
+def test_an_agent_takes_the_code_that_is_there(
+    files: tuple[str, ...], granted: bool, starts: bool, asked: bool, tmp_path: Path
+) -> None:
+    """So one that was revoked is enrolled anew without losing its volume, and an old code stops none."""
+    laid(tmp_path, *files)
+    programs = {"sis-agent": '[ "$*" = "enrol --hub $SIS_HUB_ENROLMENT --code -" ] || exit 64\n'}
+    programs["sis-agent"] += f"cat >/dev/null; exit {0 if granted else 1}"
+    code, said = begun("agent", "enrol", tmp_path, programs)
+    assert (code == 0) == starts
+    assert said == (["sis-agent"] if asked else [])
+
+
+def test_a_code_is_made_when_there_is_a_hub_to_take_it(tmp_path: Path) -> None:
+    """Its hour would pass meanwhile, and nothing makes another one for that pod."""
+    laid(tmp_path, "etc/sis/ca/ca.pem", CODE)
+    programs = {
+        "python3": f'[ "$(grep -c python3 {tmp_path}/said)" = 3 ]',  # the hub answers the third time
+        "sleep": "exit 0",
+        "sis": "echo code",
+    }
+    code, said = begun("single-node", "pair", tmp_path, programs)
+    assert code == 0
+    assert said == ["python3", "sleep", "python3", "sleep", "python3", "sis"]
+    assert (tmp_path / CODE).read_text() == "code\n"
