@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from sis.private_files import make_private, sync_directory, write_private
+from sis.private_files import sync_directory, write_private
 from sis.stack.errors import StackError
 from sis.stack.layout import JOINING
 
@@ -113,10 +112,8 @@ class BackupDirectory:
 
 
 def copy_private(source: Path, target: Path) -> None:
-    """Copy a file into a place of which nobody else can read anything."""
-    make_private(target.parent)
-    shutil.copyfile(source, target)
-    target.chmod(0o600)
+    """Copy a file, for good, so that nobody else can read it."""
+    write_private(target, source.read_bytes())
 
 
 def _measured(path: Path, *, durable: bool = False) -> _File:

@@ -27,9 +27,9 @@ def up(options: Options, say: Callable[[str], None] = print) -> int:
     """Start the stack in `options.data`; `say` gets the lines that a person is to see. Returns the exit code.
 
     In the foreground it returns when SIGTERM, SIGINT or SIGHUP has stopped everything; it must be called in
-    the main thread, and sets the process's umask. With `detach` it returns when everything is healthy, at
-    the latest after about a minute, and with replicas a quarter more for each; if the stack was up already,
-    that is success too.
+    the main thread, and sets the process's umask. With `detach` it returns when everything is healthy, but for
+    agents that do not come. That takes up to about a minute, and with replicas a quarter more for each, beside what
+    PostgreSQL's recovery and migrations take, up to an hour each; if the stack was up already, that is success too.
 
     Raises:
         StackError: it could not be started, and nothing is left running; or (foreground) it is up already; or a
@@ -70,13 +70,14 @@ def _foreground(layout: Layout, options: Options, say: Callable[[str], None]) ->
 def _join(layout: Layout, options: Options, say: Callable[[str], None]) -> None:
     """Be content with the stack that another `sis up` keeps, once it is healthy."""
     kept = choices.load(layout, Options(layout.data))
-    deadline = time.monotonic() + choices.start_seconds(kept.replicas)
+    began = time.monotonic()
     if choices.load(layout, options) != kept:
         raise StackError("the stack is up already, with other settings; run `sis down` first to change them")
     while not (found := status(layout.data)).healthy:
         if found.up is None:
             raise StackError("the stack was just being stopped; try again")
-        if time.monotonic() > deadline:
+        bound = choices.longest_start_seconds if found.starting else choices.start_seconds
+        if time.monotonic() > began + bound(kept.replicas):
             ill = "; ".join(f"{each.name}: {each.health}" for each in found.processes if not each.healthy)
             raise StackError(f"the stack is up already and not healthy: {ill or 'it is still starting'}")
         processes.wait_gone([found.up], 0.2)

@@ -16,12 +16,12 @@ from sis.stack import processes
 from sis.stack import state as states
 from sis.stack.errors import StackError
 from sis.stack.layout import Layout
-from sis.stack.settings import MOST_REPLICAS, STOP_SECONDS, Options, start_seconds
+from sis.stack.settings import MOST_REPLICAS, STOP_SECONDS, Options, longest_start_seconds
 from sis.stack.state import AlreadyUpError
 
 _STOP_SECONDS = 4 * STOP_SECONDS + 2.0
 # The start bounds itself; beyond this its report is not coming.
-_REPORT_SECONDS = start_seconds(MOST_REPLICAS) + _STOP_SECONDS
+_REPORT_SECONDS = longest_start_seconds(MOST_REPLICAS) + _STOP_SECONDS
 
 
 def start(layout: Layout, options: Options, say: Callable[[str], None]) -> None:

@@ -21,8 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sis.stack.errors import StackError
+
 JOINING: Final = ("queue", "hub", "gateway")
 """The services that get their certificates by a join token."""
+_MARKS: Final = frozenset({"stack.json", "up.lock", "admin.token"})
+"""Whatever else is beside one of them, the directory is a stack's."""
+_OWN: Final = frozenset(
+    {
+        *_MARKS,
+        *("settings.json", "prometheus.json", "session.key"),
+        *("tls", "vault", "identities", "join", "postgres", "agents", "logs", "restoring"),
+    }
+)
+_EMPTY: Final = frozenset({"lost+found"})
+"""What a file system begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +111,17 @@ class Layout:
         return self.data / "logs" / f"{name}.log"
 
     def create(self) -> None:
-        """Make the directories, for their owner alone; those that are there are kept."""
+        """Make the directories, for their owner alone; those that are there are kept.
+
+        Raises:
+            StackError: `data` is there, and somebody else's; it stays as it is.
+        """
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = {path.name for path in self.data.iterdir()} - _EMPTY
+        if not found & _MARKS and (others := sorted(found - _OWN)):
+            raise StackError(
+                f"{self.data} is no stack's: it has {others[0]}; name a directory that is new or empty with --data"
+            )
         own = (self.tls, self.vault, self.agents, *(self.data / name for name in ("identities", "join", "logs")))
         for directory in (self.data, *own):
             directory.mkdir(mode=0o700, exist_ok=True)

@@ -127,7 +127,7 @@ class Postgres:
         return replace(self._command(program, [*own, *arguments], signal.SIGTERM), account="same")
 
     def settle(self) -> None:
-        """End what is left of a server on this cluster, before another is started.
+        """End what is left of a server on this cluster.
 
         Nobody else may be starting one. After a kill -9 of the postmaster its children end by themselves; a
         server that lost its parent is ended here. Then a left lock file proves nothing, and goes:
@@ -149,6 +149,10 @@ class Postgres:
                 raise StackError(f"processes of an earlier PostgreSQL on {self.cluster} do not end: PID {pids}")
         for left_lock in (lock, self.sockets / ".s.PGSQL.5432.lock"):
             left_lock.unlink(missing_ok=True)
+
+    def prepare(self) -> None:
+        """Before each start: `settle`, and see to it that there is a directory for the sockets."""
+        self.settle()
         self.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def survivors(self) -> list[Identity]:
@@ -229,7 +233,7 @@ def running(directory: Path, settings: Mapping[str, str] | None = None) -> Itera
     try:
         server = Postgres(directory / "postgres", sockets, directory / "postgres.log", {**SETTINGS, **(settings or {})})
         server.initialise()
-        server.settle()
+        server.prepare()
         child = Child(server.command())
         try:
             deadline = time.monotonic() + START_SECONDS

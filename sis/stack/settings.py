@@ -12,9 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sis.private_files import write_private
 from sis.stack.errors import StackError
 from sis.stack.layout import Layout
+from sis.stack.patience import RECOVERY_SECONDS
 
 _START_SECONDS = 55.0
 _REPLICA_SECONDS = 15.0
+MIGRATION_SECONDS = 3600.0
+"""What a migration may take: one that is given up is rolled back, and the next `sis up` begins it anew."""
 STOP_SECONDS = 7.0
 """What each of the four stages of a stop may take; the whole stays below the 30 s that `sis down` waits."""
 
@@ -23,8 +26,14 @@ MOST_REPLICAS = 4
 
 
 def start_seconds(replicas: int) -> float:
-    """Within this time everything is healthy, or `sis up` gives up; stopping what had started takes a little more."""
+    """Within this time PostgreSQL is ready, from then on the migrations begin, and after them everything is healthy, or
+    `sis up` gives up; stopping what had started takes a little more."""
     return _START_SECONDS + _REPLICA_SECONDS * (replicas - 1)
+
+
+def longest_start_seconds(replicas: int) -> float:
+    """What a start takes at the most, with a recovery of PostgreSQL and migrations that are as long as they may be."""
+    return 3 * start_seconds(replicas) + RECOVERY_SECONDS + MIGRATION_SECONDS
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import shlex
 import shutil
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -27,10 +27,11 @@ from sis.stack.hangs import KINDS, HangWatch, Watched, asks
 from sis.stack.health import HEALTHY, Probe
 from sis.stack.layout import JOINING, Layout
 from sis.stack.openbao import OpenBao
+from sis.stack.patience import Patience
 from sis.stack.ports import Reservations
 from sis.stack.postgres import Postgres
 from sis.stack.replicas import Ports
-from sis.stack.settings import STOP_SECONDS, Options
+from sis.stack.settings import MIGRATION_SECONDS, STOP_SECONDS, Options
 from sis.stack.state import ProcessState, StackState
 from sis.stack.status import look
 from sis.stack.supervision import Stopped, Supervision
@@ -42,19 +43,17 @@ _MOST_RESTARTS = 5
 
 
 def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Callable[[], None]) -> None:
-    """Start everything, call `ready` when all of it is healthy, and keep it so until a signal asks for the
-    end; then stop it. Blocks, in the main thread. The caller holds the lock of the data directory. `say`
-    gets the lines that a person is to see.
+    """Start everything, call `ready` when all of it is healthy, but for agents that do not come, and keep it so until a
+    signal asks for the end; then stop it. Blocks, in the main thread. The caller holds the lock of the data directory.
+    `say` gets the lines that a person is to see.
 
     Raises:
         StackError: it could not be started; what had been is stopped again.
     """
-    began = time.monotonic()
     layout.create()
     if layout.restored.exists():
         raise StackError("a restore was interrupted when all was made: `sis restore` again puts it in its place")
     settings = choices.load(layout, options)
-    deadline = began + choices.start_seconds(settings.replicas)
     digest = token_sha256(_token(layout.token))
     joins = {service: token_sha256(_token(layout.join_token(service))) for service in JOINING}
     _token(layout.session_key)
@@ -68,7 +67,8 @@ def run(layout: Layout, options: Options, say: Callable[[str], None], ready: Cal
             vault = OpenBao(layout.vault, ports.vault, ports.vault_cluster, layout.log("vault"))
             services = Services(layout, settings, ports, vault, server.url(), digest, joins)
             write_private(layout.targets, json.dumps(services.scrape_targets(), indent=2).encode() + b"\n")
-            _Run(layout, server, services, supervision, say).until_stopped(deadline, ready)
+            patience = Patience(choices.start_seconds(settings.replicas))
+            _Run(layout, server, services, supervision, patience, say).until_stopped(ready)
         except Stopped:
             pass
         finally:
@@ -85,12 +85,14 @@ class _Run:
         server: Postgres,
         services: Services,
         supervision: Supervision,
+        patience: Patience,
         say: Callable[[str], None],
     ) -> None:
         self._layout = layout
         self._server = server
         self._services = services
         self._supervision = supervision
+        self._patience = patience
         self._say = say
         self._servers = services.servers()
         self._agents = services.agents()
@@ -102,10 +104,10 @@ class _Run:
         )
         self._started = False
 
-    def until_stopped(self, deadline: float, ready: Callable[[], None]) -> None:
+    def until_stopped(self, ready: Callable[[], None]) -> None:
         self._supervision.on_change = self._write_state
         try:
-            self._start(deadline)
+            self._start()
             self._started = True
             self._write_state()
             ready()
@@ -122,28 +124,31 @@ class _Run:
                 self._supervision.stop(names, STOP_SECONDS)
             _note(self._layout, "stopped")
 
-    def _start(self, deadline: float) -> None:
+    def _start(self) -> None:
         vault = self._services.vault
         self._server.initialise()
         vault.initialise()
+        self._patience.renew()
         self._supervision.add(vault.command(), prepare=vault.settle)
-        self._supervision.add(self._server.command(), prepare=self._server.settle)
-        self._await("postgres", deadline)
-        self._retry(self._server.create_database, deadline)
-        self._retry(vault.expect_answer, deadline)
-        self._retry(partial(self._finish, deadline), deadline)
-        self._await("vault", deadline)
+        self._supervision.add(self._server.command(), prepare=self._server.prepare)
+        self._await("postgres")
+        self._patience.renew()
+        self._retry(self._server.create_database)
+        self._retry(vault.expect_answer)
+        self._retry(self._finish)
+        self._patience.renew()
+        self._await("vault")
         # They find each other in any order, so none need wait for another.
         for command in self._servers:
             self._supervision.add(command)
         for command in self._servers:
-            self._await(command.name, deadline)
-        self._enrol(deadline)
+            self._await(command.name)
+        self._enrol()
         for command in self._agents:
             self._supervision.add(command)
-        self._retry(self._push_packages, deadline)
+        self._retry(self._push_packages)
         for command in self._agents:
-            self._await(command.name, deadline)
+            self._await_agent(command.name)
         endpoints = self._endpoints()
         self._say(f"queue endpoint: {endpoints.queue}  hub endpoint: {endpoints.hub}")
         self._say(
@@ -155,9 +160,11 @@ class _Run:
         consoles = "  ".join(f"http://{each}/" for each in self._services.ports.endpoints("gateway"))
         self._say(f"web console: {consoles}  HTTP API: /reference there")
 
-    def _await(self, name: str, deadline: float) -> None:
+    def _await(self, name: str) -> None:
         """Keep everything running until this part is healthy."""
         part = self._supervision.parts[name]
+        log = part.command.log
+        said = False
         while True:
             self._supervision.step(_POLL_SECONDS)
             state = self._state()
@@ -168,12 +175,28 @@ class _Run:
                 self._say(f"{name:<13} ready  PID {process.pid}{where}")
                 return
             if part.restarts >= _MOST_RESTARTS:
-                words = processes.last_words(part.command.log)
-                raise StackError(f"{name} ends again and again; see {part.command.log}{words}")
-            if time.monotonic() > deadline:
-                raise StackError(f"{name} is not healthy in time ({health}); see {part.command.log}")
+                raise StackError(f"{name} ends again and again; see {log}{processes.last_words(log)}")
+            if self._patience.recovers(health):
+                if self._patience.tried and not said:
+                    told = self._layout.log("postgres")
+                    self._say(f"{name:<13} waits  PostgreSQL recovers from a crash, which may take long; see {told}")
+                    said = True
+            elif self._patience.remaining < 0:
+                raise StackError(f"{name} is not healthy in time ({health}); see {log}{processes.last_words(log)}")
 
-    def _retry(self, action: Callable[[], None], deadline: float) -> None:
+    def _await_agent(self, name: str) -> None:
+        """As `_await`, but only tell of an agent that does not come: what mends it takes a stack that is up."""
+        try:
+            self._await(name)
+        except StackError as error:
+            self._say(str(error))
+            self._say(
+                f"the stack is up without {name}; if it is revoked or damaged: `sis agents pair --name {name} --group "
+                f"{GROUP}`, then `sis-agent enrol --state {shlex.quote(str(self._layout.agent(name)))} "
+                f"--hub {self._services.enrolment_endpoint} --code -`"
+            )
+
+    def _retry(self, action: Callable[[], None]) -> None:
         """Do what is safe to repeat, again while the database or a server is away for a moment."""
         delay = 0.1
         while True:
@@ -181,19 +204,19 @@ class _Run:
                 action()
             except (StackError, psycopg.Error, ClientError) as error:
                 refused = isinstance(error, ApiError) and not error.passing
-                if refused or time.monotonic() + delay > deadline:
+                if refused or self._patience.remaining < delay:
                     raise (error if isinstance(error, StackError) else StackError(str(error).strip())) from error
                 self._supervision.pause(delay)
                 delay = min(2 * delay, 2.0)
             else:
                 return
 
-    def _finish(self, deadline: float) -> None:
+    def _finish(self) -> None:
         """Bring Vault and the database to what the services expect."""
         commands = [self._services.vault_bootstrap(), *self._services.migrations()]
-        self._supervision.finish(commands, max(1.0, deadline - time.monotonic()))
+        self._supervision.finish(commands, MIGRATION_SECONDS)
 
-    def _enrol(self, deadline: float) -> None:
+    def _enrol(self) -> None:
         """Make agents of the local ones that this PKI has not certified yet."""
         strangers = [agent for agent in self._agents if not self._is_enrolled(agent.name)]
         codes: dict[str, str] = {}
@@ -203,9 +226,12 @@ class _Run:
                 for agent in strangers:
                     codes[agent.name] = client.identities.pair(agent.name, GROUP).code
 
-        self._retry(pair, deadline)
+        self._retry(pair)
         commands = [self._services.enrolment(agent, codes[agent.name]) for agent in strangers]
-        self._supervision.finish(commands, max(1.0, deadline - time.monotonic()))
+        try:
+            self._supervision.finish(commands, max(1.0, self._patience.remaining))
+        except StackError as error:  # the agent ends for want of an identity, and is told of then
+            _note(self._layout, str(error))
 
     def _is_enrolled(self, agent: str) -> bool:
         identity = self._layout.agent(agent) / "identity"
@@ -213,7 +239,7 @@ class _Run:
             return (identity / "identity.json").exists() and (
                 (identity / "ca.pem").read_bytes().strip() == self._layout.ca.read_bytes().strip()
             )
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def _endpoints(self) -> Endpoints:

@@ -105,7 +105,7 @@ class Supervision:
         """Run commands that end by themselves, side by side, while the others are kept running.
 
         Raises:
-            StackError: one failed, or took longer than `timeout` seconds; names its log.
+            StackError: one failed, or took longer than `timeout` seconds; names its log. The others had their time.
             Stopped: a signal asked for the end; the commands are ended too.
         """
         deadline = time.monotonic() + timeout
@@ -115,9 +115,12 @@ class Supervision:
                 started.append(child := Child(command))
                 children.callback(child.close)
                 children.callback(child.stop, grace=2)
+            codes = []
             for child in started:
                 while (code := child.wait(0.02)) is None and time.monotonic() < deadline:
                     self.step(0)
+                codes.append(code)
+            for child, code in zip(started, codes, strict=True):
                 processes.succeeded(child.command, code, timeout)
 
     def pause(self, seconds: float) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ import grpc
 import psycopg
 import pytest
 
+from sis import stack as local
 from sis.queue.v1.job_pb2 import JobStatus
 from sis.stack import processes
 from sis.stack.postgres import USER
@@ -200,6 +204,35 @@ def test_a_foreground_up_stops_everything_on_sigterm(fresh: Stack) -> None:
     assert not running.runtime.exists()
     assert not (fresh.data / "stack.json").exists()
     assert "was killed" not in fresh.layout.log("up").read_text()
+
+
+@pytest.mark.parametrize("why", ["damaged", pytest.param("revoked", marks=pytest.mark.long)])
+def test_an_agent_that_does_not_come_keeps_no_stack_down(fresh: Stack, why: str) -> None:
+    fresh.up()
+    if why == "revoked":
+        assert fresh.cli("agents", "revoke", "local-1").returncode == 0
+    fresh.down()
+    state = fresh.layout.agent("local-1")
+    if why == "damaged":
+        (state / "identity" / "key.pem").write_text("no key")
+    done = fresh.cli("up", "--detach", timeout=180)
+    assert done.returncode == 0, f"{done.stderr}{fresh.logs()}"
+    assert {"damaged": "local-1 ends again and again", "revoked": "local-1 is not healthy in time"}[why] in done.stdout
+    assert f"see {fresh.layout.log('local-1')}: " in done.stdout
+    remedy = re.search(
+        "the stack is up without local-1; .* `sis (agents pair .*)`, then `sis-agent (enrol .*)`", done.stdout
+    )
+    assert remedy, done.stdout
+    health = {process.name: process.health for process in local.status(fresh.data).processes}
+    assert {health.pop(name) for name in NAMES if name != "local-1"} == {"healthy"}
+    assert health["local-1"] != "healthy"
+    # What it says mends it.
+    code = fresh.cli(*shlex.split(remedy[1]))
+    assert code.returncode == 0, code.stderr
+    enrol = [sys.executable, "-P", "-m", "services.sis_agent.agent.main", *shlex.split(remedy[2])]
+    enrolled = subprocess.run(enrol, input=code.stdout, capture_output=True, text=True, timeout=60, check=False)
+    assert enrolled.returncode == 0, enrolled.stderr
+    fresh.wait_healthy()
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(fresh: Stack) -> None:

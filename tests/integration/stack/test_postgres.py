@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ import pytest
 from sis.stack import accounts, processes
 from sis.stack import postgres as embedded
 from sis.stack.errors import StackError
+from sis.stack.health import HEALTHY, Probe
+from sis.stack.patience import Patience
 from sis.stack.postgres import Postgres
 from sis.stack.processes import Child
 
@@ -131,6 +134,40 @@ def test_a_cluster_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "postgres" / "PG_VERSION").write_text("9\n")
     with pytest.raises(StackError, match="was made by PostgreSQL 9"), embedded.running(tmp_path):
         pass
+
+
+def test_to_end_what_is_left_takes_no_directory_for_sockets(server: Postgres) -> None:
+    child = _started(server)
+    replace(server, sockets=Path("/proc/no such/sockets")).settle()  # XDG_RUNTIME_DIR goes with the session
+    assert child.wait(5) == 0
+    child.close()
+
+
+def test_a_directory_for_sockets_that_is_gone_is_made_for_the_next_start(server: Postgres) -> None:
+    server.sockets.rmdir()
+    server.prepare()
+    assert stat.S_IMODE(server.sockets.stat().st_mode) == 0o700
+
+
+def test_a_server_that_recovers_is_waited_for(server: Postgres) -> None:
+    enough = server.cluster / "enough"
+    (server.cluster / "recovery.signal").touch()
+    fetch = f"until [ -e {enough} ]; do sleep 0.02; done; false"
+    server = replace(server, settings={**server.settings, "restore_command": fetch})
+    server.prepare()
+    child = Child(server.command())
+    probe, patience = Probe(b"", "", Path()), Patience(0.0)
+    deadline = time.monotonic() + 20
+    while not patience.recovers(health := probe.postgres(server.command().endpoint)):
+        assert time.monotonic() < deadline, health
+        time.sleep(0.02)
+    enough.touch()
+    while (health := probe.postgres(server.command().endpoint)) != HEALTHY:
+        assert time.monotonic() < deadline, health
+        time.sleep(0.02)
+    assert not patience.recovers(health)
+    assert child.stop(10) == 0
+    child.close()
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:

@@ -117,6 +117,17 @@ def test_commands_that_end_run_side_by_side_while_others_are_kept(tmp_path: Path
         _until(supervision, lambda: part.restarts == 1)
 
 
+def test_a_command_that_fails_leaves_the_others_their_time(tmp_path: Path) -> None:
+    with Supervision(lambda _: None) as supervision:
+        commands = [
+            _command(tmp_path, "exit 4", "first"),
+            _command(tmp_path, "sleep 0.5; echo done", "next"),
+        ]
+        with pytest.raises(StackError, match="first failed with exit code 4"):
+            supervision.finish(commands, 10)
+    assert (tmp_path / "next.log").read_text() == "done\n"
+
+
 def test_a_command_that_fails_is_told(tmp_path: Path) -> None:
     with Supervision(lambda _: None) as supervision, pytest.raises(StackError, match="failed with exit code 4"):
         supervision.finish([_command(tmp_path, "exit 4")], 10)

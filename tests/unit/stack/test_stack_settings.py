@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sis.stack import settings
+from sis.stack import settings, up
 from sis.stack.errors import StackError
 from sis.stack.layout import Layout
 from sis.stack.settings import Options, Settings
@@ -50,6 +50,36 @@ def test_everything_is_the_owners_alone(layout: Layout) -> None:
     assert stat.S_IMODE(layout.settings.stat().st_mode) == 0o600
     directories = [layout.data, *(path for path in layout.data.rglob("*") if path.is_dir())]
     assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o700}
+
+
+@pytest.mark.parametrize("mark", ["up.lock", "admin.token", "stack.json"])
+def test_a_directory_of_a_stack_is_made_private_whatever_else_is_in_it(tmp_path: Path, mark: str) -> None:
+    (tmp_path / mark).touch()
+    (tmp_path / "notes.txt").touch()
+    tmp_path.chmod(0o755)
+    Layout(tmp_path).create()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("names", [[], ["lost+found"], ["tls", "vault"], ["agents"]])
+def test_an_empty_directory_and_a_start_that_was_cut_short_are_taken(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+    tmp_path.chmod(0o755)
+    Layout(tmp_path).create()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+def test_a_directory_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    for name in ("logs", "settings.json", "www"):
+        (tmp_path / name).mkdir(mode=0o755)
+    tmp_path.chmod(0o755)
+    with pytest.raises(
+        StackError, match="is no stack's: it has www; name a directory that is new or empty with --data"
+    ):
+        up(Options(tmp_path, detach=True))
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, tmp_path / "logs")] == [0o755, 0o755]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_retention_is_kept_changed_and_switched_off(layout: Layout) -> None:
