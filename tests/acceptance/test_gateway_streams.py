@@ -89,8 +89,8 @@ def test_a_reader_of_one_byte_a_second_costs_the_others_nothing(stack: Stack) ->
             for reader in slow:
                 reader.close()
     assert size == (megabytes << 20) + (megabytes << 20) // 99
-    # Five readers of what is some ninety megabytes as JSON: neither process holds it for them. What it has in hand of six
-    # streams at a time depends on how busy the machine is.
+    # Five readers of what is some ninety megabytes as JSON: neither process holds it for them. What it has in hand of
+    # six streams at a time depends on how busy the machine is.
     assert all(grown < 200 << 20 for grown in held.values()), held
 
 
