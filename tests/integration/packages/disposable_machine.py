@@ -59,6 +59,8 @@ trap '' CHLD
 exec env -i PATH="$PATH" container=sis unshare --root=/mnt/root sh -c 'echo "$0"; exec $1' "$pid" "$INIT"
 """
 
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 
 class Init(StrEnum):
     """What runs as process 1. Debian's packages `systemd` and `util-linux` are needed for the first."""
@@ -95,6 +97,8 @@ class Machine:
         """Runs a command there."""
         return subprocess.run(
             [*self.enter, *command],
+            # As a payload there has it: Debian's rpm, for one, has its database in the home of who calls it.
+            env={"PATH": _PATH, "HOME": "/root"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -123,7 +127,7 @@ def started(init: Init, shared: Path) -> Iterator[Machine]:
     process = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", _OUTSIDE],
         env={
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": _PATH,
             "GROUP": f"sis-test-{os.getpid()}-{time.monotonic_ns()}",
             "INSIDE": _INSIDE,
             "INIT": init,
