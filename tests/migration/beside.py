@@ -28,7 +28,9 @@ _MODULES = {"queue": "services.queue.main", "hub": "services.sis_agent.hub.main"
 def unpack(directory: Path) -> Path:
     """The code of the release before, as it was when it was frozen."""
     with tarfile.open(RELEASED) as archive:
-        archive.extractall(directory, filter="data")
+        # Python 3.11.2, which is Debian's, knows no filters yet.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(directory)
     return directory
 
 
