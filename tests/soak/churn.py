@@ -179,7 +179,11 @@ class Customer(Actor):
         soon = pb.CreateJobRequest()
         soon.latest_start.FromNanoseconds(time.time_ns() + 10 * 10**9)
         order = Order(kind, frozenset({Status.EXPIRED}))
-        self._create(kind, "echo never", order, site="group:nobody", latest_start=soon.latest_start)
+        try:
+            self._create(kind, "echo never", order, site="group:nobody", latest_start=soon.latest_start)
+        except AssertionError as error:
+            if "latest_start: has passed" not in str(error):  # before a queue that was away could hear of it
+                raise
 
     # What is done
 
