@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.errors import HeadTooLarge, failure
 from gateway.front import STRICT_HEADERS
 from services.runtime.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 HEAD_BYTES = 32 * 1024
 """How many bytes the URL and the headers of a request may have."""
@@ -39,7 +42,7 @@ class Connection(HttpToolsProtocol):
         self._slow: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._unread = 0
-        self._overtaken: list[RequestResponseCycle] = []
+        self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -53,11 +56,10 @@ class Connection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
-        # uvicorn tells the newest request alone, and those before it may be streams without an end.
-        for cycle in self._overtaken:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        # uvicorn tells the request that came last, which may be waiting for this one: a stream without an end, perhaps.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         alone = self._heading or self._is_idle()
@@ -101,10 +103,11 @@ class Connection(HttpToolsProtocol):
             raise _MALFORMED
         self._heading = False
         self._framing_bytes = 0
-        self._overtaken = [cycle for cycle in self._overtaken if not cycle.response_complete]
-        if not self._is_idle():
-            self._overtaken.append(self.cycle)
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         # As much as the body itself is allowed: nobody who means well sends it byte by byte.

@@ -292,7 +292,7 @@ async def _scan(
         SELECT attempt, sequence, at, body FROM queue.log
         WHERE job_id = :job_id AND (attempt, sequence) > (:attempt, :sequence)
             AND (attempt, sequence) <= (:last_attempt, :last_sequence) AND {condition}
-        ORDER BY attempt, sequence LIMIT {_SCAN_ROWS}
+        ORDER BY attempt, sequence LIMIT :rows
     """)  # noqa: S608
     edge, over = after, False
     while True:
@@ -301,7 +301,7 @@ async def _scan(
                 span = _between(job_id, after, until)
                 found = (await connection.execute(_EDGE, {**span, "looked": _LOOKED_ROWS})).first()
                 edge, over = ((found.attempt, found.sequence), False) if found else (until, True)
-            result = await connection.execute(query, _between(job_id, after, edge))
+            result = await connection.execute(query, {**_between(job_id, after, edge), "rows": _SCAN_ROWS})
             rows = [LogRow(r.attempt, r.sequence, r.at, bytes(r.body)) for r in result]
             if over and len(rows) < _SCAN_ROWS:
                 await expect_whole(connection, job_id)

@@ -52,6 +52,9 @@ PROBE_LIMIT, OPEN_STREAM_LIMIT, ENROLMENT_LIMIT = 64, 64, 64
 """The same of calls that anyone may make, each kind apart, lest one keep another out: health checks, streams (of health
 and reflection), enrolments."""
 
+STREAM_OVER = "STREAM_OVER"
+"""The `cause` in the metadata of the error by which a stream ends that has been open for as long as it may be."""
+
 # Clients refuse more than 8 KiB of trailers, in which the message travels twice, percent-encoded and base64.
 _MESSAGE_CHARACTERS = 600
 _STATUS_BYTES = 3_072
@@ -118,6 +121,9 @@ class StreamOver(DeadlineExceeded):
     """A stream has been open for as long as it may be: most have no other end."""
 
     planned = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, metadata={"cause": STREAM_OVER})
 
 
 Layer = Callable[[Call], AbstractAsyncContextManager[None]]

@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; return its exit code. Raises for nothing that a person typed or a server said."""
     for stream in (sys.stdout, sys.stderr):
         # Whatever the locale, output must not fail on a character.
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if (words := _command(arguments)) and tracing.wanted():
         with tracing.traced(words) as codes:

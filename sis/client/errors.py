@@ -23,6 +23,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 _DOMAIN = "sis"
+STREAM_OVER = "STREAM_OVER"
+"""The `cause` of an error by which a server ends a stream that has been open for as long as it may be."""
 
 
 class ClientError(Exception):

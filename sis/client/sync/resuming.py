@@ -8,12 +8,12 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TypeVar
 
-from sis.client.errors import ApiError
+from sis.client.errors import STREAM_OVER, ApiError
 from sis.client.patience import PATIENCE_SECONDS, Patience
 
 _Response = TypeVar("_Response")
 OnInterruption = Callable[[ApiError], None]
-"""Is told of each break; not of an end that was foreseen, that of a stream's deadline."""
+"""Is told of each break; not of a stream that has been open for as long as one may be."""
 
 
 def resuming(
@@ -41,8 +41,7 @@ def resuming(
                     yield response
         except ApiError as error:
             pause = left.pause(error)
-            # A stream that has been open for as long as one may be is no broken one.
-            if on_interruption is not None and error.code != "DEADLINE_EXCEEDED":
+            if on_interruption is not None and error.metadata.get("cause") != STREAM_OVER:
                 on_interruption(error)
             time.sleep(pause)
         else:

@@ -10,7 +10,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from services.runtime import tracing
+from services.runtime import interceptors, tracing
+from services.runtime.channels import grpc_error
 from services.runtime.telemetry import JsonFormatter
 from services.runtime.traced_channel import traced
 from sis.queue.v1 import dispatch_service_pb2 as dispatch_pb
@@ -111,7 +112,8 @@ async def test_a_stream_that_was_open_for_as_long_as_it_was_asked_for_is_no_fail
                 pass
         await _ended(recorded, MONITOR)
         span = recorded.one(MONITOR)
-    assert "as long as it was asked for" in str(caught.value.details())
+    error = grpc_error(caught.value)
+    assert "as long as it was asked for" in error.message and error.metadata["cause"] == interceptors.STREAM_OVER
     assert span.attributes is not None and span.attributes["rpc.response.status_code"] == "DEADLINE_EXCEEDED"
     assert "error.type" not in span.attributes
 

@@ -79,6 +79,17 @@ def test_a_response_renews_the_patience(flavour: Flavour) -> None:
     assert breaks == [CUT] * 3
 
 
+def test_a_stream_that_has_had_its_time_is_no_interruption(flavour: Flavour) -> None:
+    """Unlike one that ends because something behind the server takes too long."""
+    over = ApiError("DEADLINE_EXCEEDED", "call again", reason="DEADLINE_EXCEEDED", metadata={"cause": "STREAM_OVER"})
+    slow = ApiError("DEADLINE_EXCEEDED", "the database did not answer in time", reason="DEADLINE_EXCEEDED")
+    streams = iter([["a", over], ["b", slow], ["c"]])
+    breaks: list[ApiError] = []
+    seen = flavour.resuming(lambda: next(streams), lambda response: None, on_interruption=breaks.append)
+    assert list(seen) == ["a", "b", "c"]
+    assert breaks == [slow]
+
+
 def test_an_end_without_error_is_the_end(flavour: Flavour) -> None:
     streams = iter([["a"]])
     assert list(flavour.resuming(lambda: next(streams), lambda response: None)) == ["a"]
