@@ -44,7 +44,7 @@ there is in the first of them and can call again; who only holds a place loses i
 UNARY_LIMIT, STREAM_LIMIT = 256, 1_000
 """How many calls may be in flight: with one request and one answer, others."""
 INNER_STREAM_LIMIT = 1_000
-"""How many of the others may be those of agents, and of servers among themselves: however many people watch, a stop
+"""How many streams of agents, and of servers among themselves, there may be beside people's: however many watch, a stop
 finds its way."""
 AGENT_LIMIT = 64
 """How many of either may be one agent's: its stream, and packages that it fetches."""
