@@ -22,6 +22,7 @@ from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 from tests.support.attempts import Attempts
 from tests.support.fault_points import FaultPoints
+from tests.support.files import contents
 from tests.support.sealed import SSH_KEY, TOKEN, SealedIdentity
 
 SECRET = b"correct horse battery staple"
@@ -77,7 +78,7 @@ def command_lines() -> Iterator[set[bytes]]:
 
 
 def files_with(root: Path, secret: bytes) -> list[Path]:
-    return [path for path in root.rglob("*") if path.is_file() and secret in path.read_bytes()]
+    return [path for path, content in contents(root) if secret in content]
 
 
 async def test_credentials_arrive_as_the_operation_says(attempts: Attempts, identity: SealedIdentity) -> None:

@@ -15,6 +15,7 @@ from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
 from tests.support.attempts import PYTHON, UNTIL_GO, Attempt, Attempts, eventually, is_alive
+from tests.support.files import contents
 from tests.support.sealed import SSH_KEY, TOKEN, SealedIdentity
 
 SECRET = b"It's $ecret/1!"
@@ -34,8 +35,7 @@ def leases(identity: SealedIdentity, secret: bytes = SECRET, key: bytes = KEY) -
 def assert_clean(attempt: Attempt, *secrets: bytes) -> None:
     """Nothing that the supervisor has written into the attempt's directory holds a secret."""
     for secret in secrets:
-        for path in attempt.directory.rglob("*"):
-            content = path.read_bytes() if path.is_file() else b""
+        for path, content in contents(attempt.directory):
             assert not [form for form in forms(secret) if form in content], path
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -111,6 +111,15 @@ class Machine:
         ended = self.attempt(*command)
         assert ended.returncode == 0, f"{command}: exit code {ended.returncode}: {ended.stdout}{ended.stderr}"
         return ended.stdout
+
+    def processes(self, *arguments: str) -> list[str]:
+        """The process ids, as the machine calls them, of those that have these arguments one after another."""
+        line = b"".join(each.encode() + b"\0" for each in arguments)
+        found = []
+        for process in self.path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended
+                found += [process.parent.name] if line in process.read_bytes() else []
+        return found
 
 
 def require(**programs: str) -> None:

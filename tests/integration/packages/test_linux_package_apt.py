@@ -261,12 +261,8 @@ def test_a_cancel_does_not_interrupt_what_is_being_installed(run: Operation, mac
             assert not ending.done(), ending.result()
             time.sleep(0.05)
         try:
-            (initial,) = [
-                int(process.parent.name)
-                for process in machine.path("/proc").glob("[0-9]*/cmdline")
-                if b"/operation.sh\0ensure\0" in process.read_bytes()
-            ]
-            machine.run("kill", "-TERM", str(initial))
+            (initial,) = machine.processes("ensure", "sis-busy", "sis-tool")
+            machine.run("kill", "-TERM", initial)
         finally:
             busy.unlink()
         ended = ending.result()

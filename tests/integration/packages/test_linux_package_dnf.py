@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -130,14 +129,6 @@ def test_packages_become_what_is_asked_for(run: Operation, machine: Machine, rep
 
 
 def test_a_cancel_while_it_waits_for_a_lock_begins_nothing(run: Operation, machine: Machine) -> None:
-    def pids(*arguments: str) -> list[str]:
-        line = b"".join(each.encode() + b"\0" for each in arguments)
-        found = []
-        for process in machine.path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):  # it has ended
-                found += [process.parent.name] if line in process.read_bytes() else []
-        return found
-
     lock = machine.path("/var/lib/dnf/rpmdb_lock.pid")
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_text("1")
@@ -145,10 +136,10 @@ def test_a_cancel_while_it_waits_for_a_lock_begins_nothing(run: Operation, machi
         ending = pool.submit(run, "ensure", "sis-tool")
         try:
             # Held between two tries.
-            while not ((pause := pids("sleep", "1")) and machine.attempt("kill", "-STOP", *pause).returncode == 0):
+            while not (pause := machine.processes("sleep", "1")) or machine.attempt("kill", "-STOP", *pause).returncode:
                 assert not ending.done(), ending.result()
                 time.sleep(0.05)
-            (initial,) = pids("ensure", "sis-tool")
+            (initial,) = machine.processes("ensure", "sis-tool")
             machine.run("kill", "-TERM", initial)
         finally:
             lock.unlink()
