@@ -46,22 +46,24 @@ export class InputField {
   }
 
   _hint() {
-    const { description, pattern, type } = this.input;
+    const { description, pattern, type, defaultValue } = this.input;
     const file = this._given?.file;
     return [
       description,
       pattern && [type === "list" ? " Each has" : " Has", " to match the regular expression ", h("code", {}, pattern), "."],
+      type === "integer" && defaultValue && ` Left empty, it is ${defaultValue}.`,
       file && ` Unless another is chosen, it is ${file.name} of the copied job.`,
       FOR_ONE_JOB.test(this._given?.credentialRef) && " What was typed for the copied job has ended with that: type it again.",
     ].filter(Boolean);
   }
 
   _plain(text) {
-    const { name, type, choices, required, hint } = this.input;
+    const { name, type, choices, required, hint, defaultValue } = this.input;
     const common = { name: `parameters.${name}`, autocomplete: "off", spellcheck: "false", placeholder: hint || null };
     if (type === "boolean" || type === "enum") {
       const values = type === "boolean" ? ["true", "false"] : choices;
-      return h("select", common, !required && h("option", { value: "" }, ""),
+      // Left out, it is its default: that is among the choices.
+      return h("select", common, !required && !defaultValue && h("option", { value: "" }, ""),
         values.map((value) => h("option", { value, selected: value === text }, type === "boolean" ? { true: "Yes", false: "No" }[value] : value)));
     }
     if (type === "integer") return h("input", { ...common, inputmode: "numeric", value: text });
@@ -98,8 +100,10 @@ export class InputField {
     const text = this.control.value;
     // A text box may not be able to hold all that a job was given.
     if (this._given && text === this._shown && (type === "string" || type === "list")) return this._given;
+    const { required, defaultValue } = this.input;
     // Left out, it would be its default.
-    if (text === "") return type === "string" && (this.input.required || this.input.defaultValue) ? { plain: "" } : null;
+    if (text === "" && type === "string") return required || defaultValue ? { plain: "" } : null;
+    if (text === "" && !(type === "list" && defaultValue)) return null;
     if (type === "list") return { list: { items: text.split("\n").filter((item) => item !== "") } };
     return { plain: type === "integer" ? text.trim() : text };
   }

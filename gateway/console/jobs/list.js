@@ -1,6 +1,6 @@
 // The Job Queue: a page of jobs, live, with the toolbar of the user guide.
 
-import { fill, h, icon, text } from "../lib/dom.js";
+import { fill, h, handOn, icon, text } from "../lib/dom.js";
 import { count, number } from "../lib/format.js";
 import { query, setQuery } from "../lib/router.js";
 import { RUN_STATES, TYPE_FILTERS, VERBS } from "../lib/words.js";
@@ -371,7 +371,9 @@ export class JobList extends HTMLElement {
     this._box.indeterminate = size > 0 && size < this._rows.size;
     const jobs = this._chosen();
     for (const [verb, button] of this._verbs) {
-      button.disabled = !this._allMatching && !jobs.some((job) => job.permittedVerbs.includes(verb));
+      const disabled = !this._allMatching && !jobs.some((job) => job.permittedVerbs.includes(verb));
+      if (disabled) handOn(button, this._sheet);
+      button.disabled = disabled;
     }
     this._showBanner(size);
   }
@@ -381,6 +383,7 @@ export class JobList extends HTMLElement {
   }
 
   _showBanner(size) {
+    if (!size) handOn(this._clear, this._sheet);
     this._banner.hidden = !size;
     if (!size) return;
     const whole = size === this._rows.size && this._total > size;

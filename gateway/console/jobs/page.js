@@ -1,10 +1,10 @@
 // One job: what is known of it, live, and its log.
 
 import { delay, follow, get } from "../lib/api.js";
-import { fill, h, icon, set, text, update } from "../lib/dom.js";
+import { fill, h, handOn, icon, set, text, update } from "../lib/dom.js";
 import { moment } from "../lib/format.js";
 import { navigate, query } from "../lib/router.js";
-import { VERBS, hasEnded, statusName, statusTone, statusWord } from "../lib/words.js";
+import { VERBS, hasEnded, mayGoOn, statusName, statusTone, statusWord } from "../lib/words.js";
 import { LogView } from "../log/view.js";
 import { LogWindow } from "../log/window.js";
 import { empty, loading, problem } from "../parts/states.js";
@@ -33,6 +33,9 @@ export class JobPage extends HTMLElement {
     this._id = id;
     this._job = null;
     this._entries = [];
+    // How often it was asked for, and as of which time that is what is shown.
+    this._asked = 0;
+    this._shownAsked = 0;
     this._life = new AbortController();
   }
 
@@ -62,7 +65,7 @@ export class JobPage extends HTMLElement {
       const onState = (state) => this._mark && this._showState(state);
       const path = `/v1/jobs/${this._id}:monitor`;
       for await (const news of follow(path, { query: { tailBytes: TAIL_BYTES }, signal, onState })) {
-        if (news.job) this._show(news.job);
+        if (news.job) this._heard(news.job);
         else if (news.history) this._addEntry(news.history);
         else if (news.frames) this._view?.live?.(news.frames.frames, news.frames.attempt);
       }
@@ -75,6 +78,8 @@ export class JobPage extends HTMLElement {
         this._halt(error);
         return;
       }
+      clearTimeout(this._asking);
+      this._job = null;
       this._view?.remove();
       fill(this, error.code === 404 ? gone(this._id, error.message) : problem(error, () => this._again()),
         h("p", { class: "state" }, h("a", { href: "/jobs" }, "To the jobs")));
@@ -85,7 +90,7 @@ export class JobPage extends HTMLElement {
   async _settle(signal) {
     for (;;) {
       try {
-        this._show((await get(`/v1/jobs/${this._id}`, {}, { signal })).job);
+        await this._ask(signal);
         return;
       } catch (error) {
         signal.throwIfAborted();
@@ -98,6 +103,21 @@ export class JobPage extends HTMLElement {
     }
   }
 
+  /** What the monitor says is newer than whatever was asked for before. */
+  _heard(job) {
+    this._shownAsked = this._asked;
+    this._show(job);
+  }
+
+  /** Show it as it is now, unless something newer is shown by then. */
+  async _ask(signal) {
+    const asked = ++this._asked;
+    const { job } = await get(`/v1/jobs/${this._id}`, {}, { signal });
+    if (!this._job || asked <= this._shownAsked) return;
+    this._shownAsked = asked;
+    this._show(job);
+  }
+
   /** Nothing comes any more; what is there stays. */
   _halt(error) {
     this._showState("over");
@@ -107,6 +127,7 @@ export class JobPage extends HTMLElement {
   }
 
   _again() {
+    clearTimeout(this._asking);
     this._job = null;
     this._mark = null;
     this._entries = [];
@@ -125,7 +146,7 @@ export class JobPage extends HTMLElement {
     this._shown = null;
     this._badge = h("span", { class: "badge" });
     this._mark = h("span", { class: "live-mark" });
-    this._name = h("h1", {});
+    this._name = h("h1", { tabindex: "-1" });
     this._meter = h("progress", { max: "100", "aria-label": "Progress" });
     this._said = h("span", { class: "small soft" });
     this._progress = h("div", { class: "job-progress", hidden: true }, this._meter, this._said);
@@ -174,7 +195,7 @@ export class JobPage extends HTMLElement {
     this._job = job;
     if (first) {
       this._build();
-      this._showState(hasEnded(job) ? "over" : "live");
+      this._showState(mayGoOn(job) ? "live" : "over");
     }
     document.title = `${statusWord(job.status)}: job ${this._id} - SIS`;
     text(this._name, job.displayName);
@@ -187,7 +208,9 @@ export class JobPage extends HTMLElement {
     text(this._said, `${job.progressPercent} % ${job.progressText}`.trim());
     for (const [verb, button] of this._buttons) {
       const forced = verb === "JOB_VERB_ABORT" && job.forcePermitted;
-      button.disabled = !job.permittedVerbs.includes(verb) && !forced;
+      const disabled = !job.permittedVerbs.includes(verb) && !forced;
+      if (disabled) handOn(button, this._name);
+      button.disabled = disabled;
     }
     update(this._facts, facts(job));
     if (moved) this._explain();
@@ -213,9 +236,9 @@ export class JobPage extends HTMLElement {
       if (this._life.signal.aborted) return;
       update(this._why, error.message);
     }
-    // Another look may have begun meanwhile.
+    // Another look may have begun meanwhile, or the job may be gone.
     clearTimeout(this._asking);
-    this._asking = setTimeout(() => this._explain(), EXPLAIN_MILLISECONDS);
+    if (this._job) this._asking = setTimeout(() => this._explain(), EXPLAIN_MILLISECONDS);
   }
 
   _showView() {
@@ -237,7 +260,7 @@ export class JobPage extends HTMLElement {
   _made(name) {
     const log = (sources) => new LogWindow(this._id, this._entries, sources);
     const download = `/v1/jobs/${this._id}/output`;
-    const live = !hasEnded(this._job);
+    const live = mayGoOn(this._job);
     switch (name) {
       case "output":
         return new LogView(log(["out", "err"]), { label: "Console output", download, live });
@@ -260,8 +283,7 @@ export class JobPage extends HTMLElement {
       return;
     }
     try {
-      const { job } = await get(`/v1/jobs/${this._id}`, {}, { signal: this._life.signal });
-      if (this._job) this._show(job);
+      await this._ask(this._life.signal);
     } catch (error) {
       if (!this._life.signal.aborted) report(error);
     }

@@ -1,7 +1,7 @@
 // What went wrong: standard error, warnings and failures of all attempts, with what comes while somebody looks.
 
 import { stream } from "../lib/api.js";
-import { fill, h, text } from "../lib/dom.js";
+import { fill, h, handOn, text } from "../lib/dom.js";
 import { clock, count, utc } from "../lib/format.js";
 import { statusName } from "../lib/words.js";
 import { show } from "../log/ansi.js";
@@ -112,6 +112,7 @@ export class ProblemLog extends HTMLElement {
       this._more.addEventListener("click", resolve, { once: true, signal });
       signal.addEventListener("abort", resolve, { once: true });
     });
+    handOn(this._more, this._lines);
     this._more.remove();
     this._room += LINES;
   }

@@ -8,15 +8,15 @@ export class SiteField extends HTMLElement {
     this._groups = Map.groupBy(agents, (each) => each.group);
     this._agents = agents;
     this._kind = target?.agent ? "agent" : "group";
-    this._wantedKind = this._kind;
-    this._wanted = target?.agent || target?.group || "";
+    /** What is chosen, by kind. A copied job goes where its original went, whoever is known there now. */
+    this._chosen = { group: target?.group ?? "", agent: target?.agent ?? "" };
     this._name = uid("site");
   }
 
   connectedCallback() {
     const choice = (kind, word) => h("label", { class: "choice" },
       h("input", { type: "radio", name: this._name, value: kind, checked: this._kind === kind, onchange: () => ((this._kind = kind), this._offer()) }), word);
-    this.control = h("select", { id: uid("field"), name: "siteTarget", "aria-label": "Site target", onchange: () => this._tell() });
+    this.control = h("select", { id: uid("field"), name: "siteTarget", "aria-label": "Site target", onchange: () => this._choose() });
     this._note = h("p", { class: "hint" });
     fill(this, h("div", { class: "field" },
       h("div", { class: "types", role: "radiogroup", "aria-label": "Site target" }, choice("group", "Any agent of a group"), choice("agent", "One agent")),
@@ -30,10 +30,15 @@ export class SiteField extends HTMLElement {
 
   _offer() {
     const names = this._kind === "group" ? [...this._groups.keys()] : this._agents.map((each) => each.name);
-    // A copied job goes where its original went, whoever is known there now.
-    if (this._wanted && this._kind === this._wantedKind && !names.includes(this._wanted)) names.push(this._wanted);
-    const first = this._wanted || names.find((name) => this._members(name).some((each) => each.online));
+    const chosen = this._chosen[this._kind];
+    if (chosen && !names.includes(chosen)) names.push(chosen);
+    const first = chosen || names.find((name) => this._members(name).some((each) => each.online));
     fill(this.control, names.map((name) => h("option", { value: name, selected: name === first }, this._label(name))));
+    this._tell();
+  }
+
+  _choose() {
+    this._chosen[this._kind] = this.control.value;
     this._tell();
   }
 

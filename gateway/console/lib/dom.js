@@ -47,6 +47,11 @@ export function fill(element, ...children) {
   append(element, children);
 }
 
+/** Have another element take the focus, if this one has it: it is about to be hidden, disabled or removed. */
+export function handOn(element, heir) {
+  if (element === document.activeElement) heir.focus({ preventScroll: true });
+}
+
 /** Set a text only where it differs, so that a selection in it survives. */
 export function text(element, value) {
   const shown = harmless(value);
@@ -93,7 +98,10 @@ function renew(node, next) {
     node.data = next.data;
     return;
   }
-  for (const { name } of [...node.attributes]) if (!next.hasAttribute(name)) node.removeAttribute(name);
+  for (const { name } of [...node.attributes]) {
+    // A heading that was given the focus keeps it.
+    if (!next.hasAttribute(name) && name !== "tabindex") node.removeAttribute(name);
+  }
   for (const { name, value } of next.attributes) if (node.getAttribute(name) !== value) node.setAttribute(name, value);
   renewChildren(node, [...next.childNodes]);
 }

@@ -5,6 +5,9 @@ let outlet = null;
 let failed = null;
 let current = null;
 let heading = null;
+let growing = null;
+/** So long a page that one comes back to may take until it is as high as it was. */
+const GROW_MILLISECONDS = 5_000;
 
 /** Have addresses of a pattern, such as "/jobs/:id", shown by the element that `make` gives, or promises, for its parts. */
 export function route(pattern, make) {
@@ -21,7 +24,9 @@ export function start(element, missing, whenFailed) {
   outlet = element;
   failed = whenFailed;
   route(".*", missing);
-  addEventListener("popstate", () => show());
+  addEventListener("popstate", ({ state }) => show(state?.top ?? 0));
+  const stay = () => growing?.disconnect();
+  for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(act, stay, { passive: true });
   document.addEventListener("click", (event) => {
     if (event.defaultPrevented) return;
     const link = event.target.closest?.("a[href]");
@@ -37,6 +42,8 @@ export function start(element, missing, whenFailed) {
 /** Go to an address. With `replace`, it takes the place of the present one in the history; `state` is kept beside it. */
 export function navigate(address, { replace = false, state = null } = {}) {
   const before = location.pathname;
+  // Whoever comes back is to find the place again.
+  if (!replace) history.replaceState({ ...history.state, top: scrollY }, "");
   history[replace ? "replaceState" : "pushState"](state, "", address);
   if (location.pathname === before && current?.addressChanged) current.addressChanged();
   else show();
@@ -54,7 +61,7 @@ export function setQuery(changes, options) {
 
 export const query = () => new URLSearchParams(location.search);
 
-async function show() {
+async function show(top = 0) {
   const path = location.pathname;
   if (current?.isConnected && current.dataset.path === path && current.addressChanged) {
     current.addressChanged();
@@ -75,9 +82,21 @@ async function show() {
   page.dataset.path = path;
   const first = !outlet.hasChildNodes();
   outlet.replaceChildren(page);
-  scrollTo(0, 0);
+  scrollTo(0, top);
+  growing?.disconnect();
+  if (top) scrollOnceThere(top);
   if (!first) focusHeading(page);
   dispatchEvent(new CustomEvent("sis-page"));
+}
+
+/** Scroll to a place once the page is so high, unless somebody has done something by then. */
+function scrollOnceThere(top) {
+  const from = performance.now();
+  growing = new ResizeObserver((_, observer) => {
+    scrollTo(0, top);
+    if (scrollY >= top - 1 || performance.now() - from > GROW_MILLISECONDS) observer.disconnect();
+  });
+  growing.observe(outlet);
 }
 
 /** Have the focus on the page's main heading, once that is there, unless somebody has gone elsewhere by then. */

@@ -24,6 +24,9 @@ export const statusName = (value) => short(value, "JOB_STATUS_");
 export const statusWord = (value) => STATUSES[statusName(value)]?.[0] ?? statusName(value);
 export const statusTone = (value) => STATUSES[statusName(value)]?.[1] ?? "calm";
 export const hasEnded = (job) => TERMINAL.has(statusName(job.status));
+/** Whether its monitor may have more to say: what has ended may still have to tell how, and what it wrote at last. */
+export const mayGoOn = (job) =>
+  !hasEnded(job) || (job.log?.verdict === "LOG_VERDICT_OPEN" && job.stopState !== "STOP_STATE_UNCONFIRMED");
 
 export const TYPES = {
   JOB_TYPE_DISCOVERY: "Discovery",

@@ -15,9 +15,12 @@ function decoded(base64) {
   return bytes;
 }
 
+/** Of which source the lines of a channel are. */
+export const sourceOfChannel = (channel) => SOURCES[channel] ?? "out";
+
 /** Of which source the lines of a frame are. */
 export function sourceOf({ chunk, notice }) {
-  if (chunk) return SOURCES[chunk.channel] ?? "out";
+  if (chunk) return sourceOfChannel(chunk.channel);
   return notice?.severity === "SEVERITY_DEBUG" ? "debug" : "site";
 }
 
@@ -25,8 +28,8 @@ export function sourceOf({ chunk, notice }) {
 export const outputBytes = (frame) => (frame.chunk ? (frame.chunk.data.length * 3) / 4 : 0);
 
 /**
- * Makes lines: {source, text, style, time, sequence, tone, open}. One that is `open` may go on; when it does, `grown` holds
- * it until somebody has taken it from there.
+ * Makes lines: {source, text, style, time, sequence, last, tone, open}; `last` is the frame that added to it last. One that
+ * is `open` may go on; when it does, `grown` holds it until somebody has taken it from there.
  */
 export class LineMaker {
   constructor() {
@@ -53,6 +56,12 @@ export class LineMaker {
     if (!text) return [];
     const tone = isGrave(entry) ? "bad" : "";
     return [{ source: "server", text, style: {}, time: entry.time, sequence: 0, tone, entry: Number(entry.sequence) }];
+  }
+
+  /** Have a line not go on any more: what would be added to it begins another. */
+  end(line) {
+    const channel = this._channels.get(line.source);
+    if (channel?.open === line) this._close(channel);
   }
 
   _chunk(chunk, source, time, sequence) {
@@ -87,6 +96,7 @@ export class LineMaker {
       } else if (!made.includes(channel.open)) this.grown.add(channel.open);
       const room = LINE_CHARACTERS - channel.open.text.length;
       channel.open.text += rest.slice(0, room);
+      channel.open.last = sequence;
       rest = rest.slice(room);
       if (rest) this._close(channel);
     }
@@ -99,6 +109,6 @@ export class LineMaker {
   }
 
   _line(channel, source, text, time, sequence, open) {
-    return { source, text, style: channel.style, time, sequence, tone: "", open };
+    return { source, text, style: channel.style, time, sequence, last: sequence, tone: "", open };
   }
 }

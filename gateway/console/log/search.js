@@ -1,8 +1,9 @@
 // Searching a whole log at the server, and showing what was found.
 
-import { fill, h, icon, text } from "../lib/dom.js";
+import { fill, h, handOn, icon, text } from "../lib/dom.js";
 import { clock, count } from "../lib/format.js";
 import { plain } from "./ansi.js";
+import { sourceOfChannel } from "./lines.js";
 
 const MOST_MATCHES = 500;
 
@@ -44,6 +45,7 @@ export class LogSearch {
     this._found = 0;
     this._next = 1;
     fill(this._list);
+    this._more.hidden = true;
     this.results.hidden = false;
     await this._go();
   }
@@ -51,17 +53,19 @@ export class LogSearch {
   async _go() {
     this._searching?.abort();
     const searching = (this._searching = new AbortController());
-    this._more.hidden = true;
     const limit = this._found + MOST_MATCHES;
     try {
       while (this._next && this._found < limit) {
         const page = await this._log.search(this._text, this._next, searching.signal);
         this._next = Number(page.nextSequence);
-        this._found += page.matches.length;
-        this._list.append(...page.matches.map((match) => this._item(match)));
+        // The log has more than this view of it.
+        const shown = page.matches.filter((match) => this._log.sources.has(sourceOfChannel(match.channel)));
+        this._found += shown.length;
+        this._list.append(...shown.map((match) => this._item(match)));
         const share = this._next ? `, ${Math.floor((100 * this._next) / Number(page.totalFrames))} % searched` : "";
         text(this._told, `${count(this._found, "matching line")}${share}`);
       }
+      if (!this._next) handOn(this._more, this._input);
       this._more.hidden = !this._next;
     } catch (error) {
       if (!searching.signal.aborted) text(this._told, error.message);
@@ -83,6 +87,7 @@ export class LogSearch {
     this._text = "";
     this._pattern = null;
     this._input.value = "";
+    this._input.focus();
     this.results.hidden = true;
     this._end();
     CSS.highlights?.delete("found");

@@ -50,14 +50,16 @@ export class LogSheet {
   /** Let go of what is far from a line in sight, which stays where it stands. */
   trimAround(held) {
     const line = this._lineOf(held)?.element;
-    if (!line) return;
-    // Measured anew each time: what is dropped above moves all the rest.
-    const away = (block) => (block?.lines.length ? block.lines[0].element.offsetTop - line.offsetTop : 0);
+    if (!line || this._lines <= MOST_LINES) return;
+    // Measured before anything goes: that moves all of them alike.
+    const places = new Map(this._blocks.map((block) => [block, block.lines[0]?.element.offsetTop]));
+    const middle = line.offsetTop;
+    const away = (block) => (places.get(block) ?? middle) - middle;
     const empty = (block) => block && !block.lines.length;
     const far = FAR_PIXELS + this._scroller.clientHeight;
     while (this._lines > MOST_LINES && (empty(this._blocks[0]) || away(this._blocks[1]) < -far)) this._dropFirst();
     while (this._lines > MOST_LINES && (empty(this._blocks.at(-1)) || away(this._blocks.at(-1)) > far)) this._dropLast();
-    this.restore(held);
+    this._scroller.scrollTop = line.offsetTop - held.gap;
   }
 
   /** The first line in sight: of which block, the how manieth of it, and how far from the top. */
@@ -137,13 +139,14 @@ export class LogSheet {
 
   /** Leave out of new blocks what would have to go again at once: more came than a followed log shows. */
   _skip(blocks) {
-    let lines = linesOf(blocks).length;
-    if (lines < 2 * FOLLOWED_LINES) return;
+    if (linesOf(blocks).length < 2 * FOLLOWED_LINES) return;
     this._log.dropFirst(this._blocks.filter((block) => block.sequence).length);
+    for (const [n, block] of this._blocks.entries()) this._release(block, this._blocks[n + 1] ?? blocks[0]);
     this._clear();
+    let lines = linesOf(blocks).length;
     while (lines - blocks[0].lines.length >= FOLLOWED_LINES) {
       const block = blocks.shift();
-      lines -= block.lines.length;
+      lines -= this._release(block, blocks[0]).length;
       if (block.sequence) this._log.dropFirst(1);
     }
   }
@@ -162,18 +165,27 @@ export class LogSheet {
   _dropFirst() {
     const block = this._blocks.shift();
     if (block.sequence) this._log.dropFirst(1);
-    this._remove(block);
+    this._remove(this._release(block, this._blocks[0]));
   }
 
   _dropLast() {
     const block = this._blocks.pop();
     if (block.sequence) this._log.dropLast(1);
-    this._remove(block);
+    this._remove(block.lines);
   }
 
-  _remove(block) {
-    for (const line of block.lines) line.element.remove();
-    this._lines -= block.lines.length;
+  /** The lines that go with a block. One that a later frame has added to stays, with the next block; one that is open ends. */
+  _release(block, next) {
+    const stays = next ? block.lines.filter((line) => line.last > block.sequence) : [];
+    next?.lines.unshift(...stays);
+    const goes = block.lines.filter((line) => !stays.includes(line));
+    for (const line of goes) this._maker.end(line);
+    return goes;
+  }
+
+  _remove(lines) {
+    for (const line of lines) line.element.remove();
+    this._lines -= lines.length;
   }
 }
 

@@ -1,6 +1,6 @@
 // A log on the page: a window of its lines, which goes along with who scrolls, or with what is written.
 
-import { fill, h, icon, text } from "../lib/dom.js";
+import { fill, h, handOn, icon, text } from "../lib/dom.js";
 import { count, fromLocal, utc } from "../lib/format.js";
 import { problem } from "../parts/states.js";
 import { report, say } from "../parts/toasts.js";
@@ -27,6 +27,7 @@ export class LogView extends HTMLElement {
     this._filling = false;
     this._pending = [];
     this._held = [];
+    this._heldEntries = [];
     this._moving = 0;
     this._moves = Promise.resolve();
     this._found = 0;
@@ -36,11 +37,15 @@ export class LogView extends HTMLElement {
   connectedCallback() {
     this.className = "log-view";
     this._build();
+    // Where lines wrap anew, the end is elsewhere.
+    this._sizes = new ResizeObserver(() => this._following && this._toBottom());
+    this._sizes.observe(this._scroller);
     this._toEnd(true);
   }
 
   disconnectedCallback() {
     this._life.abort();
+    this._sizes.disconnect();
     this._search.stop();
   }
 
@@ -60,7 +65,11 @@ export class LogView extends HTMLElement {
 
   /** A new entry of the history, which the window has already. */
   entry(entry) {
-    if (this._moving || !this._known || !this._log.atEnd) return;
+    if (this._moving) {
+      this._heldEntries.push(entry);
+      return;
+    }
+    if (!this._known || !this._log.atEnd) return;
     this._pending.push({ entry });
     this._plan();
   }
@@ -140,6 +149,7 @@ export class LogView extends HTMLElement {
     this._known = true;
     fill(this._unread);
     this._pending = [];
+    this._heldEntries = [];
     this._sheet.rebuild();
     this._mark();
     this._showPlace();
@@ -246,10 +256,16 @@ export class LogView extends HTMLElement {
       else fill(this._unread, problem(error, () => this._toEnd(true)));
     } finally {
       this._moving -= 1;
-      const held = this._moving ? [] : this._held.splice(0);
-      if (held.length && this.isConnected) this.live(held);
+      if (!this._moving && this.isConnected) this._release();
       this._showPlace();
     }
+  }
+
+  /** Take what came meanwhile. */
+  _release() {
+    const [frames, entries] = [this._held.splice(0), this._heldEntries.splice(0)];
+    if (frames.length) this.live(frames);
+    for (const entry of entries) this.entry(entry);
   }
 
   _toBottom() {
@@ -267,9 +283,16 @@ export class LogView extends HTMLElement {
   }
 
   _showFollowing() {
+    if (!this._live) handOn(this._follow, this._scroller);
     this._follow.hidden = !this._live;
     fill(this._follow, icon(this._following ? "pause" : "play"), this._following ? "Pause" : "Follow");
-    this._latest.hidden = this._following || !this._log.total;
+    this._showLatest();
+  }
+
+  _showLatest() {
+    const hidden = this._following || !this._log.total;
+    if (hidden) handOn(this._latest, this._scroller);
+    this._latest.hidden = hidden;
   }
 
   _showPlace() {
@@ -287,7 +310,7 @@ export class LogView extends HTMLElement {
     this._place.max = String(Math.max(1, total));
     if (document.activeElement !== this._place) this._place.value = String(this._following ? total : first);
     text(this._where, `Parts ${first} to ${last} of ${count(total, "part")}`);
-    this._latest.hidden = this._following || !total;
+    this._showLatest();
   }
 
   // Finding, and taking along

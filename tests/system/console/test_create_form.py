@@ -20,6 +20,7 @@ from tests.support.numbered_job import shell_job
 from tests.support.stack import Stack
 from tests.system.console.console import Console
 from tests.system.console.test_forms import begin
+from tests.system.console.test_job_list import made
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -289,3 +290,46 @@ def test_it_begins_where_somebody_is_online(console: Console) -> None:
     expect(page.locator("select[name=siteTarget]")).to_have_value("local")
     page.get_by_label("One agent").check()
     expect(page.locator("select[name=siteTarget]")).to_have_value("local-1")
+
+
+def test_what_has_a_default_can_be_left_without_it(console: Console, client: Client, tmp_path: Path) -> None:
+    """An empty list is one; a choice that would mean the default is not offered beside it."""
+    name = f"console.{uuid.uuid4().hex}"
+    (tmp_path / "it.sh").write_text("true")
+    (tmp_path / "package.yaml").write_text(f"""
+name: {name}
+version: 1.0.0
+publisher: Test
+description: Has defaults.
+platforms: [linux]
+operations:
+  run:
+    command: [/bin/sh, "{{package}}/it.sh"]
+    inputs:
+      hosts: {{type: list, default: [a, b]}}
+      colour: {{type: enum, choices: [red, green], default: green}}
+      loud: {{type: boolean, default: true}}
+      count: {{type: integer, default: 5}}
+""")
+    client.packages.push(archive.pack(tmp_path))
+    page = begin(console, name, "defaults")
+    expect(page.get_by_label("hosts")).to_have_value("a\nb")
+    page.get_by_label("hosts").fill("")
+    expect(page.get_by_label("colour").locator("option")).to_have_text(["red", "green"])
+    expect(page.get_by_label("loud").locator("option")).to_have_text(["Yes", "No"])
+    expect(field(page, "count")).to_contain_text("Left empty, it is 5.")
+    job = held(console, client)
+    assert job.parameters["hosts"].WhichOneof("value") == "list" and not job.parameters["hosts"].list.items
+    assert job.parameters["colour"].plain == "green"
+
+
+def test_a_choice_of_site_is_kept_by_kind(console: Console, client: Client) -> None:
+    job_id = made(client, "sites", site="group:nowhere", deferred=True)
+    page = console.go(f"/jobs/new?copy={job_id}")
+    site = page.get_by_label("Site target", exact=True).and_(page.locator("select"))
+    expect(site).to_have_value("nowhere")
+    site.select_option("local")
+    page.get_by_label("One agent").check()
+    expect(site).to_have_value("local-1")
+    page.get_by_label("Any agent of a group").check()
+    expect(site).to_have_value("local")

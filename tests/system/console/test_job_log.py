@@ -153,6 +153,91 @@ def test_what_is_found_is_marked_whatever_its_letters(console: Console, client: 
     assert page.evaluate("() => [...CSS.highlights.get('found')].map(String)") == ["end"]
 
 
+AT_END = """() => {
+    const log = document.querySelector(".log");
+    return log.scrollHeight - log.scrollTop - log.clientHeight < 2;
+}"""
+"""Whether the end of the log is in sight."""
+
+
+@pytest.mark.parametrize("width", [1360, 400])
+def test_lines_that_wrap_are_followed(opened: Callable[..., Console], client: Client, width: int) -> None:
+    script = 'while :; do for n in 1 2 3 4 5; do printf "%0600d\\n" $n; done; sleep 0.1; done'
+    job_id = made(client, "wide", script)
+    console = opened(viewport={"width": width, "height": 850})
+    page = console.job(job_id, "output")
+    page.wait_for_function("() => document.querySelectorAll('.log .line').length > 200")
+    expect(console.button("Pause")).to_be_visible()
+    client.jobs.abort(job_id)
+    expect(page.locator("h1 + .badge")).to_have_text("Aborted")
+    page.wait_for_function(AT_END)
+    # As when a phone is turned.
+    page.set_viewport_size({"width": width - 80, "height": 800})
+    page.wait_for_function(AT_END)
+
+
+def test_what_is_found_among_lines_that_wrap_is_in_sight(console: Console, client: Client) -> None:
+    job_id = made(client, "wrapped", 'for n in $(seq 400); do printf "line $n %01200d\\n" 0; done')
+    ended(client, job_id)
+    page = console.job(job_id, "output")
+    expect(page.locator(".log .line").last).to_contain_text("line 400 ")
+    page.get_by_label("Search the log").fill("line 300 ")
+    page.keyboard.press("Enter")
+    page.locator(".matches button").click()
+    expect(page.locator(".log .line.current")).to_contain_text("line 300 ")
+    expect(page.locator(".log .line.current")).to_be_in_viewport()
+    page.locator(".log").evaluate("log => log.scrollBy(0, -40)")
+    expect(page.locator(".log .line.current")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("others", [400, 5_000])
+def test_what_goes_on_after_its_line_was_let_go_is_shown(
+    console: Console, client: Client, tmp_path: Path, others: int
+) -> None:
+    """Standard output and standard error take turns, and the view keeps a few hundred lines."""
+    copied = tmp_path / "copied"
+    script = f"""
+printf 'Copying: '
+sleep 0.2
+i=0; while [ $i -lt {others} ]; do i=$((i+1)); echo "note $i" >&2; done
+until [ -e {copied} ]; do sleep 0.02; done
+echo "done"
+"""
+    job_id = made(client, "turns", script)
+    page = console.job(job_id, "output")
+    expect(page.locator(".log .line.err").last).to_have_text(f"note {others}")
+    expect(page.locator(".log .line", has_text="Copying: ")).to_have_count(0)
+    copied.touch()
+    expect(page.locator(".log .line.out").last).to_have_text("done")
+
+
+def test_a_search_finds_what_the_view_has(console: Console, client: Client) -> None:
+    """The log has lines of the site, which are no console output."""
+    job_id = made(client, "views", "echo written")
+    ended(client, job_id)
+    page = console.job(job_id)
+    told = page.locator(".log .line.site").first.text_content()
+    for view, lines in ("Monitor", "1 matching line"), ("Console Output", "0 matching lines"):
+        page.get_by_role("link", name=view).click()
+        page.get_by_label("Search the log").fill(told)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("status").filter(has_text="matching")).to_have_text(lines)
+
+
+def test_an_entry_that_comes_while_a_move_fails_is_shown(console: Console, client: Client) -> None:
+    job_id = made(client, "moves", "echo written; sleep 600")
+    page = console.job(job_id)
+    expect(page.locator(".log")).to_contain_text("written")
+    held: list[Route] = []
+    page.route("**/log?*", lambda route: held.append(route))
+    with page.expect_request("**/log?*"):
+        page.get_by_label("Go to a time").fill("2026-01-01T00:00:00")
+    client.jobs.cancel(job_id, reason="a test says so")
+    expect(page.locator("h1 + .badge")).to_have_text("Canceled")
+    unavailable(held[0])
+    expect(page.locator(".log .line.server", has_text="Cancel requested by administrator")).to_have_count(1)
+
+
 def test_wrap_times_and_copy(opened: Callable[..., Console], client: Client) -> None:
     job_id = made(client, "tools", "echo one; echo two")
     ended(client, job_id)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from playwright.sync_api import Route, expect
+from playwright.sync_api import APIResponse, Route, expect
 
 from sis.client import Client
 from sis.queue.v1 import job_pb2
 from tests.support.numbered_job import until
+from tests.support.stack import Stack
+from tests.support.stopping import stop
 from tests.system.console.console import Console, unavailable
 from tests.system.console.test_job_list import ended, made
 
@@ -310,3 +314,80 @@ def test_a_dialog_stays_until_its_request_is_answered(console: Console, client: 
     held.pop().continue_()
     expect(dialog).to_have_count(0)
     expect(page.locator("h1 + .badge")).to_have_text("Canceled")
+
+
+def test_an_answer_that_comes_late_is_not_taken_for_news(console: Console, client: Client) -> None:
+    script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    job_id = made(client, "late", script)
+    page = console.job(job_id)
+    badge = page.locator("h1 + .badge")
+    expect(page.locator(".log")).to_contain_text("ready")
+    held: list[tuple[Route, APIResponse]] = []
+    late = True
+
+    def answer(route: Route) -> None:
+        if late:
+            held.append((route, route.fetch()))
+        else:
+            route.continue_()
+
+    page.route(f"**/v1/jobs/{job_id}", answer)
+    console.button("Cancel").click()
+    console.confirm("Cancel")
+    expect(badge).to_have_text("Canceling")
+    until(lambda: page.wait_for_timeout(10) or held, "the page asks")
+    client.jobs.abort(job_id)
+    expect(badge).to_have_text("Aborted")
+    badge.evaluate("""badge => {
+        window.shown = [];
+        const note = () => window.shown.push(badge.textContent);
+        new MutationObserver(note).observe(badge, {childList: true, subtree: true});
+    }""")
+    late = False
+    for route, response in held:
+        route.fulfill(response=response)
+    # Whatever it says is on the page by the time that something else was done by it.
+    console.button("Rerun").click()
+    console.confirm("Rerun")
+    expect(page.locator(".facts-grid")).to_contain_text(f"Job {job_id}")
+    assert "Canceling" not in page.evaluate("() => window.shown")
+    client.jobs.abort(int(page.url.rpartition("/")[2]))
+
+
+def test_what_has_ended_may_still_have_to_tell(console: Console, client: Client, stack: Stack, tmp_path: Path) -> None:
+    """Its site is heard again after somebody had it aborted."""
+    go, written = tmp_path / "go", tmp_path / "written"
+    job_id = made(client, "tells", f"until [ -e {go} ]; do sleep 0.02; done; echo late; touch {written}; sleep 600")
+    until(lambda: client.jobs.get(job_id).status == job_pb2.JOB_STATUS_RUNNING, "a job that runs")
+    agent = stack.pid("local-1")
+    assert stop(agent)
+    try:
+        go.touch()
+        until(written.exists, "what it has written")
+        client.jobs.abort(job_id)
+        page = console.job(job_id, "output")
+        expect(page.locator("h1 + .badge")).to_have_text("Aborted")
+        expect(page.locator(".live-mark")).to_have_text("Live")
+        expect(page.get_by_text("Nothing was written yet.")).to_be_visible()
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    expect(page.locator(".log .line")).to_have_text(["late"])
+    expect(page.locator(".live-mark")).to_be_hidden()
+
+
+def test_back_from_a_job_is_where_one_was(opened: Callable[..., Console], client: Client) -> None:
+    name = f"place {uuid.uuid4().hex}"
+    for _ in range(20):
+        made(client, name, deferred=True)
+    console = opened(viewport={"width": 390, "height": 700})
+    page = console.go(f"/jobs?text={name}")
+    links = page.locator("table.jobs").get_by_role("link", name=name)
+    expect(links).to_have_count(20)
+    links.nth(15).scroll_into_view_if_needed()
+    before = page.evaluate("() => scrollY")
+    assert before > 500
+    links.nth(15).click()
+    expect(page.get_by_role("heading", name=name)).to_be_visible()
+    assert page.evaluate("() => scrollY") == 0
+    page.go_back()
+    page.wait_for_function("before => Math.abs(scrollY - before) < 5", arg=before)

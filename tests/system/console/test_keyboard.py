@@ -78,3 +78,53 @@ def test_who_skips_to_the_content_keeps_it(console: Console) -> None:
     expect(page.locator("main")).to_be_focused()
     expect(name).to_have_value("typed")
     expect(page).to_have_url(re.compile("/jobs/new.package=core.shell$"))
+
+
+def test_the_focus_stays_where_it_was_put(console: Console) -> None:
+    """The page of an agent asks for it again and again."""
+    page = console.go("/agents")
+    page.get_by_role("link", name="local-1").click()
+    expect(page.get_by_role("heading", name="local-1")).to_be_focused()
+    for _ in range(2):
+        with page.expect_response("**/v1/agents/local-1"):
+            pass
+    expect(page.get_by_role("heading", name="local-1")).to_be_focused()
+
+
+def test_what_goes_hands_on_the_focus(console: Console, client: Client) -> None:
+    name = f"hands on {uuid.uuid4().hex}"
+    job_id = made(client, name, "for n in $(seq 300); do echo line $n; done; sleep 600")
+    page = console.job(job_id, "output")
+    log = page.locator(".log")
+    expect(log).to_contain_text("line 300")
+    log.evaluate("log => log.scrollTo(0, 0)")
+    console.button("To the latest line").focus()
+    page.keyboard.press("Enter")
+    expect(log).to_be_focused()
+    search = page.get_by_label("Search the log")
+    search.fill("line 7")
+    page.keyboard.press("Enter")
+    expect(page.locator(".matches button").first).to_be_visible()
+    console.button("Close the search").focus()
+    page.keyboard.press("Enter")
+    expect(search).to_be_focused()
+    console.button("Pause").focus()
+    client.jobs.abort(job_id)
+    expect(log).to_be_focused()
+    console.button("Delete").focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Go back").click()
+    expect(console.button("Delete")).to_be_focused()
+    again = made(client, name, "sleep 600")
+    page = console.job(again)
+    console.button("Cancel").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1 + .badge")).to_have_text("Canceled")
+    expect(page.get_by_role("heading", name=name)).to_be_focused()
+    page = console.go(f"/jobs?text={name}")
+    page.get_by_label(f"Select job {job_id}", exact=True).check()
+    console.button("Clear").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".list-place")).to_be_focused()
