@@ -37,6 +37,13 @@ TOTAL_BYTES = 128 * 1024 * 1024
 FAULTS = 2
 """How often a call that ends with INTERNAL is tried again: a broken connection can look like a fault."""
 
+LATE = 2
+"""How many calls in a row may come to nothing in their time before they are made smaller: a queue that is slow may bear
+less, and whatever takes too long is taken back whole."""
+
+# By how much calls grow again with each that succeeds, of what they may be.
+_GROWTH = 0.05
+
 # What a report costs beside its bytes, in Python's objects.
 _OVERHEAD_BYTES = 700
 
@@ -77,10 +84,13 @@ class Reporter:
         self._arrived = asyncio.Event()
         self._freed = asyncio.Event()
         self._retry = asyncio.Event()
+        # Of CALL_REPORTS and CALL_BYTES, what the next calls may have.
+        self._share = 1.0
         self._complaints = Complaints(_log, "the queue takes no reports")
 
     async def submit(self, session: Session, reports: Sequence[stream.AgentReport]) -> None:
-        """Take the reports of one message, in order; waits while too much is unacknowledged.
+        """Take the reports of one message, in order; waits while too much is unacknowledged. None is taken of a session
+        that is closed meanwhile: its agent has them still.
 
         Raises:
             InvalidArgument: they are too many, or one of them is too large for a call; none is taken.
@@ -100,6 +110,8 @@ class Reporter:
         while self._full(session, size):
             self._freed.clear()
             await self._freed.wait()
+            if session.closed:
+                return
         self._take_in(items)
 
     def refuse(self, session: Session, attempt: queue.Attempt, refusal: lease_pb2.LeaseRefusal) -> None:
@@ -154,11 +166,12 @@ class Reporter:
             self._release(lanes)
 
     def _take(self) -> list[_Item]:
+        most, most_bytes = max(1, int(CALL_REPORTS * self._share)), CALL_BYTES * self._share
         batch: list[_Item] = []
         size = 0
         while self._ready:
             lane = self._waiting[self._ready[0]]
-            while lane and len(batch) < CALL_REPORTS and (not batch or size + lane[0].bytes <= CALL_BYTES):
+            while lane and len(batch) < most and (not batch or size + lane[0].bytes <= most_bytes):
                 batch.append(lane.popleft())
                 size += batch[-1].bytes
             if not batch or batch[-1].lane != self._ready[0]:
@@ -177,7 +190,8 @@ class Reporter:
             else:
                 del self._waiting[name]
 
-    async def _commit(self, batch: list[_Item]) -> None:
+    async def _commit(self, batch: list[_Item], late: int = 0) -> None:
+        """Have the queue take a batch. `late` is how many calls with it in them have just taken too long."""
         backoff = Backoff(initial=0.05, maximum=2.0)
         failures = 0
         while batch:
@@ -192,14 +206,22 @@ class Reporter:
                     raise Internal(f"the queue gave {len(response.results)} results for {len(batch)} reports")
             except SisError as error:
                 failures += error.code == code_pb2.INTERNAL
+                late = late + 1 if error.code == code_pb2.DEADLINE_EXCEEDED else 0
                 if error.code in _REFUSALS or failures > FAULTS:
                     await self._divide(batch, error)
                     return
                 self._complaints.note(error)
                 await self._pause(backoff.next_delay())
                 batch = self._without_the_dead(batch)
+                if late >= LATE:
+                    self._share /= 2
+                    if len(batch) > 1:
+                        for half in _halves(batch):
+                            await self._commit(half, LATE - 1)
+                        return
             else:
                 self._complaints.over()
+                self._share = min(1.0, self._share + _GROWTH)
                 for item, result in zip(batch, response.results, strict=True):
                     self._answer(item, result)
                 return
@@ -210,9 +232,8 @@ class Reporter:
             _log.error("the queue refuses a report of %s: %s", batch[0].lane, error.message)
             self._answer(batch[0], queue.ReportResult(error=to_status(error)))
             return
-        middle = len(batch) // 2
-        await self._commit(batch[:middle])
-        await self._commit(batch[middle:])
+        for half in _halves(batch):
+            await self._commit(half)
 
     async def _pause(self, seconds: float) -> None:
         self._retry.clear()
@@ -283,6 +304,11 @@ class Reporter:
 def _item(session: Session, report: stream.AgentReport | queue.AttemptReport) -> _Item:
     key = AttemptKey(report.attempt.job_id, report.attempt.number)
     return _Item(session, report, report.ByteSize() + _OVERHEAD_BYTES, (session.agent, key))
+
+
+def _halves(batch: list[_Item]) -> tuple[list[_Item], list[_Item]]:
+    middle = len(batch) // 2
+    return batch[:middle], batch[middle:]
 
 
 def _is_stale_epoch(status: status_pb2.Status) -> bool:

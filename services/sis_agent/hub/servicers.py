@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from services.runtime.access import current_caller
 from services.runtime.database import Database
+from services.runtime.errors import PermissionDenied
 from services.runtime.interceptors import Context
 from services.sis_agent.hub import convert, registry
 from services.sis_agent.hub.certificates import AgentCertificate
@@ -16,7 +17,7 @@ from services.sis_agent.hub.credentials_connection import CredentialsConnection
 from services.sis_agent.hub.queue_connection import QueueConnection
 from services.sis_agent.hub.renewals import Certifier
 from services.sis_agent.hub.revocations import Revocations
-from services.sis_agent.hub.streams import Streams
+from services.sis_agent.hub.streams import LAST_WORD_SECONDS, Streams
 from sis.agent.v1 import agent_admin_service_pb2 as admin
 from sis.agent.v1 import agent_admin_service_pb2_grpc as admin_rpc
 from sis.agent.v1 import agent_service_pb2 as stream
@@ -35,21 +36,25 @@ class AgentServicer(rpc.AgentServiceServicer):
         self._revocations = revocations
         self._connection = connection
 
-    async def Connect(
+    # Typed as if it had to yield; it writes instead, because a write can be given up, and what is yielded cannot.
+    async def Connect(  # type: ignore[override]
         self, request_iterator: AsyncIterator[stream.ConnectRequest], context: Context
-    ) -> AsyncIterator[stream.ConnectResponse]:
+    ) -> None:
         caller = current_caller()
         agent = queue.AgentIdentity(name=caller.name, group=caller.group)
         session = await self._streams.open(agent, AgentCertificate.parse(caller.certificate), request_iterator)
-        reader = asyncio.create_task(self._streams.read(session, request_iterator))
+        call = asyncio.current_task()
         try:
-            async with aclosing(session.outgoing()) as messages:
-                async for message in messages:
-                    yield message
+            # Now, since a status cannot bring it along behind a first message whose write was given up.
+            await context.send_initial_metadata(())
+            await self._streams.converse(session, request_iterator, context.write)
+        except PermissionDenied:
+            # The status is sent behind what the agent has left unread. That it gets there is not waited for.
+            if call is not None:
+                asyncio.get_running_loop().call_later(LAST_WORD_SECONDS, call.cancel)
+            raise
         finally:
             session.close()
-            reader.cancel()
-            await asyncio.wait([reader])
 
     async def FetchPackage(
         self, request: stream.FetchPackageRequest, context: Context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -50,7 +51,9 @@ class Session:
         """Whether the agent has sent anything since the last batch of heartbeats."""
         self.unacknowledged_bytes = 0
         self.closed = False
-        self._error: Exception | None = None
+        self.error: Exception | None = None
+        """What it was closed with, if it did not end well."""
+        self._ended = asyncio.Event()
         self._on_close: Callable[[Session], None] = lambda _: None
         self._news = asyncio.Event()
         self._welcome: stream.Welcome | None = None
@@ -59,6 +62,8 @@ class Session:
         self._stops: dict[AttemptKey, queue.StopCommand] = {}
         self._certificates: list[stream.CertificateAnswer] = []
         self._messages = self._bytes = 0
+        # Taken from the above, and not yet written.
+        self._leaving: deque[stream.ConnectResponse] = deque()
 
     def welcome(self, welcome: stream.Welcome) -> None:
         """Send the first message."""
@@ -99,11 +104,15 @@ class Session:
         return True
 
     def close(self, error: Exception | None = None) -> None:
-        """End the stream, with an error or well. The first call counts."""
+        """End the stream, with an error or well. The first call counts. What waits for the agent is dropped: the next
+        session resumes."""
         if self.closed:
             return
         self.closed = True
-        self._error = error
+        self.error = error
+        self._drop()
+        self._leaving.clear()
+        self._ended.set()
         self._news.set()
         self._on_close(self)
 
@@ -111,25 +120,29 @@ class Session:
         """Call `callback` once, when the session is closed."""
         self._on_close = callback
 
+    async def until_closed(self) -> None:
+        """Wait for the end, by whichever side."""
+        await self._ended.wait()
+
     async def outgoing(self) -> AsyncGenerator[stream.ConnectResponse]:
         """What to write to the stream, until the session is closed.
 
         Raises:
-            Exception: what the session was closed with. Whatever still waited is dropped: the next session resumes.
+            Exception: what the session was closed with.
         """
         while True:
             await self._news.wait()
             self._news.clear()
-            for message in self._take():
-                if self.closed:
-                    break
+            self._leaving.extend(self._take())
+            while self._leaving:
+                message = self._leaving.popleft()
                 kind = message.WhichOneof("content")
                 faults.point(f"hub.{kind}.sending")
                 yield message
                 faults.point(f"hub.{kind}.sent")
             if self.closed:
-                if self._error is not None:
-                    raise self._error
+                if self.error is not None:
+                    raise self.error
                 return
 
     def _take(self) -> list[stream.ConnectResponse]:
@@ -146,10 +159,13 @@ class Session:
         if self._stops:
             messages.append(stream.ConnectResponse(stops=stream.Stops(stops=self._stops.values())))
         messages += [stream.ConnectResponse(certificate=answer) for answer in self._certificates]
+        self._drop()
+        return messages
+
+    def _drop(self) -> None:
         self._welcome = None
         self._acknowledgements, self._assignments, self._stops, self._certificates = [], [], {}, []
         self._messages = self._bytes = 0
-        return messages
 
 
 def _parts(assignments: list[queue.Assignment]) -> Iterator[list[queue.Assignment]]:

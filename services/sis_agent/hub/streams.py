@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 
 from google.protobuf import duration_pb2
 
 from services.runtime import faults
-from services.runtime.errors import InvalidArgument, SisError
+from services.runtime.errors import InvalidArgument, PermissionDenied, SisError
 from services.sis_agent.hub import convert
 from services.sis_agent.hub.certificates import AgentCertificate
 from services.sis_agent.hub.chains import Chains
@@ -27,8 +28,14 @@ from sis.queue.v1 import dispatch_service_pb2 as queue
 HELLO_SECONDS = 10.0
 SILENT_INTERVALS = 3
 """An agent that misses so many beats is gone."""
+LAST_WORD_SECONDS = 1.0
+"""How long the hub goes on writing to an agent that it hears no more and does not let in again, and then how long it
+tries to tell it why."""
 
 _CLOSES_AT_ONCE = 8
+
+Write = Callable[[stream.ConnectResponse], Awaitable[None]]
+"""Writes a message to an agent; it takes as long as the agent leaves what came before unread."""
 
 _log = logging.getLogger("streams")
 # Its own: an age must not change what others draw from the global generator, which tests seed and compare.
@@ -128,7 +135,32 @@ class Streams:
         if self._draining:
             raise ShuttingDown
 
-    async def read(self, session: Session, requests: AsyncIterator[stream.ConnectRequest]) -> None:
+    async def converse(self, session: Session, requests: AsyncIterator[stream.ConnectRequest], write: Write) -> None:
+        """Hear the agent and write to it until the session is closed, by whomever; nothing is taken from then on.
+
+        A message that is being written then can be as long as it lies unread, for gRPC takes none back. An agent that
+        may come again keeps its call, and with it its place among those that one agent may have, until it has read it
+        or its connection ends: else it could leave as many behind as it likes. One that may not is given up.
+
+        Raises:
+            Exception: what the session was closed with, or what was wrong with a write.
+        """
+        reader = asyncio.create_task(self._read(session, requests), name=f"hear agent {session.agent}")
+        writer = asyncio.create_task(_write(session, write), name=f"write to agent {session.agent}")
+        try:
+            await session.until_closed()
+            reader.cancel()
+            comes_again = not isinstance(session.error, PermissionDenied)
+            await asyncio.wait([writer], timeout=None if comes_again else LAST_WORD_SECONDS)
+        finally:
+            session.close()
+            reader.cancel()
+            writer.cancel()
+            await asyncio.wait([reader, writer])
+        if session.error is not None:
+            raise session.error
+
+    async def _read(self, session: Session, requests: AsyncIterator[stream.ConnectRequest]) -> None:
         """Take in what the agent says until its end, or until the stream is too old; either closes the session."""
         age = _dice.uniform(0.5, 1.0) * self._stream_seconds
         loop = asyncio.get_running_loop()
@@ -136,6 +168,8 @@ class Streams:
         try:
             async with Renewals(self._certifier, session) as renewals:
                 while (request := await self._next(session, requests)) is not None:
+                    if session.closed:
+                        return  # it came before this was cancelled
                     session.heard = True
                     await self._take(session, request, renewals)
         except Exception as error:
@@ -210,3 +244,13 @@ class Streams:
         self._draining = True
         self._sessions.close_all(ShuttingDown())
         await asyncio.gather(self._reporter.drained(), self._all_told.wait())
+
+
+async def _write(session: Session, write: Write) -> None:
+    """Write what there is for the agent, until the session is closed; what is wrong with a write closes it."""
+    try:
+        async with aclosing(session.outgoing()) as messages:
+            async for message in messages:
+                await write(message)
+    except Exception as error:
+        session.close(error)

@@ -78,6 +78,21 @@ async def test_the_first_close_counts_and_what_waits_is_dropped() -> None:
     assert isinstance(error, ShuttingDown)
 
 
+async def test_a_close_lets_go_of_what_waits_behind_an_unread_message() -> None:
+    found = session()
+    for job in (1, 2, 3):
+        found.assign(assignment(job, size=3 * 1024 * 1024))
+    outgoing = found.outgoing()
+    await anext(outgoing)
+    found.assign(assignment(4))
+    assert found._leaving and found._assignments
+    found.close(ShuttingDown())
+    assert not found._leaving and not found._assignments
+    kinds, error = await outcome(outgoing)
+    assert kinds == []
+    assert isinstance(error, ShuttingDown)
+
+
 async def test_an_agent_that_takes_too_little_is_closed() -> None:
     found = session()
     for _ in range(sessions.PENDING_MESSAGES):
