@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import resource
 import ssl
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic_settings import SettingsConfigDict
 from gateway.app import Gateway
 from gateway.server import Certificate, Server, is_loopback, run
 from gateway.upstreams import Upstreams
-from services.runtime import joining, shutdown
+from services.runtime import joining, open_files, shutdown
 from services.runtime.exporting import exported
 from services.runtime.health import Health
 from services.runtime.probes import probed
@@ -111,20 +110,12 @@ async def _serve(settings: GatewaySettings, health: Health) -> None:
         await upstreams.close()
 
 
-def _raise_open_files() -> None:
-    """Each connection is an open file, and 1,024 is a common limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def main() -> None:
     configure_logging("gateway")
     if sys.argv[1:]:
         sys.exit(f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve")
     settings = GatewaySettings.load()
-    _raise_open_files()
+    open_files.allow(_OPEN_FILES)
     shutdown.prepare()
     with exported("gateway", settings.metrics_listen):
         uvloop.run(serve(settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -126,6 +126,7 @@ class Peer(Generic[Stub]):
         self._server_name = server_name
         self._retried = retried
         self._retiring: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
         self._generation = -1
         self._channel: grpc.aio.Channel | None = None
         self._stub: Stub | None = None
@@ -134,7 +135,7 @@ class Peer(Generic[Stub]):
     def stub(self) -> Stub:
         """The stub with the identity's current certificate; take it anew for each call."""
         if self._stub is None or self._generation != self._identity.generation:
-            self._retire(PEER_GRACE_SECONDS)
+            self._retire()
             self._generation = self._identity.generation
             self._channel = secure_channel(
                 self._target,
@@ -146,18 +147,24 @@ class Peer(Generic[Stub]):
             self._stub = self._make_stub(traced(self._channel))
         return self._stub
 
-    def _retire(self, grace: float | None) -> None:
+    def _retire(self) -> None:
         if self._channel is not None:
-            task = asyncio.create_task(self._channel.close(grace))
+            task = asyncio.create_task(self._close_later(self._channel))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
             self._channel = self._stub = None
 
+    async def _close_later(self, channel: grpc.aio.Channel) -> None:
+        # Not by the grace of gRPC's own `close`, which nothing can cut short.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PEER_GRACE_SECONDS):
+                await self._closing.wait()
+        await channel.close()
+
     async def close(self) -> None:
         """End every call at once."""
-        for task in self._retiring:
-            task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        self._closing.set()
+        await asyncio.gather(*self._retiring)
         if self._channel is not None:
             await self._channel.close()
             self._channel = self._stub = None

@@ -255,7 +255,8 @@ class Database:
         while True:
             try:
                 async with await self._connect_directly() as connection:
-                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                     backoff.reset()
                     complaints.over()
                     on_connect()

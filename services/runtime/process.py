@@ -12,7 +12,7 @@ from typing import Protocol, Self, TypeVar
 
 import uvloop
 
-from services.runtime import shutdown
+from services.runtime import open_files, shutdown
 from services.runtime.backoff import Backoff
 from services.runtime.database import Database
 from services.runtime.dependencies import Complaints
@@ -72,6 +72,7 @@ def start(
             f"error: {' '.join(sys.argv[1:])!r} is not known; give nothing to serve, or migrate, migrate post, recover"
         )
     else:
+        open_files.allow()
         shutdown.prepare()
         with exported(name, settings.metrics_listen):
             uvloop.run(serve(settings))

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ ASSIGNMENT = "assignment"
 _DIGEST_BYTES = 32
 # In a directory whose attempt is no longer reported by this agent. Nothing but a person removes it.
 ORPHANED = "orphaned"
+_ASIDE = ".aside"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -145,6 +147,17 @@ class AttemptDirectories:
     def remove(self, key: AttemptKey) -> None:
         """Remove the directory and all that is in it, as far as `remove_tree` can. Repeatable."""
         remove_tree(self.path(key))
+
+    def set_aside(self, key: AttemptKey) -> Path:
+        """Have the directory be of no attempt any more, so that it can be removed while others come; returns where it
+        is. Raises OSError."""
+        aside = self._root / f"{key}.{secrets.token_hex(8)}{_ASIDE}"
+        self.path(key).rename(aside)
+        return aside
+
+    def aside(self) -> list[Path]:
+        """What was set aside and is still here."""
+        return sorted(self._root.glob(f"*{_ASIDE}"))
 
     def __iter__(self) -> Iterator[AttemptKey]:
         names = sorted(path.name for path in self._root.iterdir() if path.is_dir())

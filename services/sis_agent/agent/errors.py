@@ -8,7 +8,8 @@
      ├─ IllegalStep          a fault of the agent itself: an attempt cannot take this step
      ├─ JournalDamaged       the journal's durable records can no longer be read
      ├─ JournalUnwritable    a record could not be made durable
-     └─ PackageUnavailable   an attempt's package cannot be had at this site
+     ├─ PackageUnavailable   an attempt's package cannot be had at this site
+     └─ ThreadsRefused       this machine has no room for the agent's own threads
 
 Calls to the hub raise the errors of `services.runtime.errors`.
 """
@@ -50,3 +51,7 @@ class JournalUnwritable(AgentError):
 
 class PackageUnavailable(AgentError):
     """The package is not there, is not what its digest says, or cannot be unpacked. A new try will not help."""
+
+
+class ThreadsRefused(AgentError):
+    """The agent's own threads cannot be started."""

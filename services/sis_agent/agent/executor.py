@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from services.runtime import faults
@@ -16,7 +17,7 @@ from services.sis_agent.agent import spans
 from services.sis_agent.agent.attempts import AttemptKey
 from services.sis_agent.agent.errors import JournalUnwritable
 from services.sis_agent.agent.journal import Step
-from services.sis_agent.agent.life import Life, Site
+from services.sis_agent.agent.life import Life, Site, patience
 from services.sis_agent.agent.package_cache import is_digest
 from services.sis_agent.agent.supervision import stage
 from services.sis_agent.agent.supervision.handle import StopKind, SupervisorHandle, SupervisorUnreachable
@@ -32,7 +33,10 @@ ENDED: Final = frozenset({"STALE_ATTEMPT", "LOG_SEALED"})
 CONTRADICTED: Final = frozenset({"MALFORMED_FRAME", "CONFLICTING_FRAME"})
 """Refusals by which the server's log and the spool cannot be brought together again."""
 LIVES: Final = 5
-"""So often an attempt is taken up again after a fault of the agent, before it is left to people."""
+"""So often an attempt is tried again that meets faults of the agent, and for no shorter a time than so many lives take
+that try what is faulty (`life.patience`), before it is left to people."""
+APART_SECONDS: Final = 3_600.0
+"""Faults that lie further apart are not one that does not pass."""
 UNWANTED: Final = 16
 """So many attempts more than twice the slots may be on their way out while new ones are taken."""
 MORE: Final = "the server has more of its log than this site"
@@ -54,9 +58,11 @@ class Executor:
         self._lives: dict[AttemptKey, Life] = {}
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._beat_wanted = False
+        self._clearing: asyncio.Task[None] | None = None
 
     def resume(self) -> None:
-        """Take up the attempts that the journal has in hand, and clear away what it has forgotten."""
+        """Take up the attempts that the journal has in hand, and begin to clear away what it has forgotten."""
+        leftovers = self._site.directories.aside()
         for key, entry in self._site.journal.entries.items():
             if entry.step in (Step.ACCEPTED, Step.SPAWNING):
                 self._begin(self._site.directories.assignment(key), entry.received_at)
@@ -70,14 +76,26 @@ class Executor:
             elif key not in self._site.journal.entries and was_supervised(self._site.directories.path(key)):
                 self._keep(key)
             else:
-                self._site.directories.remove(key)
+                leftovers.append(self._set_aside(key))
+        self._clearing = self._group.create_task(self._clear(leftovers), name="clearing")
 
     async def close(self) -> None:
         """Let go of all attempts; their supervisors go on. Repeatable."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *([self._clearing] if self._clearing else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _set_aside(self, key: AttemptKey) -> Path:
+        try:
+            return self._site.directories.set_aside(key)
+        except OSError as error:
+            log.warning("attempt %s: its directory cannot be set aside: %s", key, error)
+            return self._site.directories.path(key)
+
+    async def _clear(self, leftovers: list[Path]) -> None:
+        for path in leftovers:
+            await self._site.removals.remove(path)
 
     # What the agent says of itself
 
@@ -258,11 +276,16 @@ class Executor:
     async def _live(self, life: Life) -> None:
         """Have an attempt live, and live again after a fault, as it would in a new process of this agent."""
         backoff = Backoff()
-        faults = 0
+        faults, first, last = 0, 0.0, 0.0
         try:
             while not await self._lived(life):
-                faults += 1
-                if faults == LIVES:
+                now = time.monotonic()
+                if not faults or now - last > APART_SECONDS:
+                    faults, first = 0, now
+                    backoff.reset()
+                faults, last = faults + 1, now
+                # Some faults are met at once, and what is behind them, a lack of memory say, can take a while to pass.
+                if faults >= LIVES and now - first >= (LIVES - 1) * patience():
                     self._abandon(life.key, f"this agent has failed {faults} times at it")
                 await asyncio.sleep(backoff.next_delay())
         finally:

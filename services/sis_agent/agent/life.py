@@ -39,6 +39,7 @@ from services.sis_agent.agent.supervision.handle import (
 )
 from services.sis_agent.agent.supervision.lost import finish_lost
 from services.sis_agent.agent.supervision.supervisor_identity import SPOOL, was_supervised
+from services.sis_agent.agent.threads import Removals
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2 as frame
 
@@ -60,6 +61,11 @@ REFUSALS: Final = 5
 """A supervisor that does not take an abort this many times in a row hangs, and is killed."""
 
 
+def patience() -> float:
+    """For how many seconds one life of an attempt tries what is faulty."""
+    return (TRIES - 1) * RETRY_SECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """What all attempts of this agent share."""
@@ -71,6 +77,7 @@ class Site:
     zygote: Zygote
     identity_directory: Path
     state: StateDirectory
+    removals: Removals
 
 
 class Ending(NamedTuple):
@@ -158,7 +165,7 @@ class Life:
             await self._done.wait()
         self._site.shipping.close(self.key)
         await self._persist(functools.partial(self._site.journal.append, Step.FORGOTTEN, [self.key]))
-        await asyncio.to_thread(self._site.directories.remove, self.key)
+        await self._site.removals.remove(self._site.directories.path(self.key))
 
     async def _start(self) -> None:
         """Have the attempt spawned, or end it here."""
@@ -292,11 +299,17 @@ class Life:
         # The end is shipped before all that the payload has left is removed, which can take long.
         told = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._site.shipping.look, self.key)
         while True:
-            handle = SupervisorHandle.adopt(self._directory)
-            if handle is not None:
-                with handle:
-                    await self._watch(handle)
             try:
+                handle = SupervisorHandle.adopt(self._directory)
+                if handle is not None:
+                    since = time.monotonic()
+                    try:
+                        with handle:
+                            await self._watch(handle)
+                    finally:
+                        # Faults that lie further apart than these tries are not one that does not pass.
+                        if time.monotonic() - since > patience():
+                            tries = 0
                 identities = self._site.identity_directory
                 finish = functools.partial(finish_lost, spawned_in=spawned_in, told=told)
                 await asyncio.to_thread(finish, self._directory, identities)
@@ -311,7 +324,11 @@ class Life:
                 return
 
     async def _watch(self, handle: SupervisorHandle) -> None:
-        """Pass on what the supervisor writes and what the server wants of it, until it is gone."""
+        """Pass on what the supervisor writes and what the server wants of it, until it is gone. Raises OSError; may be
+        repeated."""
+        if self._stop.kind != frame.STOP_KIND_UNSPECIFIED:
+            # The one watched before may have been let go while it was being told.
+            self._stopping.set()
         stops = asyncio.create_task(self._pass_on_stops(handle))
         try:
             while handle.alive:

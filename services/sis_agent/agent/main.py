@@ -16,7 +16,6 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import uvloop
 from pydantic import TypeAdapter, ValidationError
 
-from services.runtime import metrics, shutdown
+from services.runtime import metrics, open_files, shutdown
 from services.runtime.exporting import exported
 from services.runtime.health import Health
 from services.runtime.pairing import InvalidCode, PairingCode
@@ -34,7 +33,13 @@ from services.runtime.telemetry import configure_logging
 from services.sis_agent.agent import spans
 from services.sis_agent.agent.attempts import AttemptDirectories
 from services.sis_agent.agent.connection import Connection
-from services.sis_agent.agent.errors import AgentError, EnrolmentFailed, IdentityDamaged, NotEnrolled
+from services.sis_agent.agent.errors import (
+    AgentError,
+    EnrolmentFailed,
+    IdentityDamaged,
+    NotEnrolled,
+    ThreadsRefused,
+)
 from services.sis_agent.agent.executor import Executor
 from services.sis_agent.agent.journal import Journal
 from services.sis_agent.agent.life import Site
@@ -44,12 +49,16 @@ from services.sis_agent.agent.settings import AgentSettings, identity_in
 from services.sis_agent.agent.shipping import Shipping
 from services.sis_agent.agent.state_directory import StateDirectory
 from services.sis_agent.agent.supervision.handle import SpawnFailed, Zygote
+from services.sis_agent.agent.threads import Removals, started
 from services.sis_agent.agent.trust import enrolment
 from services.sis_agent.agent.trust.held_identity import HeldIdentity
 from services.sis_agent.agent.trust.identity import AgentIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
 log = logging.getLogger(__name__)
+
+READING_THREADS = 2
+"""That read spools: the second, where a read for a stream that has ended still waits for the disk."""
 
 
 def main() -> None:
@@ -109,11 +118,14 @@ def serve_until_told() -> None:
     """Serve; exits with status 1 where that fails."""
     settings = AgentSettings.load()
     configure_logging("agent")
+    payload_files = open_files.allow()
     with held(settings) as identity:
         try:
             shutdown.prepare()
             with exported("agent", settings.metrics_listen, [spans.SUPERVISOR]):
-                uvloop.run(serve(settings, identity))
+                uvloop.run(serve(settings, identity, payload_files))
+        except ThreadsRefused as error:
+            sys.exit(f"error: {error}")
         except OSError as error:  # before anything was begun; tasks raise groups
             sys.exit(_unusable(settings.state, error, "SIS_AGENT_STATE"))
         except Exception:
@@ -121,37 +133,44 @@ def serve_until_told() -> None:
             sys.exit(1)
 
 
-async def serve(settings: AgentSettings, identity: HeldIdentity) -> None:
-    """Run the agent in this event loop until the process is told to end."""
+async def serve(settings: AgentSettings, identity: HeldIdentity, payload_files: int) -> None:
+    """Run the agent in this event loop until the process is told to end. Payloads have `payload_files` for their soft
+    limit of open files."""
     log.info("this is agent %s of group %s", identity.current.name, identity.current.group)
     # A lost supervisor's tree may take a thread of its own for half a minute.
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=settings.slots + 8))
+    asyncio.get_running_loop().set_default_executor(started(settings.slots + 8))
     ended = asyncio.Event()
     with shutdown.asked(ended.set):
         async with probed(settings.probe_listen) as health:
-            await _serve(settings, identity, ended, health)
+            zygote = Zygote(
+                process_limit=settings.process_limit, identity_directory=settings.identity, open_files=payload_files
+            )
+            await _serve(settings, identity, zygote, ended, health)
 
 
-async def _serve(settings: AgentSettings, identity: HeldIdentity, ended: asyncio.Event, health: Health) -> None:
+async def _serve(
+    settings: AgentSettings, identity: HeldIdentity, zygote: Zygote, ended: asyncio.Event, health: Health
+) -> None:
     directories = AttemptDirectories(settings.state / "attempts")
     journal = Journal.open_or_create(settings.state / "journal", directories.orphan_all)
     connection = Connection(identity, settings.hub_endpoints, about(settings), health.set_serving)
     packages = PackageCache(settings.state / "packages", connection.fetch, settings.cache_bytes)
-    zygote = Zygote(process_limit=settings.process_limit, identity_directory=settings.identity)
     try:
-        async with asyncio.TaskGroup() as group:
-            warm = group.create_task(warm_up(zygote), name="zygote")
-            state = StateDirectory(settings.state)
-            site = Site(journal, directories, Shipping(), packages, zygote, settings.identity, state)
-            executor = Executor(site, settings.slots, group)
-            executor.resume()
-            measure(executor, site.shipping)
-            stream = group.create_task(connection.run(executor), name="stream")
-            await ended.wait()
-            log.info("the agent ends; what runs goes on under its supervisors")
-            stream.cancel()
-            warm.cancel()
-            await executor.close()
+        with started(READING_THREADS) as reading, contextlib.closing(Removals()) as removals:
+            async with asyncio.TaskGroup() as group:
+                warm = group.create_task(warm_up(zygote), name="zygote")
+                state = StateDirectory(settings.state)
+                shipping = Shipping(reading)
+                site = Site(journal, directories, shipping, packages, zygote, settings.identity, state, removals)
+                executor = Executor(site, settings.slots, group)
+                executor.resume()
+                measure(executor, shipping)
+                stream = group.create_task(connection.run(executor), name="stream")
+                await ended.wait()
+                log.info("the agent ends; what runs goes on under its supervisors")
+                stream.cancel()
+                warm.cancel()
+                await executor.close()
     finally:
         await packages.close()
         await zygote.stop()

@@ -9,6 +9,8 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from services.runtime.errors import InvalidArgument
+from services.runtime.fields import Violations
 from services.runtime.settings import Endpoint, Endpoints, Settings
 from services.sis_agent.agent.linux.process_limit import PROCESS_LIMIT
 
@@ -36,6 +38,20 @@ def _pairs(value: object) -> object:
     return {name.strip(): content.strip() for name, _, content in pairs}
 
 
+def _bounded(labels: dict[str, str]) -> dict[str, str]:
+    """As the hub takes them, which otherwise would refuse the agent for as long as it runs."""
+    wrong = Violations()
+    wrong.labels("labels", labels)
+    try:
+        "".join((*labels, *labels.values())).encode()
+        wrong.refuse()
+    except UnicodeEncodeError:
+        raise ValueError("give it in UTF-8") from None
+    except InvalidArgument as error:
+        raise ValueError(error.message) from None
+    return labels
+
+
 def _enough(count: int) -> int:
     if count != 0 and not _FEWEST_PROCESSES <= count <= _MOST_PROCESSES:
         raise ValueError(f"give {_FEWEST_PROCESSES} to {_MOST_PROCESSES:,} processes, or 0 for any number")
@@ -54,8 +70,8 @@ class AgentSettings(Settings):
     """`host:port` of each hub, separated by commas; it begins with the first. Without any, those of the identity."""
     slots: Annotated[int, Field(ge=1, le=1_000)] = 8
     """How many attempts it takes at once."""
-    labels: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)] = Field({}, max_length=64)
-    """`name=value` pairs, separated by commas."""
+    labels: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs), AfterValidator(_bounded)] = Field({})
+    """`name=value` pairs, separated by commas: at most 32, of names of up to 63 and values of up to 200 characters."""
     cache_bytes: Annotated[int, Field(ge=0)] = 2 << 30
     """How much the unpacked packages in its cache may take. One that a job holds is kept beyond it."""
     process_limit: Annotated[int, AfterValidator(_enough)] = PROCESS_LIMIT

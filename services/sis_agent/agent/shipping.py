@@ -12,6 +12,7 @@ import functools
 import logging
 import sys
 from collections import deque
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -92,7 +93,9 @@ class Shipping:
     """The outgoing side of the stream. `answer` and `look` say that there is something; `wait` and `take` are for
     the one task that writes the stream; `settle` and `refuse` for the one that reads it."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Executor) -> None:
+        """Spools are read in `threads`, which should have nothing else to do: signs of life wait for the same task."""
+        self._threads = threads
         self._limit = MESSAGE_BYTES
         self._bytes_under_way = 0
         self._answers: list[AgentReport] = []
@@ -224,7 +227,7 @@ class Shipping:
         if loads:
             # The disk may be slow, and a spool long that is read for the first time.
             loop = asyncio.get_running_loop()
-            reading = loop.run_in_executor(None, _read, loads, room, self._bytes_under_way == 0)
+            reading = loop.run_in_executor(self._threads, _read, loads, room, self._bytes_under_way == 0)
             try:
                 await asyncio.shield(reading)
             finally:

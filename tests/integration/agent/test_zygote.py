@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,8 +17,9 @@ from services.sis_agent.agent.linux import processes
 from services.sis_agent.agent.linux.cgroup_mounts import own_pids_cgroup
 from services.sis_agent.agent.linux.process_limit import PidsCgroup
 from services.sis_agent.agent.supervision.handle import SpawnFailed, Zygote
+from services.sis_agent.agent.supervision.lost import finish_lost
 from sis.queue.v1 import frame_pb2 as pb
-from tests.support.attempts import UNTIL_GO, Attempts, eventually, is_alive
+from tests.support.attempts import PATIENCE_SECONDS, UNTIL_GO, Attempts, eventually, is_alive
 from tests.support.stopping import stop
 
 
@@ -48,6 +51,18 @@ async def test_it_ends_with_its_agent_and_its_supervisors_do_not(attempts_anyhow
     attempt.go()
     assert (await attempt.end()).outcome == pb.OUTCOME_SUCCEEDED
     assert attempt.output() == b"on\n"
+
+
+async def test_it_serves_an_agent_that_has_many_files_open(attempts_anyhow: Attempts) -> None:
+    """It has its socket by the agent's number, and select takes none from 1,024 on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1_500), hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        opened = 0
+        while opened < 1_024:
+            opened = stack.enter_context(Path(os.devnull).open("rb")).fileno()
+        assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
 
 
 async def test_many_at_once(attempts_anyhow: Attempts) -> None:
@@ -269,13 +284,86 @@ async def test_requests_that_it_never_had_are_made_of_another_one(
 async def test_a_request_that_it_takes_not_in_time_has_started_nothing(
     attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 0.2)
+    monkeypatch.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 60.0)
     monkeypatch.setattr("services.sis_agent.agent.supervision.handle._TURN_SECONDS", 0.2)
     asked = await ask_a_stopped_one(attempts_anyhow.zygote, tmp_path / "nowhere")
+    running = attempts_anyhow.zygote._running
+    assert running is not None
+    # Those that it was handed are waited for longer, and end with it.
+    await eventually(lambda: len(running._answers) == sum(not task.done() for task in asked) < len(asked))
+    os.kill(pid_of(attempts_anyhow.zygote), signal.SIGKILL)
     failed = [error for error in await asyncio.gather(*asked, return_exceptions=True) if isinstance(error, SpawnFailed)]
     assert len(failed) == len(asked)
     assert {(str(error), error.may_have_started) for error in failed} == {
-        ("the supervisor did not answer in time", True),
+        ("the zygote ended before the supervisor answered", True),
         ("the zygote takes no request in time", False),
     }
-    os.kill(pid_of(attempts_anyhow.zygote), signal.SIGKILL)
+
+
+async def test_one_that_hangs_is_replaced(
+    attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job of the site failed after ten seconds, until somebody restarted the agent. The one that it was handed
+    starts at no time: it is finished as lost, and nobody is left who could start it."""
+    zygote = attempts_anyhow.zygote
+    await zygote.start()
+    hung = pid_of(zygote)
+    assert stop(hung)
+    attempt = attempts_anyhow.prepare(f"touch {tmp_path}/started")
+    with monkeypatch.context() as impatient, pytest.raises(SpawnFailed, match="did not answer in time") as caught:
+        impatient.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 0.2)
+        await attempts_anyhow.spawn(attempt)
+    assert caught.value.may_have_started
+    assert (await attempts_anyhow.run("echo on")).output() == b"on\n"
+    assert pid_of(zygote) != hung
+    assert not is_alive(hung)
+    await asyncio.to_thread(finish_lost, attempt.directory)
+    assert attempt.finished().failure_reason == "SUPERVISOR_LOST"
+    assert not (tmp_path / "started").exists()
+
+
+async def test_a_supervisor_that_hangs_is_not_taken_for_its_zygote(
+    attempts_anyhow: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zygote = attempts_anyhow.zygote
+    await zygote.start()
+    pid = pid_of(zygote)
+    # The spare that takes the order is a guardian, and below it the supervisor to be.
+    await eventually(lambda: [child for spare in children_of(pid) for child in children_of(spare.pid)])
+    supervisors = [child.pid for spare in children_of(pid) for child in children_of(spare.pid)]
+    assert stop(*supervisors)
+    attempt = attempts_anyhow.prepare("echo on")
+    with monkeypatch.context() as impatient, pytest.raises(SpawnFailed, match="did not answer in time"):
+        impatient.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 2.0)
+        await attempts_anyhow.spawn(attempt)
+    assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED
+    assert pid_of(zygote) == pid
+    for supervisor in supervisors:
+        os.kill(supervisor, signal.SIGCONT)
+    await eventually(lambda: attempt.notices("finished"))
+    assert attempt.output() == b"on\n"
+
+
+async def test_one_that_cannot_even_be_killed_holds_up_nobody(
+    attempts_anyhow: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that waits for a file system which does not answer ends when that does."""
+    monkeypatch.setattr("services.sis_agent.agent.supervision.handle._STOP_SECONDS", 0.1)
+    zygote = attempts_anyhow.zygote
+    await zygote.start()
+    hung = pid_of(zygote)
+    assert stop(hung)
+    with monkeypatch.context() as unable:
+        unable.setattr("signal.pidfd_send_signal", lambda *_: None)
+        unable.setattr(subprocess.Popen, "kill", lambda _: None)
+        unable.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 0.2)
+        with pytest.raises(SpawnFailed, match="did not answer in time"):
+            await attempts_anyhow.spawn(attempts_anyhow.prepare(f"touch {tmp_path}/started"))
+        unable.setattr("services.sis_agent.agent.supervision.handle._SPAWN_SECONDS", 20.0)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await zygote.start()
+    assert is_alive(hung)
+    assert pid_of(zygote) != hung
+    os.kill(hung, signal.SIGKILL)
+    await eventually(lambda: processes.read(hung) is None)
+    assert (await attempts_anyhow.run("true")).finished().outcome == pb.OUTCOME_SUCCEEDED

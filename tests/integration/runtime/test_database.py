@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
@@ -285,6 +287,29 @@ async def test_a_listener_waits_for_a_database_that_is_not_there_yet(database_ur
         await listener.stop()
         await listening.dispose()
         await database.dispose()
+
+
+async def test_a_listener_gives_up_a_server_that_does_not_answer_its_first_statement(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runtime.database.CONNECT_SECONDS", 1.0)
+    execute = psycopg.AsyncConnection.execute
+    unanswered: list[object] = []
+
+    async def answer_late(self: Any, *arguments: Any, **options: Any) -> Any:
+        if not unanswered:
+            unanswered.append(arguments[0])
+            await asyncio.Event().wait()
+        return await execute(self, *arguments, **options)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "execute", answer_late)
+    listener = Listener(database)
+    try:
+        async with asyncio.timeout(20):
+            await listener.connected.get()
+    finally:
+        await listener.stop()
+    assert "LISTEN" in repr(unanswered)
 
 
 async def test_a_fault_in_the_callback_ends_the_listener(database: Database) -> None:

@@ -322,10 +322,11 @@ class Watched(DispatchServicer):
         await asyncio.Event().wait()
 
 
+@pytest.mark.parametrize("grace", [0.2, 600.0], ids=["grace", "close"])
 async def test_a_peer_goes_on_with_the_renewed_certificate(
-    tmp_path: Path, authority: CertificateAuthority, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, authority: CertificateAuthority, issuer: Issuer, monkeypatch: pytest.MonkeyPatch, grace: float
 ) -> None:
-    monkeypatch.setattr("services.runtime.channels.PEER_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("services.runtime.channels.PEER_GRACE_SECONDS", grace)
     issuer.life = timedelta(seconds=3)
     identity = identity_at(tmp_path, authority, issuer)
     await identity.ready()
@@ -357,7 +358,10 @@ async def test_a_peer_goes_on_with_the_renewed_certificate(
             issuer.life = timedelta(days=1)
             await renewed(identity, 3)
         assert await shown() == serial(identity.tls)
-        # What went on over the former channel is cut off after a while, and its task is not taken for cancelled.
+        # What went on over the former channel is cut off after a while, or with the peer, and its task is not taken for
+        # cancelled.
+        if grace > 1:
+            await peer.close()
         with pytest.raises(Unavailable):
             await asyncio.wait_for(watcher, 10)
     finally:

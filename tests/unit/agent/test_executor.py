@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from services.runtime.backoff import Backoff
 from services.runtime.errors import Unavailable
-from services.sis_agent.agent import life
+from services.sis_agent.agent import executor as executing
+from services.sis_agent.agent import life, threads
 from services.sis_agent.agent.attempts import AttemptDirectories, AttemptKey
 from services.sis_agent.agent.errors import JournalUnwritable
 from services.sis_agent.agent.executor import LIVES, Executor
 from services.sis_agent.agent.journal import Journal, Step
-from services.sis_agent.agent.life import Site
+from services.sis_agent.agent.life import Life, Site
 from services.sis_agent.agent.package_cache import PackageCache
 from services.sis_agent.agent.recording.spool import SpoolReader
 from services.sis_agent.agent.shipping import Shipping
 from services.sis_agent.agent.state_directory import StateDirectory
-from services.sis_agent.agent.supervision.handle import Zygote
+from services.sis_agent.agent.supervision.handle import SupervisorHandle, Zygote
 from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, PROCESSES, SPOOL
+from services.sis_agent.agent.threads import Removals
 from sis.agent.v1 import agent_service_pb2 as agent
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2, job_pb2
@@ -41,7 +46,10 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     journal = Journal.create(tmp_path / "journal")
     packages = PackageCache(tmp_path / "packages", _fetch, 1 << 20)
     directories = AttemptDirectories(tmp_path / "attempts")
-    yield Site(journal, directories, Shipping(), packages, Zygote(), tmp_path / "identity", StateDirectory(tmp_path))
+    room = StateDirectory(tmp_path)
+    with ThreadPoolExecutor(1) as reading, contextlib.closing(Removals()) as removals:
+        shipping = Shipping(reading)
+        yield Site(journal, directories, shipping, packages, Zygote(), tmp_path / "identity", room, removals)
     await packages.close()
     journal.close()
 
@@ -185,3 +193,92 @@ async def test_a_file_that_never_can_be_read_makes_no_full_disk_and_its_attempt_
         assert not executor.beat().draining
     assert caplog.text.count("attempt 7.1 cannot go on: [Errno 21] Is a directory") == life.TRIES * LIVES
     assert site.journal.entries[KEY].step is Step.FORGOTTEN
+
+
+async def test_a_supervisor_that_cannot_be_looked_for_now_is_looked_for_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five faults within three seconds, such as of a process that has no descriptor left, made its job AWOL."""
+    monkeypatch.setattr(life, "RETRY_SECONDS", 0.0)
+    adopt, faults = SupervisorHandle.adopt, iter(range(2 * LIVES))
+
+    def out_of_descriptors(directory: Path) -> SupervisorHandle | None:
+        if next(faults, None) is not None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return adopt(directory)
+
+    monkeypatch.setattr(SupervisorHandle, "adopt", out_of_descriptors)
+    site.directories.create(assignment())
+    site.journal.append(Step.ACCEPTED, [KEY])
+    site.journal.append(Step.SPAWNING, [KEY])
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        executor.resume()
+        await eventually(lambda: site.directories.is_orphaned(KEY) or has_ended(site))
+        assert not site.directories.is_orphaned(KEY)
+        assert executor.beat().attempts == [KEY.to_proto()]
+        await executor.close()
+
+
+async def test_an_attempt_is_not_given_up_before_it_was_tried_for_as_long_as_is_promised(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Impatient(Backoff):
+        def next_delay(self) -> float:
+            return 0.0
+
+    run, faults = Life.run, iter(range(2 * LIVES))
+
+    async def faulty(self: Life) -> None:
+        if next(faults, None) is not None:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        await run(self)
+
+    monkeypatch.setattr(executing, "Backoff", Impatient)
+    monkeypatch.setattr(Life, "run", faulty)
+    site.directories.create(assignment())
+    site.journal.append(Step.ACCEPTED, [KEY])
+    site.journal.append(Step.SPAWNING, [KEY])
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 4, group)
+        executor.resume()
+        await eventually(lambda: site.directories.is_orphaned(KEY) or has_ended(site))
+        assert not site.directories.is_orphaned(KEY)
+        await executor.close()
+    assert caplog.text.count("a fault at attempt 7.1") == 2 * LIVES
+
+
+def has_ended(site: Site) -> bool:
+    with SpoolReader(site.directories.path(KEY) / SPOOL) as spool:
+        return spool.last_sequence > 0 and spool.finished is not None
+
+
+async def test_leftovers_are_cleared_while_others_are_taken(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be so many that it takes minutes, and until then nobody would hear of what runs."""
+    site.directories.create(assignment())
+    may_go = threading.Event()
+    remove = threads.remove_tree
+
+    def slowly(path: Path) -> None:
+        may_go.wait(20)
+        remove(path)
+
+    monkeypatch.setattr(threads, "remove_tree", slowly)
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 1, group)
+        executor.resume()
+        assert list(site.directories) == []
+        (left,) = site.directories.aside()
+        may_go.set()
+        await eventually(lambda: not left.exists())
+        await executor.close()
+
+
+async def test_what_the_agent_before_did_not_clear_is_cleared(site: Site) -> None:
+    (site.directories.path(KEY) / "work").mkdir(parents=True)
+    left = site.directories.set_aside(KEY)
+    async with asyncio.TaskGroup() as group:
+        executor = Executor(site, 1, group)
+        executor.resume()
+        await eventually(lambda: not left.exists())
+        await executor.close()

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from services.sis_agent.agent.settings import AgentSettings, default_state
+from services.sis_agent.hub import convert
+from sis.agent.v1 import agent_service_pb2 as stream
+from sis.queue.v1 import dispatch_service_pb2 as dispatch
 
 GOOD = {
     "STATE": "/var/lib/sis",
@@ -52,6 +55,12 @@ def test_nothing_has_to_be_given(environment: pytest.MonkeyPatch) -> None:
         ("HUB_ENDPOINTS", "one:1,nowhere"),
         ("LABELS", "rack"),
         ("LABELS", "=12"),
+        ("LABELS", ",".join(f"name-{number}=x" for number in range(33))),
+        ("LABELS", f"{'n' * 64}=x"),
+        ("LABELS", f"name={'x' * 201}"),
+        ("LABELS", "na\tme=x"),
+        ("LABELS", "name=x\x1b[1mx"),
+        ("LABELS", "name=\udcff"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -62,6 +71,14 @@ def test_what_is_wrong_is_named(
         AgentSettings.load()
     assert ended.value.code == 2
     assert f"error: SIS_AGENT_{name}" in capsys.readouterr().err
+
+
+def test_as_many_and_as_long_labels_are_taken_as_the_hub_takes(environment: pytest.MonkeyPatch) -> None:
+    """Of more, the agent heard only from the hub, which never let it come online."""
+    labels = {f"{number:n>63}": "x" * 200 for number in range(32)}
+    environment.setenv("SIS_AGENT_LABELS", ",".join(f"{name}={value}" for name, value in labels.items()))
+    hello = dispatch.AgentHello(journal_id="x", slots=1, labels=AgentSettings.load().labels)
+    assert convert.hello(stream.ConnectRequest(hello=hello))[0].labels == labels
 
 
 def test_a_relative_state_directory_is_the_same_wherever_a_payload_is_started(environment: pytest.MonkeyPatch) -> None:

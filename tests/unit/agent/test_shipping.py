@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def spools(tmp_path: Path) -> dict[AttemptKey, SpoolWriter]:
 
 @pytest.fixture
 def shipping(tmp_path: Path, spools: dict[AttemptKey, SpoolWriter]) -> Shipping:
-    shipping = Shipping()
+    shipping = Shipping(ThreadPoolExecutor(1))
     for key in spools:
         shipping.open(key, tmp_path / str(key))
     shipping.begin(10_000)

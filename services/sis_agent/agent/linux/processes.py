@@ -6,6 +6,7 @@ goes through a pidfd whose start time was verified after it was opened.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pwd
@@ -18,6 +19,7 @@ from typing import Final
 
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _MAX_ENVIRONMENT_BYTES: Final = 8 << 20
+_ACCOUNTS: Final = "/etc/passwd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +141,34 @@ def has_threads(uid: int, count: int) -> bool:
     return found >= count
 
 
-@functools.lru_cache(maxsize=256)
+_learnt: dict[int, str] = {}
+
+
+def learn_account(uid: int, name: str) -> None:
+    """Have `account_name` know an account of a directory service."""
+    _learnt[uid] = name
+
+
+def learn_own_account() -> None:
+    """As `learn_account`, for this process's own. The name service is asked: that takes as long as it does."""
+    with contextlib.suppress(KeyError):
+        learn_account(os.geteuid(), pwd.getpwuid(os.geteuid()).pw_name)
+
+
 def account_name(uid: int) -> str:
-    """The name of an account, or its number where it has none."""
+    """The name of an account that was learnt, or is in this machine's own table; the number of any other. The name
+    service is not asked: it may not answer for minutes, and whoever calls this has a stop to see to."""
+    return _learnt.get(uid) or _local_name(uid) or str(uid)
+
+
+@functools.lru_cache(maxsize=256)
+def _local_name(uid: int) -> str:
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+        with open(_ACCOUNTS, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 (read line by line)
+            fields = (line.split(":") for line in file)
+            return next((each[0] for each in fields if len(each) > 2 and each[2] == str(uid)), "")
+    except OSError:
+        return ""
 
 
 def environment_has(pid: int, entry: bytes) -> bool:

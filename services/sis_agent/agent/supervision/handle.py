@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import select
 import signal
@@ -21,6 +22,8 @@ from services.runtime import faults
 from services.sis_agent.agent.linux.process_limit import PROCESS_LIMIT
 from services.sis_agent.agent.supervision.supervisor_identity import CONTROL, SupervisorIdentity, SupervisorUnknown
 from services.sis_agent.agent.supervision.zygote import MAX_MESSAGE_BYTES
+
+_log = logging.getLogger(__name__)
 
 _ZYGOTE: Final = "services.sis_agent.agent.supervision.zygote"
 _START_SECONDS: Final = 30.0
@@ -70,10 +73,12 @@ class StopKind(StrEnum):
 
 
 class Zygote:
-    """The warm process from which supervisors are forked: started when it is first needed, again when it has died.
+    """The warm process from which supervisors are forked: started when it is first needed, again when it has died. One
+    that takes no request for 10 s hangs, and is killed.
 
     The agent's identity, to whose keys leases are sealed, is in `identity_directory`. A payload may have
-    `process_limit` processes at once, 0 for any number.
+    `process_limit` processes at once, 0 for any number, and has `open_files` for its soft limit of open files, else the
+    one of this process.
     """
 
     def __init__(
@@ -82,10 +87,11 @@ class Zygote:
         *,
         process_limit: int = PROCESS_LIMIT,
         identity_directory: Path | None = None,
+        open_files: int | None = None,
     ) -> None:
-        self._arguments = [str(tree), str(process_limit)]
-        if identity_directory is not None:
-            self._arguments.append(str(identity_directory))
+        self._arguments = [str(tree), str(process_limit), str(identity_directory or "")]
+        if open_files is not None:
+            self._arguments.append(str(open_files))
         self._starting = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._running: _RunningZygote | None = None
@@ -144,6 +150,8 @@ class _RunningZygote:
         # Requests are handed over one after the other; the one whose turn it is may have to wait for room.
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
+        # How often it was ready: it is once more after each request that it has taken.
+        self._taken = 0
         self.gone = False
         asyncio.get_running_loop().add_reader(connection.fileno(), self._receive)
         asyncio.get_running_loop().add_reader(pidfd, self._reap)
@@ -173,19 +181,24 @@ class _RunningZygote:
         return zygote
 
     async def spawn(self, number: int, request: dict[str, Any]) -> SupervisorIdentity:
-        """Raises _ZygoteEnded when the zygote has died before this; it is `gone` then."""
+        """Raises _ZygoteEnded when the zygote has died before this; it is `gone` then. One that hangs is killed, and is
+        `gone` afterwards."""
         answer: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
-        handed = False
         try:
             async with asyncio.timeout(_TURN_SECONDS):
                 await self._hand(json.dumps({"id": number, **request}).encode())
-            handed = True
-            async with asyncio.timeout(_SPAWN_SECONDS):
-                reply = await answer
+            taken = self._taken
+            await asyncio.wait([answer], timeout=_SPAWN_SECONDS)
+            # What has come meanwhile counts, where it is this process that was held up.
+            self._receive()
+            if not answer.done():
+                if self._taken == taken:
+                    self._kill()
+                raise SpawnFailed("the supervisor did not answer in time", may_have_started=True)
+            reply = answer.result()
         except TimeoutError:
-            text = "the supervisor did not answer in time" if handed else "the zygote takes no request in time"
-            raise SpawnFailed(text, may_have_started=handed) from None
+            raise SpawnFailed("the zygote takes no request in time", may_have_started=False) from None
         finally:
             self._answers.pop(number, None)
         if reply is None:
@@ -224,14 +237,31 @@ class _RunningZygote:
             if not self.gone:
                 loop.remove_writer(self._connection.fileno())
 
-    async def stop(self) -> None:
+    def _kill(self) -> None:
+        """End one that takes no request: all that it was handed would wait in vain, and all that comes after. Nothing
+        of that is started any more once it is dead, and what it has started goes on."""
+        _log.error("the zygote (process %d) takes no request and is killed", self._process.pid)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._lose()
+
+    async def stop(self) -> None:
+        """End it, by force where it does not in 2 s. What the kernel holds up even then ends, and is reaped, later."""
+        self._lose()
+        if not await self._ended():
+            self._process.kill()
+            if not await self._ended():
+                _log.error("the zygote (process %d) does not end; another one takes its place", self._process.pid)
+                return
+        self._reap()
+
+    async def _ended(self) -> bool:
         try:
             await asyncio.to_thread(self._process.wait, _STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-        self._reap()
+            return False
+        return True
 
     def _reap(self) -> None:
         """Leave no zombie, whenever the next job comes. Repeatable."""
@@ -255,6 +285,7 @@ class _RunningZygote:
             reply = json.loads(message)
             if "ready" in reply:
                 self._ready.set()
+                self._taken += 1
                 continue
             answer = self._answers.pop(reply["id"], None)
             if answer is not None and not answer.done():

@@ -62,6 +62,7 @@ def find(leased: LeasedAccount) -> Account | None:
         StartFailed: RUN_AS_REFUSED: it is not known here, or the agent may not run anything as another account.
     """
     account = _look_up(leased)
+    processes.learn_account(account.uid, account.name)
     if account.uid == os.geteuid():
         return None
     own = processes.account_name(os.geteuid())

@@ -374,7 +374,6 @@ class Supervisor:
         fact = pb.StopBegun(kind=kind, reason=spool.clean_text(self._recorder.masked(reason)))
         faults.point("supervisor.stop.recording")
         self._recorder.notice(pb.SEVERITY_WARNING, f"{text}, reason: {reason or 'none given'}", fact)
-        self._recorder.sync()
         faults.point("supervisor.stop.recorded")
         if self._ended_at is None and self._cause is None:
             self._cause = kind
@@ -384,6 +383,8 @@ class Supervisor:
             # As it is now: it may have stopped itself. One that /proc hides gets no TERM; the KILL finds all.
             current = [processes.read(self._payload.pid) or self._payload] if self._payload is not None else []
             self._termination.terminate(current, now, self._grace)
+        # The payload itself may keep the disk so busy that this takes long; its processes have their signals by then.
+        self._recorder.sync()
 
     # ---- the last frames
 

@@ -7,6 +7,7 @@ sequenced packets, one JSON object each:
     supervisor:  {"id": 1, "identity": {...}}         it can be found and stopped
     supervisor:  {"id": 1, "error": "..."}            it cannot begin; nothing was started
     supervisor:  {"id": 1, "refused": "..."}          the attempt has, or had, another one
+    zygote:      {"ready": true}                      it takes requests; once more after each that it has taken
     zygote:      {"id": 1, "error": "..."}            no process could be made; nothing was started
     zygote:      {"id": 1, "exited": true}            its guardian has ended; whether it had begun, its files say
 
@@ -35,11 +36,11 @@ from typing import Any, Final, NoReturn
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from setproctitle import setproctitle
 
-from services.runtime import faults, sealing
+from services.runtime import faults, open_files, sealing
 from services.runtime.backoff import Backoff
 from services.runtime.sealing import LeaseBinding
 from services.sis_agent.agent.attempts import AssignmentDamaged
-from services.sis_agent.agent.linux import cgroup_mounts, cgroup_tree
+from services.sis_agent.agent.linux import cgroup_mounts, cgroup_tree, processes
 from services.sis_agent.agent.recording.spool import SpoolError
 from services.sis_agent.agent.secrecy.masking import Masker
 from services.sis_agent.agent.supervision import guardian, private_directory, supervisor_process
@@ -122,8 +123,10 @@ class Zygote:
             if wakeup in ready:
                 os.read(wakeup, 4096)
                 self._reap()
-            if connection in ready and not self._receive():
-                return
+            if connection in ready:
+                if not self._receive():
+                    return
+                self._send({"ready": True})
 
     def _idle(self) -> float | None:
         """For how many seconds nothing must be asked for before a spare is made; None where there is one."""
@@ -285,16 +288,20 @@ def _warm_up() -> None:
 
 
 def main() -> None:
-    """`python -m services.sis_agent.agent.supervision.zygote FD best|subreaper LIMIT [IDENTITY]`: serve the agent at
-    the other end of a socket, whose identity is in that directory; payloads may have LIMIT processes each, 0 for any
-    number."""
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    connection.set_inheritable(False)
+    """`python -m services.sis_agent.agent.supervision.zygote FD best|subreaper LIMIT [IDENTITY [FILES]]`: serve the
+    agent at the other end of a socket, whose identity is in that directory; payloads may have LIMIT processes each, 0
+    for any number, and a soft limit of FILES open files."""
+    with socket.socket(fileno=int(sys.argv[1])) as given:
+        # By a low number, whatever it is in the agent: select takes no high ones. And not inheritable.
+        connection = given.dup()
+    if len(sys.argv) > 5:
+        open_files.restore(int(sys.argv[5]))
     setproctitle("sis-zygote")
+    processes.learn_own_account()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cgroups = sys.argv[2] != "subreaper" and cgroup_tree.available()
-    means = Means(cgroups, int(sys.argv[3]), Path(sys.argv[4]) if len(sys.argv) > 4 else None)
+    means = Means(cgroups, int(sys.argv[3]), Path(sys.argv[4]) if any(sys.argv[4:5]) else None)
     _warm_up()
     # The forks share these pages for as long as nobody touches them.
     gc.collect()
