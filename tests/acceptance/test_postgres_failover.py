@@ -136,11 +136,7 @@ def test_a_failover_loses_nothing(stack: Stack, tmp_path: Path, lose_primary) ->
             creator.check()
         suite.check_processes()
         _check(pair.standby)
-        with psycopg.connect(host=str(pair.standby.sockets), user="sis", dbname="sis") as connection:
-            where = connection.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sis-queue listener'"
-            ).fetchone()
-        assert where == (1,), "the listener has moved too"
+        until(lambda: _listeners(pair.standby) == 1, "the listener to have moved too")
 
 
 @pytest.mark.long
@@ -193,6 +189,12 @@ def test_nothing_is_acknowledged_that_the_standby_does_not_have(stack: Stack, tm
             assert [job.job_id for page in client.jobs.pages() for job in page.jobs] == [made]
         suite.check_processes()
         assert suite.health("queue") == HEALTHY
+
+
+def _listeners(server: Server) -> int:
+    with psycopg.connect(host=str(server.sockets), user="sis", dbname="sis") as connection:
+        found = connection.execute("SELECT 1 FROM pg_stat_activity WHERE application_name = 'sis-queue listener'")
+        return found.rowcount
 
 
 def _create_shortly(client: Client, request) -> int | None:  # type: ignore[no-untyped-def]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +30,7 @@ from sis.agent.v1 import enrolment_service_pb2_grpc as enrolment_rpc
 from sis.credentials.v1.certificate_pb2 import AgentKeys, IssuedCertificate
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2
+from sis.stack.ports import Reservations
 from tests.support.certificates import CertificateAuthority
 
 PATIENCE_SECONDS = 20.0
@@ -274,12 +275,16 @@ class Stream:
         return self._heard.qsize()
 
     async def accept(self, *assignments: dispatch.Assignment) -> None:
-        """Assign and commit the acceptances."""
+        """Assign and commit the acceptances, and what else is reported until then."""
         self.assign(*assignments)
-        for _ in assignments:
-            report = await self.report()
-            assert report.HasField("accepted"), report
-            self.acknowledge(report)
+        awaited = Counter(key_of(each.attempt) for each in assignments)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while awaited:
+                report = await self.report()
+                assert not report.HasField("declined"), report
+                if report.HasField("accepted"):
+                    awaited -= Counter([key_of(report.attempt)])
+                self.acknowledge(report)
 
     async def commit_until(self, enough: Callable[[], bool]) -> None:
         """Commit everything that is reported until it is enough."""
@@ -361,16 +366,19 @@ class FakeHub(rpc.AgentServiceServicer, enrolment_rpc.EnrolmentServiceServicer):
         return self._epoch
 
     async def start(self) -> None:
-        """Serve, on the same ports as before if there were any."""
+        """Serve, on the same ports as before if there were any: no outgoing connection is given them meanwhile."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         rpc.add_AgentServiceServicer_to_server(self, self._server)
         enrolment_rpc.add_EnrolmentServiceServicer_to_server(self, self._server)
         key, certificate, ca = (path.read_bytes() for path in (self._tls.key, self._tls.certificate, self._tls.ca))
         mutual = grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=True)
-        self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", mutual)
         one_sided = grpc.ssl_server_credentials([(key, certificate + self.shown)])
-        self.enrolment_port = self._server.add_secure_port(f"127.0.0.1:{self.enrolment_port}", one_sided)
-        await self._server.start()
+        with Reservations() as ports:
+            self.port = self.port or ports.take(0)
+            self.enrolment_port = self.enrolment_port or ports.take(0)
+            self._server.add_secure_port(self.endpoint, mutual)
+            self._server.add_secure_port(self.enrolment_endpoint, one_sided)
+            await self._server.start()
 
     async def stop(self) -> None:
         """Cut every stream and listen no longer. Repeatable."""

@@ -19,7 +19,7 @@ from sis.queue.v1 import dispatch_service_pb2 as pb
 from sis.queue.v1 import dispatch_service_pb2_grpc as rpc
 from sis.queue.v1 import frame_pb2
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 20.0
 
 Key = tuple[int, int]
 Message = TypeVar("Message")

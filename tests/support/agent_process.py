@@ -31,17 +31,19 @@ def write_identity(
     group: str = "local",
     name: str = "one",
     life: timedelta = timedelta(days=1),
+    age: timedelta = timedelta(),
     enrolment_endpoint: str = "127.0.0.1:1",
     agent_endpoints: tuple[str, ...] = (),
 ) -> tuple[AgentIdentity, bytes]:
-    """Have an agent in this state directory that has just enrolled; returns its serialised AgentKeys as well."""
+    """Have an agent in this state directory that has enrolled so long ago, and whose certificate ends `life` from now
+    on; returns its serialised AgentKeys as well."""
     enrolment = Enrolment.begin(identity_in(state), "test")
     csr = AgentKeys.FromString(enrolment.keys).csr
     chain = authority.certify(csr, f"spiffe://sis/agent/{group}/{name}", life=life)
     identity = enrolment.complete(
         IssuedCertificate(certificate_chain=chain),
         authority.ca.read_bytes(),
-        time.time(),
+        time.time() - age.total_seconds(),
         name=name,
         group=group,
         enrolment_endpoint=enrolment_endpoint,

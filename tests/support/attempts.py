@@ -81,10 +81,17 @@ class Attempt:
 
     async def until(self, condition: Callable[[Attempt], object]) -> None:
         """Wait until the spool says so."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            with self.handle() as handle:
-                while not condition(self):
-                    assert handle.alive, f"the supervisor ended first:\n{self.text()}\n{self.faults()}"
+        handle = SupervisorHandle.adopt(self.directory)
+        if handle is None:
+            assert condition(self), f"no supervisor lives:\n{self.text()}\n{self.faults()}"
+            return
+        with handle:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while True:
+                    alive = handle.alive  # asked first: what it wrote last counts
+                    if condition(self):
+                        return
+                    assert alive, f"the supervisor ended first:\n{self.text()}\n{self.faults()}"
                     await handle.wait_growth(1.0)
 
     async def until_output(self, text: bytes) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.runtime.tls import TlsFiles
+from sis.stack.ports import HOST, Reservations
 from tests.support.agent_process import AgentProcess
 from tests.support.stack import WAIT_SECONDS, Stack
 
@@ -92,31 +93,34 @@ class FarHub:
 @contextmanager
 def far_hub(stack: Stack, directory: Path, **environment: str) -> Iterator[FarHub]:
     """A hub with the environment of the stack's, changed by `environment`, that has an identity of its own."""
-    hub = FarHub(0, free_endpoint(), free_endpoint(), free_endpoint())
-    own = {
-        "SIS_HUB_NAME": f"hub-{directory.parent.name[-20:]}".replace("_", "-"),
-        "SIS_HUB_IDENTITY": str(directory / "identity"),
-        "SIS_HUB_AGENT_LISTEN": hub.agents,
-        "SIS_HUB_LISTEN": hub.public,
-        "SIS_HUB_ENROLMENT_LISTEN": hub.enrolment,
-        "SIS_HUB_AGENT_ENDPOINTS": hub.agents,
-    }
     module = "services.sis_agent.hub.main"
-    with _far(stack, "hub-1", module, directory, {**own, **environment}, hub.agents) as hub.pid:
-        yield hub
+    with Reservations() as ports:
+        hub = FarHub(0, free_endpoint(ports), free_endpoint(ports), free_endpoint(ports))
+        own = {
+            "SIS_HUB_NAME": f"hub-{directory.parent.name[-20:]}".replace("_", "-"),
+            "SIS_HUB_IDENTITY": str(directory / "identity"),
+            "SIS_HUB_AGENT_LISTEN": hub.agents,
+            "SIS_HUB_LISTEN": hub.public,
+            "SIS_HUB_ENROLMENT_LISTEN": hub.enrolment,
+            "SIS_HUB_AGENT_ENDPOINTS": hub.agents,
+        }
+        with _far(stack, "hub-1", module, directory, {**own, **environment}, hub.agents) as hub.pid:
+            yield hub
 
 
 @contextmanager
 def far_credentials(stack: Stack, directory: Path, **environment: str) -> Iterator[str]:
     """Another credential service of the stack, with an identity of its own; where hubs call it."""
-    internal = free_endpoint()
-    own = {
-        "SIS_CREDENTIALS_IDENTITY": str(directory / "identity"),
-        "SIS_CREDENTIALS_LISTEN": free_endpoint(),
-        "SIS_CREDENTIALS_INTERNAL_LISTEN": internal,
-    }
-    with _far(stack, "credentials", "services.credentials.main", directory, {**own, **environment}, internal):
-        yield internal
+    module = "services.credentials.main"
+    with Reservations() as ports:
+        internal = free_endpoint(ports)
+        own = {
+            "SIS_CREDENTIALS_IDENTITY": str(directory / "identity"),
+            "SIS_CREDENTIALS_LISTEN": free_endpoint(ports),
+            "SIS_CREDENTIALS_INTERNAL_LISTEN": internal,
+        }
+        with _far(stack, "credentials", module, directory, {**own, **environment}, internal):
+            yield internal
 
 
 @contextmanager
@@ -155,7 +159,6 @@ def _wait_for(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> Non
             return
 
 
-def free_endpoint() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+def free_endpoint(ports: Reservations) -> str:
+    """One that nobody else picks while the reservations live."""
+    return f"{HOST}:{ports.take(0)}"

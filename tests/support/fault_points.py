@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.support.stopping import still
+
 WAIT_SECONDS = 30.0
 
 
@@ -47,7 +49,9 @@ class FaultPoints:
         for kind in ("stopped", "held"):
             file = self._directory / f"{point}.{kind}"
             if file.exists():
-                return int(file.read_text(encoding="ascii"))
+                pid = int(file.read_text(encoding="ascii"))
+                # It says so before it stops: continued too early, it would stand still for ever.
+                return pid if kind == "held" or still(pid) else None
         return None
 
     def wait_passed(self, point: str, seconds: float = WAIT_SECONDS) -> int:

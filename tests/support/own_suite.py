@@ -18,6 +18,7 @@ from sis.client import Client
 from sis.client.endpoints import Endpoints, Token
 from sis.packages import archive, shipped
 from sis.stack.health import HEALTHY, Probe
+from sis.stack.ports import Reservations
 from tests.support.enrolled import EnrolledAgent, free_endpoint
 from tests.support.stack import Stack
 
@@ -40,9 +41,10 @@ class OwnSuite:
         self._slots = slots
         self._running = ExitStack()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.public = {name: free_endpoint() for name in MODULES}
-        self._internal = {name: free_endpoint() for name in MODULES}
-        self._enrolment = free_endpoint()
+        ports = self._running.enter_context(Reservations())
+        self.public = {name: free_endpoint(ports) for name in MODULES}
+        self._internal = {name: free_endpoint(ports) for name in MODULES}
+        self._enrolment = free_endpoint(ports)
         self.group = f"own-{directory.name[-30:].replace('_', '-')}".rstrip("-")
         directory.mkdir(parents=True, exist_ok=True)
 

@@ -18,13 +18,14 @@ def stop(*pids: int) -> bool:
     signalled = [identity for identity in identities if identity and identity.signal(signal.SIGSTOP)]
     deadline = time.monotonic() + _SECONDS
     for identity in signalled:
-        while not _still(identity.pid):
+        while not still(identity.pid):
             assert time.monotonic() < deadline, f"the process {identity.pid} was not stopped in {_SECONDS:g} s"
             time.sleep(0.001)
     return len(signalled) == len(pids)
 
 
-def _still(pid: int) -> bool:
+def still(pid: int) -> bool:
+    """Whether no thread of a process runs: it is stopped or gone."""
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
             content = stat.read_bytes()

@@ -16,7 +16,6 @@ import pytest
 from sis.credentials.v1 import credential_pb2
 from sis.credentials.v1 import credential_service_pb2 as credentials_pb
 from sis.queue.v1 import job_pb2
-from sis.stack.health import HEALTHY
 from tests.support import promises
 from tests.support.numbered_job import NumberedJob, shell_job, until
 from tests.support.own_suite import OwnSuite
@@ -152,4 +151,4 @@ def test_a_reset_query_after_each_transaction(suite: OwnSuite, bouncer: PgBounce
         job.wait_lines()
         job.check()
         bouncer.restart(server_reset_query_always="0")
-        assert suite.health("hub") in (HEALTHY, "waits for PostgreSQL: it has ended the connection")
+        suite.wait_healthy()

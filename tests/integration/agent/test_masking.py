@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from services.sis_agent.agent.linux import processes
 from services.sis_agent.agent.secrecy.secret_forms import forms
 from services.sis_agent.agent.supervision.lost import finish_lost
 from services.sis_agent.agent.supervision.supervisor_identity import SupervisorIdentity
@@ -17,6 +19,7 @@ from sis.queue.v1 import job_pb2
 from tests.support.attempts import PYTHON, UNTIL_GO, Attempt, Attempts, eventually, is_alive
 from tests.support.files import contents
 from tests.support.sealed import SSH_KEY, TOKEN, SealedIdentity
+from tests.support.stopping import stop
 
 SECRET = b"It's $ecret/1!"
 KEY = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
@@ -126,17 +129,34 @@ for number in range(4000):
     assert attempt.finished().outcome == pb.OUTCOME_SUCCEEDED
 
 
+async def until_asleep(payload: int) -> None:
+    """Wait until a child of a payload has become its `sleep 60`."""
+
+    def asleep() -> bool:
+        for process in processes.descendants(processes.read_all(), [payload]):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{process.pid}/cmdline").read_bytes() == b"sleep\x0060\0":
+                    return True
+        return False
+
+    await eventually(asleep)
+
+
 async def lose(attempts: Attempts, identity: SealedIdentity, secret: bytes = SECRET) -> tuple[Attempt, Path]:
     """An attempt with a process that has named itself after its secret since anybody looked, without its supervisor;
     and its private directory."""
-    script = f'trap "" TERM; echo "$SIS_OUTPUT"; {NAME_ITSELF}; echo ready; sleep 60'
+    script = f'trap "" TERM; echo "$SIS_OUTPUT"; echo ready; {UNTIL_GO}; {NAME_ITSELF}; sleep 60; true'
     attempt = await attempts.start(script, credentials=CREDENTIALS, leases=leases(identity, secret))
     await attempt.until_output(b"rea")  # the rest may be held back: some form may begin with it
     private = Path(attempt.output().split(b"\n")[0].decode()).parent
     assert private.is_dir()
+    payload = (await attempt.until_started(2))[1].pid
     supervisor = SupervisorIdentity.read(attempt.directory)
     assert supervisor is not None
     with attempt.handle() as handle:
+        assert stop(supervisor.pid)
+        attempt.go()
+        await until_asleep(payload)
         handle.kill()
         await handle.wait_gone()
     await eventually(lambda: not is_alive(supervisor.pid))
@@ -172,8 +192,8 @@ async def test_processes_of_a_lost_attempt_have_no_names_where_its_secrets_are_u
 
 
 async def test_without_leases_processes_of_a_lost_attempt_have_names(attempts: Attempts) -> None:
-    attempt = await attempts.start("echo ready; sleep 60; true")
-    await attempt.until_output(b"rea")  # the rest may be held back: some form may begin with it
+    attempt = await attempts.start("sleep 60; true")
+    await until_asleep((await attempt.until_started(2))[1].pid)
     with attempt.handle() as handle:
         handle.kill()
         await handle.wait_gone()

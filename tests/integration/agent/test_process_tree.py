@@ -80,7 +80,7 @@ ctypes.CDLL(None).pthread_exit(None)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while (process := processes.read(child.pid)) is not None and process.state != "Z":
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -92,7 +92,7 @@ ctypes.CDLL(None).pthread_exit(None)
 
 def test_the_environment_is_searched_for_whole_entries() -> None:
     with subprocess.Popen(["sleep", "60"], env={"SIS_ATTEMPT": "1.1.abc"}) as child:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         # Empty for a moment while it execs.
         while not processes.environment_has(child.pid, b"SIS_ATTEMPT=1.1.abc"):
             assert time.monotonic() < deadline

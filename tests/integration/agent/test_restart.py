@@ -14,7 +14,7 @@ import pytest
 from services.sis_agent.agent.attempts import ASSIGNMENT, AttemptDirectories, AttemptKey
 from services.sis_agent.agent.journal import Journal, Step
 from services.sis_agent.agent.recording.spool import SpoolWriter
-from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, SupervisorIdentity
+from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, MARK, SupervisorIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2, job_pb2
 from tests.fakes.hub import FakeHub, Stream
@@ -195,7 +195,7 @@ async def test_a_supervisor_that_is_killed_is_finished_for(site: Site) -> None:
     for log in logs:
         assert log.finished is not None
         assert (log.finished.outcome, log.finished.failure_reason) == (frame_pb2.OUTCOME_FAILED, "SUPERVISOR_LOST")
-        assert log.finished.evidence.tree_empty == (log.finished.evidence.method == "cgroup")
+        assert log.finished.evidence.tree_empty == (log.finished.evidence.method in ("cgroup", "guardian"))
 
 
 async def test_what_killed_supervisors_left_in_memory_is_removed_by_the_next_agent(site: Site) -> None:
@@ -218,7 +218,7 @@ async def test_what_killed_supervisors_left_in_memory_is_removed_by_the_next_age
     site.agent.start()
     stream = await welcomed(site)
     await stream.commit_all(key(jobs[1]))
-    assert not any(path.exists() for path in left)
+    await until(lambda: not any(path.exists() for path in left), "what is in memory is removed")
     assert (site.agent.attempts()[0] / "orphaned").exists()
 
 
@@ -243,6 +243,36 @@ async def test_a_supervisor_whose_record_is_gone_is_found_again(site: Site, name
     assert log.finished is not None
     assert (log.finished.outcome, site.starts) == (frame_pb2.OUTCOME_STOPPED, 1)
     assert log.finished.evidence.tree_empty
+
+
+async def test_a_supervisor_whose_record_cannot_be_read_for_some_seconds_is_followed_all_the_same(site: Site) -> None:
+    """Its attempt was given up after two, while it ran on."""
+    site.agent.start()
+    stream = await welcomed(site)
+    job = site.job(site.started("echo begun; until [ -e $SCRATCH/go ]; do sleep 0.02; done; echo over"))
+    log = site.hub.logs[key(job)]
+    await stream.accept(job)
+    await stream.commit_until(lambda: log.output == b"begun\n")
+    site.agent.kill()
+    (directory,) = site.agent.attempts()
+    written = [directory / name for name in (IDENTITY, MARK)]
+    for path in written:
+        path.rename(path.with_name(f"{path.name}.aside"))
+        path.mkdir()
+    site.agent.start()
+    try:
+        stream = await welcomed(site)
+        await until(lambda: site.agent.log.count("[Errno 21] Is a directory") >= 6, "the sixth try")
+    finally:
+        for path in written:
+            path.rmdir()
+            path.with_name(f"{path.name}.aside").rename(path)
+    (site.scratch / "go").touch()
+    await stream.commit_all(key(job))
+    assert log.finished is not None
+    assert (log.output, log.finished.outcome) == (b"begun\nover\n", frame_pb2.OUTCOME_SUCCEEDED)
+    assert site.starts == 1
+    assert "is not reported any more" not in site.agent.log
 
 
 async def test_an_attempt_whose_log_was_damaged_where_it_was_sent_long_ago_is_not_in_hand_for_ever(site: Site) -> None:

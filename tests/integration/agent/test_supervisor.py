@@ -325,7 +325,7 @@ async def test_an_orphan_that_ends_by_itself_is_reaped_and_recorded(attempts: At
 
 
 async def test_the_run_timeout(attempts: Attempts) -> None:
-    attempt = await attempts.run("trap '' TERM; echo begun; sleep 30 & wait; sleep 30", run_timeout=0.3)
+    attempt = await attempts.run("trap '' TERM; echo begun; sleep 30 & wait; sleep 30", run_timeout=2)
     finished = attempt.finished()
     assert (finished.outcome, finished.failure_reason) == (pb.OUTCOME_TIMED_OUT, "RUN_TIMEOUT")
     assert finished.evidence.tree_empty
@@ -336,12 +336,14 @@ async def test_the_run_timeout(attempts: Attempts) -> None:
 
 async def test_nobody_can_learn_from_the_cgroup_what_the_directories_are_called(attempts: Attempts) -> None:
     """/proc/PID/cgroup is everybody's to read, before the directories are made."""
-    attempt = await attempts.start("cat /proc/self/cgroup; cat")
+    attempt = await attempts.start(f"cat /proc/self/cgroup; {UNTIL_GO}")
+    await attempt.until_output(b"\n")
     identity = SupervisorIdentity.read(attempt.directory)
     assert identity is not None
     token = identity.attempt.rpartition(".")[2]
     assert token not in identity.cgroup
     assert token not in Path(f"/proc/{identity.pid}/cgroup").read_text()
+    attempt.go()
     finished = await attempt.end()
     assert finished.outcome == pb.OUTCOME_SUCCEEDED
     assert attempt.output()

@@ -17,7 +17,7 @@ from services.sis_agent.agent.supervision.handle import StopKind, SupervisorUnre
 from services.sis_agent.agent.supervision.supervisor_identity import WORK
 from sis.queue.v1 import frame_pb2 as pb
 from sis.queue.v1 import job_pb2
-from tests.support.attempts import PYTHON, UNTIL_GO, Attempt, Attempts, eventually, is_alive
+from tests.support.attempts import PATIENCE_SECONDS, PYTHON, UNTIL_GO, Attempt, Attempts, eventually, is_alive
 
 PTRACE_CONT, PTRACE_SEIZE, PTRACE_O_TRACEEXIT, WALL = 7, 0x4206, 0x40, 0x40000000
 DEAF = "trap '' TERM; (trap '' TERM; while :; do sleep 60; done) & echo ready; while :; do sleep 60; done"
@@ -83,7 +83,7 @@ async def test_no_grace_at_all_is_no_default(attempts: Attempts) -> None:
 async def test_what_is_left_behind_is_killed_before_the_output_is_waited_for_no_longer(attempts: Attempts) -> None:
     """A grace longer than the output timeout must leave no survivor that nobody has killed."""
     left = f"(trap '' TERM; touch go; while :; do sleep 60; done) & {UNTIL_GO}"
-    attempt = await attempts.run(left, grace=3600, output_timeout=1)
+    attempt = await attempts.run(left, grace=3600, output_timeout=4)
     finished = attempt.finished()
     assert (finished.outcome, finished.evidence.tree_empty) == (pb.OUTCOME_SUCCEEDED, True)
     assert not finished.evidence.survivors
@@ -249,7 +249,7 @@ async def test_commands_that_make_no_sense(attempts_anyhow: Attempts) -> None:
         crowd = [await handle._connect() for _ in range(30)]
         for _, writer in crowd:
             writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while handle.alive:
                 with contextlib.suppress(SupervisorUnreachable):
                     await handle.stop(StopKind.ABORT, "\ud800\0" + "x" * 5000)

@@ -41,7 +41,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 async def test_it_outlives_its_agent(attempts_anyhow: Attempts) -> None:
-    script = "for i in $(seq 1 40); do echo $i; sleep 0.02; done"
+    script = f"for i in $(seq 1 20); do echo $i; sleep 0.02; done; {UNTIL_GO}; seq 21 40"
     attempt = attempts_anyhow.prepare(script)
     agent = subprocess.Popen(
         [sys.executable, "-c", AGENT, attempt.directory, attempt.package],
@@ -57,6 +57,7 @@ async def test_it_outlives_its_agent(attempts_anyhow: Attempts) -> None:
         process = processes.read(handle.identity.pid)
         assert process is not None
         assert process.session == process.pid
+        attempt.go()
     finished = await attempt.end()
     assert finished.outcome == pb.OUTCOME_SUCCEEDED
     assert attempt.output() == b"".join(b"%d\n" % i for i in range(1, 41))
@@ -165,9 +166,12 @@ async def test_a_stop_works_when_the_disk_is_full(attempts_anyhow: Attempts) -> 
 
 
 async def test_growth_is_told_and_never_missed(attempts_anyhow: Attempts) -> None:
-    attempt = await attempts_anyhow.start("for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.05; done")
+    script = f"echo ready; {UNTIL_GO}; for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.05; done"
+    attempt = await attempts_anyhow.start(script)
+    await attempt.until_output(b"ready")
     sequence, rounds = 0, 0
     with attempt.handle() as handle, SpoolReader(attempt.spool) as reader:
+        attempt.go()
         alive = True
         while alive:
             alive = handle.alive

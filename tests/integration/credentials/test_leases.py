@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import signal
 from collections.abc import Callable, Collection
@@ -20,6 +21,7 @@ from services.credentials.store import Credential
 from services.credentials.tables import State
 from services.credentials.values import StoredValue, Values
 from services.credentials.vault import Vault
+from services.credentials.vault_errors import VaultError
 from services.runtime import sealing
 from services.runtime.sealing import LeaseBinding, Unsealable
 from sis.credentials.v1 import credential_pb2
@@ -297,6 +299,16 @@ async def test_a_sealed_vault_is_a_reason_to_wait(safe: KeySafe) -> None:
     assert len(await safe.leases(agent, "web")) == 1
 
 
+async def logged_in(values: Values) -> None:
+    """Wait until it is, however often it is not in time."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(VaultError):
+                await values.ids()
+                return
+            await asyncio.sleep(0.05)
+
+
 async def test_a_vault_that_hangs_holds_a_batch_up_once(safe: KeySafe) -> None:
     agent = await safe.enrol()
     for number in range(20):
@@ -304,7 +316,7 @@ async def test_a_vault_that_hangs_holds_a_batch_up_once(safe: KeySafe) -> None:
     vault = Vault(safe.openbao.settings(timeout_seconds=1.0))
     values = CountedValues(vault)
     try:
-        await values.ids()  # logged in
+        await logged_in(values)
         safe.openbao.kill(signal.SIGSTOP)
         values.go_on.clear()
         requests = [safe.request(agent, f"c-{job_id % 20}", job_id=job_id) for job_id in range(1, 101)]
@@ -323,19 +335,20 @@ async def test_a_vault_that_hangs_holds_a_batch_up_once(safe: KeySafe) -> None:
 
 
 class SlowValues(CountedValues):
-    """Takes half a second for each value, and for ever for those in `stuck`; so many at once."""
+    """Takes a moment for each value, and for ever for those in `stuck`; so many at once."""
 
     def __init__(self, vault: Vault, at_once: int = 8, stuck: Collection[Credential] = ()) -> None:
         super().__init__(vault)
         self._free = asyncio.Semaphore(at_once)
         self._stuck = {each.credential_id for each in stuck}
-        self.reading = 0
+        self.reading = self.most_reading = 0
 
     async def get(self, credential_id: UUID, version: int | None = None) -> StoredValue | None:
         self.reading += 1
+        self.most_reading = max(self.most_reading, self.reading)
         try:
             async with self._free:
-                await asyncio.sleep(3600 if credential_id in self._stuck else 0.5)
+                await asyncio.sleep(3600 if credential_id in self._stuck else 0.1)
                 return await super().get(credential_id, version)
         finally:
             self.reading -= 1
@@ -345,30 +358,27 @@ async def test_the_values_of_one_request_are_read_at_once(safe: KeySafe) -> None
     agent = await safe.enrol()
     names = [(await safe.create(f"c-{number}")).name for number in range(20)]
     slow = SlowValues(safe.vault)
-    began = asyncio.get_running_loop().time()
     answers = await Leasing(safe.database, slow, leased_secret).take(
         [safe.request(agent, *names, job_id=1), safe.request(agent, names[0], job_id=2)]
     )
-    assert reasons(answers) == [None, None] and slow.reads == 20
-    assert asyncio.get_running_loop().time() - began < 4
+    assert reasons(answers) == [None, None]
+    assert slow.reads == slow.most_reading == 20
 
 
 async def test_one_that_vault_is_too_slow_for_fails_alone(safe: KeySafe) -> None:
     agent = await safe.enrol()
     stuck, _ = await safe.create("stuck"), await safe.create("web")
     slow = SlowValues(safe.vault, stuck=[stuck])
-    began = asyncio.get_running_loop().time()
-    answers = await Leasing(safe.database, slow, leased_secret, read_seconds=2.0).take(
+    answers = await Leasing(safe.database, slow, leased_secret, read_seconds=4.0).take(
         [
             safe.request(agent, "web", "stuck", job_id=1),
             safe.request(agent, "web", job_id=2),
             safe.request(agent, "stuck", job_id=3),
         ]
     )
-    assert 2 <= asyncio.get_running_loop().time() - began < 4
     assert reasons(answers) == [Reason.VAULT_SLOW, None, Reason.VAULT_SLOW]
     assert isinstance(answers[0], Refusal) and not answers[0].permanent and answers[0].retry_after
-    assert "in 2 s" in answers[0].message
+    assert "in 4 s" in answers[0].message
     assert slow.reading == 0, "what nobody waits for any more is given up"
 
 
@@ -377,7 +387,7 @@ async def test_who_wants_little_does_not_wait_for_who_wants_much(safe: KeySafe) 
     much = [await safe.create(f"stuck-{number}") for number in range(4)]
     await safe.create("web")
     slow = SlowValues(safe.vault, at_once=2, stuck=much)
-    answers = await Leasing(safe.database, slow, leased_secret, read_seconds=2.0).take(
+    answers = await Leasing(safe.database, slow, leased_secret, read_seconds=4.0).take(
         [safe.request(agent, *(each.name for each in much), job_id=1), safe.request(agent, "web", job_id=2)]
     )
     assert reasons(answers) == [Reason.VAULT_SLOW, None]

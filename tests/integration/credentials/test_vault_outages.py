@@ -78,7 +78,7 @@ async def patient(openbao: OpenBaoServer) -> AsyncIterator[tuple[Vault, TcpProxy
 
 
 async def recovered(vault: Vault, path: str) -> None:
-    """Wait until it works again."""
+    """Wait until it works, again or for the first time."""
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -139,7 +139,7 @@ async def test_killed_and_started_again(vault: Vault, openbao: OpenBaoServer, pa
 
 async def test_stopped_as_a_process_it_is_slow(openbao: OpenBaoServer, vault: Vault, path: str) -> None:
     impatient = Vault(openbao.settings(timeout_seconds=0.5))
-    await impatient.read(path)
+    await recovered(impatient, path)
     openbao.kill(signal.SIGSTOP)
     with pytest.raises(VaultSlow, match=r"within 0\.5 s") as caught:
         await impatient.read(path)
@@ -151,7 +151,7 @@ async def test_stopped_as_a_process_it_is_slow(openbao: OpenBaoServer, vault: Va
 
 async def test_in_a_black_hole_it_is_slow(path: str, proxied: tuple[Vault, TcpProxy]) -> None:
     vault, proxy = proxied
-    await vault.read(path)
+    await recovered(vault, path)
     proxy.black_hole()
     for operation in (*OPERATIONS[:2], *OPERATIONS[:1]):
         with pytest.raises(VaultSlow) as caught:
@@ -164,7 +164,7 @@ async def test_in_a_black_hole_it_is_slow(path: str, proxied: tuple[Vault, TcpPr
 
 async def test_refused_it_is_unreachable(path: str, proxied: tuple[Vault, TcpProxy]) -> None:
     vault, proxy = proxied
-    await vault.read(path)
+    await recovered(vault, path)
     await proxy.refuse()
     proxy.cut()
     with pytest.raises(VaultUnreachable) as caught:
@@ -226,7 +226,7 @@ async def test_a_vault_that_hangs_never_holds_up_the_loop(path: str, patient: tu
 async def test_a_vault_that_hangs_takes_no_more_than_its_calls(path: str, proxied: tuple[Vault, TcpProxy]) -> None:
     vault, proxy = proxied
     threads = Threads()
-    await vault.read(path)
+    await recovered(vault, path)
     before = proxy.accepted
     proxy.black_hole()
     results = await asyncio.gather(*(vault.read(path) for _ in range(200)), return_exceptions=True)
@@ -240,7 +240,7 @@ async def test_a_vault_that_hangs_takes_no_more_than_its_calls(path: str, proxie
 
 async def test_too_many_that_wait_are_refused_at_once(path: str, proxied: tuple[Vault, TcpProxy]) -> None:
     vault, proxy = proxied
-    await vault.read(path)
+    await recovered(vault, path)
     proxy.black_hole()
     results = await asyncio.gather(*(vault.read(path) for _ in range(2_000)), return_exceptions=True)
     assert all(isinstance(result, VaultSlow) for result in results)
@@ -265,7 +265,7 @@ async def test_it_is_closed_whatever_hangs(openbao: OpenBaoServer, path: str) ->
     async with TcpProxy(f"127.0.0.1:{openbao.server.port}") as proxy:
         vault = Vault(openbao.settings(address=f"https://{proxy.endpoint}", timeout_seconds=0.5))
         threads = Threads()
-        await vault.read(path)
+        await recovered(vault, path)
         proxy.black_hole()
         calls = [asyncio.create_task(vault.read(path)) for _ in range(30)]
         await threads.all_called()

@@ -339,7 +339,7 @@ def test_an_upload_that_is_too_large(
 def test_an_upload_waits_for_the_service_but_not_for_ever(
     gateway: GatewayServer, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstreams, "TAKE_SECONDS", 1.0)
+    monkeypatch.setattr(upstreams, "TAKE_SECONDS", 4.0)
 
     async def unwilling(requests: Any, context: Any) -> Any:
         await asyncio.Event().wait()

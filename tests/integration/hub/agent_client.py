@@ -19,7 +19,7 @@ from sis.credentials.v1 import lease_pb2
 from sis.queue.v1 import dispatch_service_pb2 as queue
 from sis.queue.v1 import frame_pb2
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 20.0
 
 Key = tuple[int, int]
 

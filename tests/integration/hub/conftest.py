@@ -22,6 +22,7 @@ import sqlalchemy
 from services.runtime import joining
 from services.runtime.migrations import migrate
 from services.runtime.tls import TlsFiles
+from services.sis_agent.hub import streams
 from services.sis_agent.hub.main import MIGRATIONS, Hub, HubSettings
 from services.sis_agent.hub.tables import SCHEMA
 from sis.agent.v1 import agent_admin_service_pb2_grpc as admin_rpc
@@ -139,8 +140,13 @@ class HubProcess:
         try:
             async with asyncio.timeout(START_SECONDS):
                 ports: list[int] = []
-                while "is healthy" not in (record := json.loads(await process.stderr.readline()))["message"]:
-                    ports = record.get("ports", ports)
+                message = ""
+                while "is healthy" not in message:
+                    line = await process.stderr.readline()
+                    assert line, "it has ended"
+                    if line.startswith(b"{"):  # gRPC may say something, too
+                        record = json.loads(line)
+                        message, ports = record["message"], record.get("ports", ports)
             hub = cls(process, Endpoints.at(ports), asyncio.create_task(_discard(process.stderr)))
             yield hub
         finally:
@@ -302,7 +308,17 @@ async def bench(authority: CertificateAuthority, hub_database_url: str) -> Async
 
 
 @pytest.fixture
-async def quick_bench(authority: CertificateAuthority, hub_database_url: str) -> AsyncIterator[Bench]:
-    """With a beat every half second, for what happens at intervals."""
+async def quick_bench(
+    authority: CertificateAuthority, hub_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
+    """With a beat every half second, for what happens at intervals. No agent is silent for too long."""
+    monkeypatch.setattr(streams, "SILENT_INTERVALS", 200)
+    async with _bench(authority, hub_database_url, 0.5) as found:
+        yield found
+
+
+@pytest.fixture
+async def strict_bench(authority: CertificateAuthority, hub_database_url: str) -> AsyncIterator[Bench]:
+    """The same, for what happens to an agent that is silent."""
     async with _bench(authority, hub_database_url, 0.5) as found:
         yield found

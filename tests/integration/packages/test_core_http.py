@@ -200,19 +200,21 @@ def test_head_has_no_body(run: Runner, server: WebServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"),
+    ("parts", "timeout", "words"),
     [
-        ([None], "not done after 1 s, still waiting for the answer of"),
-        ([b"HTTP/1.1 200 OK\r\n\r\nso far", None], "not done after 1 s, still reading the answer of"),
-        ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nso far"], "before the end of the body"),
-        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nso"], "before the end of the body"),
-        ([], "without an answer"),
-        ([b"220 mail.example ESMTP\r\n"], "is not HTTP"),
+        ([None], 2, "not done after 2 s, still waiting for the answer of"),
+        ([b"HTTP/1.1 200 OK\r\n\r\nso far", None], 4, "not done after 4 s, still reading the answer of"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nso far"], 20, "before the end of the body"),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nso"], 20, "before the end of the body"),
+        ([], 20, "without an answer"),
+        ([b"220 mail.example ESMTP\r\n"], 20, "is not HTTP"),
     ],
 )
-def test_answers_that_do_not_come(run: Runner, server: WebServer, parts: list[bytes | None], words: str) -> None:
+def test_answers_that_do_not_come(
+    run: Runner, server: WebServer, parts: list[bytes | None], timeout: int, words: str
+) -> None:
     server.answers["/"] = parts
-    ended = run("core.http", "request", url=server.url, timeout="1")
+    ended = run("core.http", "request", url=server.url, timeout=str(timeout))
     assert (ended.exit_code, ended.stdout, ended.outputs) == (2, "", {})
     assert words in ended.stderr
 

@@ -22,6 +22,8 @@ DefaultDependencies=no
 [Install]
 WantedBy=nothing.target
 """
+AS_PROGRAM = "Type=exec"
+"""Of a service that is active once it is the program, not when it is only forked."""
 
 SCRIPT = """#!/bin/sh
 ### BEGIN INIT INFO
@@ -119,7 +121,7 @@ def test_a_name_is_neither_an_option_nor_a_path_nor_a_pattern(name: str) -> None
 @pytest.mark.root
 def test_systemd_services_become_what_is_asked_for(systemd: Machine, shared: Path) -> None:
     run = on(systemd, shared)
-    add_unit(systemd, "sis-sleeper", "ExecStart=/bin/sleep 1000", "ExecReload=/bin/touch /run/reloaded")
+    add_unit(systemd, "sis-sleeper", AS_PROGRAM, "ExecStart=/bin/sleep 1000", "ExecReload=/bin/touch /run/reloaded")
     outputs = succeeded(run("status", name="sis-sleeper"))
     assert outputs == {"active": "false", "enabled": "false", "state": "inactive (dead), disabled"}
 
@@ -142,7 +144,7 @@ def test_systemd_services_become_what_is_asked_for(systemd: Machine, shared: Pat
     assert systemd.path("/run/reloaded").exists()
 
     # Started anew, by the unit as it is now.
-    add_unit(systemd, "sis-sleeper", "ExecStart=/bin/sleep 2000")
+    add_unit(systemd, "sis-sleeper", AS_PROGRAM, "ExecStart=/bin/sleep 2000")
     outputs = succeeded(run("ensure", name="sis-sleeper", state="restarted", enabled="no"))
     assert (outputs["changed"], outputs["state"]) == ("true", "active (running), disabled")
     assert systemd.run("cat", f"/proc/{outputs['main_pid']}/cmdline") == "/bin/sleep\0002000\0"

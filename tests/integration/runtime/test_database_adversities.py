@@ -136,15 +136,16 @@ async def test_an_account_that_may_not_log_in_and_one_that_is_not_there(server: 
 
 async def test_a_server_that_says_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections and statements, and answers neither: a machine whose disk hangs."""
-    monkeypatch.setattr("services.runtime.postgres_connection.ANSWER_SECONDS", 0.3)
     async with pool(server.url) as database:
         assert await scalar(database, "SELECT 1") == 1
+        monkeypatch.setattr("services.runtime.postgres_connection.ANSWER_SECONDS", 0.3)
         server.signal_all(signal.SIGSTOP)
         try:
             assert await cause(database) == Cause.NO_ANSWER
             assert await database.trouble() == trouble(Cause.NO_ANSWER)
         finally:
             server.signal_all(signal.SIGCONT)
+        monkeypatch.undo()
         await until_well(database)
 
 
@@ -153,11 +154,11 @@ async def test_a_server_that_vanished_under_load_is_not_called_busy(
 ) -> None:
     """Whoever waits for it has all connections in hand: that is no news."""
     caplog.set_level(logging.INFO, logger="database")
-    monkeypatch.setattr("services.runtime.postgres_connection.ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(runtime_database, "_POOL_SECONDS", 0.1)
     monkeypatch.setattr(runtime_database, "_LOOK_SECONDS", 0.1)
     async with pool(server.url, pool_size=1) as database:
         assert await scalar(database, "SELECT 1") == 1
+        monkeypatch.setattr("services.runtime.postgres_connection.ANSWER_SECONDS", 0.3)
         server.signal_all(signal.SIGSTOP)
         try:
             assert await cause(database) == Cause.NO_ANSWER

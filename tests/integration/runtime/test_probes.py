@@ -6,9 +6,8 @@ import asyncio
 import json
 import logging
 import os
-import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -21,6 +20,7 @@ from services.runtime.probes import LIVENESS, probed
 from services.runtime.server import Listener, Server
 from sis.queue.v1.job_service_pb2 import GetJobRequest
 from sis.queue.v1.job_service_pb2_grpc import JobServiceStub
+from sis.stack.ports import HOST, Reservations
 from tests.integration.runtime.conftest import BEARER, JobServicer, build
 from tests.support.certificates import CertificateAuthority
 
@@ -28,10 +28,9 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 
 
 @pytest.fixture
-def address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+def address() -> Iterator[str]:
+    with Reservations() as ports:
+        yield f"{HOST}:{ports.take(0)}"
 
 
 @pytest.fixture

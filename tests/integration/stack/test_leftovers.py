@@ -77,7 +77,7 @@ def test_what_was_left_behind_is_ended(layout: Layout, sleeper: subprocess.Popen
     states.write(layout, _state(layout, _identity(sleeper)))
     said: list[str] = []
     assert control.down(layout.data, said.append) == 0
-    assert sleeper.wait(5) == -signal.SIGTERM
+    assert sleeper.wait(20) == -signal.SIGTERM
     assert said == ["the stack is down; its `sis up` had been killed"]
     assert not layout.stack.exists()
 

@@ -65,7 +65,7 @@ def test_committed_data_survives_kill_9_of_the_postmaster(server: Postgres) -> N
     with server.connect("postgres") as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS value")
         child.signal(signal.SIGKILL)
-        assert child.wait(5) == -signal.SIGKILL
+        assert child.wait(20) == -signal.SIGKILL
     child.close()
     child = _started(server)
     with server.connect("postgres") as connection:
@@ -107,7 +107,7 @@ def test_it_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> N
 def test_a_server_that_lost_its_parent_is_ended_before_another_starts(server: Postgres) -> None:
     first = _started(server)
     second = _started(server)  # as the next `sis up` would, which knows the first only by its cluster
-    assert first.wait(5) == 0
+    assert first.wait(20) == 0
     assert second.stop(10) == 0
     first.close()
     second.close()
@@ -139,7 +139,7 @@ def test_a_cluster_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_to_end_what_is_left_takes_no_directory_for_sockets(server: Postgres) -> None:
     child = _started(server)
     replace(server, sockets=Path("/proc/no such/sockets")).settle()  # XDG_RUNTIME_DIR goes with the session
-    assert child.wait(5) == 0
+    assert child.wait(20) == 0
     child.close()
 
 

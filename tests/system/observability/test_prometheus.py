@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sis.stack.ports import Reservations
 from tests.support.enrolled import free_endpoint
 from tests.support.stack import Stack
 
@@ -33,8 +34,8 @@ def prometheus(traced_stack: Stack, tmp_path_factory: pytest.TempPathFactory) ->
         "scrape_configs": [{"job_name": "sis", "file_sd_configs": [{"files": [str(traced_stack.layout.targets)]}]}],
     }
     (directory / "prometheus.yml").write_text(yaml.safe_dump(configuration))
-    endpoint = free_endpoint()
-    with (directory / "log").open("wb") as log:
+    with Reservations() as ports, (directory / "log").open("wb") as log:
+        endpoint = free_endpoint(ports)
         process = subprocess.Popen(
             [
                 "prometheus",
@@ -45,11 +46,11 @@ def prometheus(traced_stack: Stack, tmp_path_factory: pytest.TempPathFactory) ->
             stdout=log,
             stderr=log,
         )
-    try:
-        yield endpoint
-    finally:
-        process.terminate()
-        process.wait(30)
+        try:
+            yield endpoint
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def _get(endpoint: str, path: str, **parameters: str) -> Any:
