@@ -99,6 +99,11 @@ function scrollOnceThere(top) {
   growing.observe(outlet);
 }
 
+/** Have the focus on the page, where nothing else has it. */
+export function keepFocus() {
+  if (current && document.activeElement === document.body) focusHeading(current);
+}
+
 /** Have the focus on the page's main heading, once that is there, unless somebody has gone elsewhere by then. */
 function focusHeading(page) {
   heading?.disconnect();

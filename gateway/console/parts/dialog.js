@@ -1,6 +1,7 @@
 // Questions in a dialog.
 
 import { fill, h, uid } from "../lib/dom.js";
+import { keepFocus } from "../lib/router.js";
 
 /**
  * Ask something. `content` are nodes; the form's fields are given to `act`, whose promise is awaited: an error of it is
@@ -57,6 +58,8 @@ export function ask({ title, content = [], action, danger = false, act = () => {
         if (underWay) stop.abort();
         removeEventListener("sis-page", leave);
         dialog.remove();
+        // What had it before may be disabled by what was done.
+        keepFocus();
         resolve(done);
       },
     }, h("h2", { id: heading }, title), form);

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import APIResponse, Route, expect
 
 from sis.client import Client
 from tests.system.console.console import Console
@@ -116,15 +116,27 @@ def test_what_goes_hands_on_the_focus(console: Console, client: Client) -> None:
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name="Go back").click()
     expect(console.button("Delete")).to_be_focused()
-    again = made(client, name, "sleep 600")
-    page = console.job(again)
-    console.button("Cancel").focus()
-    page.keyboard.press("Enter")
-    page.keyboard.press("Enter")
-    expect(page.locator("h1 + .badge")).to_have_text("Canceled")
-    expect(page.get_by_role("heading", name=name)).to_be_focused()
     page = console.go(f"/jobs?text={name}")
     page.get_by_label(f"Select job {job_id}", exact=True).check()
     console.button("Clear").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".list-place")).to_be_focused()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the job", "after it"])
+def test_the_focus_is_not_lost_to_a_button_that_was_used(console: Console, client: Client, late: bool) -> None:
+    """It is disabled once the job is canceled, which may be seen before the request is answered."""
+    name = f"used {uuid.uuid4().hex}"
+    page = console.job(made(client, name, "sleep 600"))
+    held: list[tuple[Route, APIResponse]] = []
+    if late:
+        page.route("**/*:cancel", lambda route: held.append((route, route.fetch())))
+    expect(page.locator("h1 + .badge")).to_have_text("Running")
+    console.button("Cancel").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1 + .badge")).to_have_text("Canceled")
+    for route, response in held:
+        route.fulfill(response=response)
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_role("heading", name=name)).to_be_focused()
