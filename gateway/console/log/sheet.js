@@ -139,7 +139,7 @@ export class LogSheet {
 
   /** Leave out of new blocks what would have to go again at once: more came than a followed log shows. */
   _skip(blocks) {
-    if (linesOf(blocks).length < 2 * FOLLOWED_LINES) return;
+    if (linesOf(blocks).length < FOLLOWED_LINES) return;
     this._log.dropFirst(this._blocks.filter((block) => block.sequence).length);
     for (const [n, block] of this._blocks.entries()) this._release(block, this._blocks[n + 1] ?? blocks[0]);
     this._clear();
