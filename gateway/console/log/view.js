@@ -28,6 +28,8 @@ export class LogView extends HTMLElement {
     this._pending = [];
     this._held = [];
     this._heldEntries = [];
+    /** Where the view stood when it was last at the end. */
+    this._bottom = 0;
     this._moving = 0;
     this._moves = Promise.resolve();
     this._found = 0;
@@ -175,7 +177,8 @@ export class LogView extends HTMLElement {
     if (this._moving) return;
     const { scrollTop, scrollHeight, clientHeight } = this._scroller;
     const below = scrollHeight - scrollTop - clientHeight;
-    if (this._following && below > 40) this._setFollowing(false);
+    // Where lines wrap anew the end moves away by itself; a person moves away from it.
+    if (this._following && below > 40 && scrollTop < this._bottom) this._setFollowing(false);
     else if (!this._following && below < 2 && this._log.atEnd) this._setFollowing(true);
     this._fill();
     this._showPlace();
@@ -270,6 +273,7 @@ export class LogView extends HTMLElement {
 
   _toBottom() {
     this._scroller.scrollTop = this._scroller.scrollHeight;
+    this._bottom = this._scroller.scrollTop;
   }
 
   _toggleFollowing() {
