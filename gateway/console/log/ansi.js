@@ -3,8 +3,8 @@
 // Control characters but the tabulator, separators, what changes the direction of a text, and what nobody sees; but not
 // the joiners U+200C and U+200D, by which letters and pictures look as they should.
 const UNSAFE = /[\u0000-\u0008\u000a-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/gu;
-/** Of 255. */
-const LEAST_LIGHT = 120;
+/** Relative luminance, by WCAG, that has a contrast of 4.5 to 1 upon the page. */
+const LEAST_LIGHT = 0.207;
 const SGR = /\u001b\[([0-9;:]*)m/g;
 
 /** Each unsafe character as an escape such as \x1b. */
@@ -68,10 +68,20 @@ function palette(number) {
 }
 
 /** A colour of letters, made so light that it can be read upon the page, which is dark. */
-function legible([red, green, blue]) {
-  const light = (red * 299 + green * 587 + blue * 114) / 1000;
-  const more = Math.max(0, (LEAST_LIGHT - light) / (255 - light));
-  return [red, green, blue].map((part) => Math.round(part + (255 - part) * more));
+function legible(colour) {
+  let found = colour;
+  for (let white = 1; luminance(found) < LEAST_LIGHT; white++) {
+    found = colour.map((part) => Math.round(part + ((255 - part) * white) / 16));
+  }
+  return found;
+}
+
+function luminance(colour) {
+  const [red, green, blue] = colour.map((part) => {
+    const share = part / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
 }
 
 /** The style after a text that begins in one. */

@@ -114,6 +114,21 @@ def test_colours_and_escapes_do_no_harm(console: Console, client: Client) -> Non
     assert page.locator(".log img").count() == 0
 
 
+def test_colours_of_any_kind_can_be_read(console: Console, client: Client) -> None:
+    """With parts, by the rules of T.416; black letters on the dark page; and nothing is hidden between letters."""
+    script = r"""printf '\033[38:2::255:0:0mred\033[4:3mwavy\033[4:0m\033[38;5;16mblack\033[0m hid\342\200\213den\n'"""
+    job_id = made(client, "more colours", script)
+    ended(client, job_id)
+    page = console.job(job_id, "output")
+    line = page.locator(".log .line")
+    expect(line).to_have_text("redwavyblack hid\\u200bden")
+    expect(line.get_by_text("red", exact=True)).to_have_css("color", "rgb(255, 0, 0)")
+    expect(line.get_by_text("wavy", exact=True)).to_have_css("color", "rgb(255, 0, 0)")
+    expect(line.locator(".underline")).to_have_text("wavy")
+    expect(line.locator(".italic")).to_have_count(0)
+    expect(line.get_by_text("black", exact=True)).to_have_css("color", "rgb(128, 128, 128)")
+
+
 def test_go_to_a_time_in_a_short_log(console: Console, client: Client) -> None:
     job_id = made(client, "times", "echo first; sleep 2; echo second; sleep 2; echo third")
     ended(client, job_id)
