@@ -33,7 +33,7 @@ export class JobPage extends HTMLElement {
     this._id = id;
     this._job = null;
     this._entries = [];
-    // How often it was asked for, and as of which time that is what is shown.
+    // How often it was asked for, and which of these times what is shown is as new as.
     this._asked = 0;
     this._shownAsked = 0;
     this._life = new AbortController();

@@ -93,8 +93,9 @@ async function show(top = 0) {
 function scrollOnceThere(top) {
   const from = performance.now();
   growing = new ResizeObserver((_, observer) => {
-    scrollTo(0, top);
-    if (scrollY >= top - 1 || performance.now() - from > GROW_MILLISECONDS) observer.disconnect();
+    const late = performance.now() - from > GROW_MILLISECONDS;
+    if (!late) scrollTo(0, top);
+    if (late || scrollY >= top - 1) observer.disconnect();
   });
   growing.observe(outlet);
 }

@@ -17,7 +17,7 @@ from services.sis_agent.agent.recording.spool import SpoolWriter
 from services.sis_agent.agent.supervision.supervisor_identity import IDENTITY, MARK, SupervisorIdentity
 from sis.queue.v1 import dispatch_service_pb2 as dispatch
 from sis.queue.v1 import frame_pb2, job_pb2
-from tests.fakes.hub import FakeHub, Stream
+from tests.fakes.hub import FakeHub, Log, Stream
 from tests.integration.agent.site import Site, has_ended, key, until
 from tests.support.agent_process import AgentProcess
 from tests.support.attempts import is_alive
@@ -77,13 +77,19 @@ async def test_killed_in_the_middle_of_a_job_it_finds_its_supervisor_again(site:
     await until(lambda: not site.agent.attempts())
 
 
-async def test_told_to_end_it_leaves_the_job_running_and_reports_its_end_later(site: Site) -> None:
+async def begun(site: Site, then: str) -> tuple[dispatch.Assignment, Log]:
+    """A job whose agent has reported that it has begun. It goes on once there is $SCRATCH/go."""
     site.agent.start()
     stream = await welcomed(site)
-    job = site.job(site.started("echo begun; until [ -e $SCRATCH/go ]; do sleep 0.02; done; echo over"))
+    job = site.job(site.started(f"echo begun; until [ -e $SCRATCH/go ]; do sleep 0.02; done; {then}"))
     log = site.hub.logs[key(job)]
     await stream.accept(job)
     await stream.commit_until(lambda: log.output == b"begun\n")
+    return job, log
+
+
+async def test_told_to_end_it_leaves_the_job_running_and_reports_its_end_later(site: Site) -> None:
+    job, log = await begun(site, "echo over")
     assert await site.agent.terminate() == 0
     (directory,) = site.agent.attempts()
     assert not has_ended(directory)
@@ -224,12 +230,7 @@ async def test_what_killed_supervisors_left_in_memory_is_removed_by_the_next_age
 
 @pytest.mark.parametrize("names", [("supervisor.json",), ("supervisor.json", "guarded")], ids=["record", "both"])
 async def test_a_supervisor_whose_record_is_gone_is_found_again(site: Site, names: tuple[str, ...]) -> None:
-    site.agent.start()
-    stream = await welcomed(site)
-    job = site.job(site.started("echo begun; until [ -e $SCRATCH/go ]; do sleep 0.02; done; echo on; exec sleep 1000"))
-    log = site.hub.logs[key(job)]
-    await stream.accept(job)
-    await stream.commit_until(lambda: log.output == b"begun\n")
+    job, log = await begun(site, "echo on; exec sleep 1000")
     site.agent.kill()
     (directory,) = site.agent.attempts()
     for name in names:
@@ -247,12 +248,7 @@ async def test_a_supervisor_whose_record_is_gone_is_found_again(site: Site, name
 
 async def test_a_supervisor_whose_record_cannot_be_read_for_some_seconds_is_followed_all_the_same(site: Site) -> None:
     """Its attempt was given up after two, while it ran on."""
-    site.agent.start()
-    stream = await welcomed(site)
-    job = site.job(site.started("echo begun; until [ -e $SCRATCH/go ]; do sleep 0.02; done; echo over"))
-    log = site.hub.logs[key(job)]
-    await stream.accept(job)
-    await stream.commit_until(lambda: log.output == b"begun\n")
+    job, log = await begun(site, "echo over")
     site.agent.kill()
     (directory,) = site.agent.attempts()
     written = [directory / name for name in (IDENTITY, MARK)]

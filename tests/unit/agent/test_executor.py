@@ -208,16 +208,7 @@ async def test_a_supervisor_that_cannot_be_looked_for_now_is_looked_for_again(
         return adopt(directory)
 
     monkeypatch.setattr(SupervisorHandle, "adopt", out_of_descriptors)
-    site.directories.create(assignment())
-    site.journal.append(Step.ACCEPTED, [KEY])
-    site.journal.append(Step.SPAWNING, [KEY])
-    async with asyncio.TaskGroup() as group:
-        executor = Executor(site, 4, group)
-        executor.resume()
-        await eventually(lambda: site.directories.is_orphaned(KEY) or has_ended(site))
-        assert not site.directories.is_orphaned(KEY)
-        assert executor.beat().attempts == [KEY.to_proto()]
-        await executor.close()
+    await end_of_what_was_spawned(site)
 
 
 async def test_an_attempt_is_not_given_up_before_it_was_tried_for_as_long_as_is_promised(
@@ -236,6 +227,12 @@ async def test_an_attempt_is_not_given_up_before_it_was_tried_for_as_long_as_is_
 
     monkeypatch.setattr(executing, "Backoff", Impatient)
     monkeypatch.setattr(Life, "run", faulty)
+    await end_of_what_was_spawned(site)
+    assert caplog.text.count("a fault at attempt 7.1") == 2 * LIVES
+
+
+async def end_of_what_was_spawned(site: Site) -> None:
+    """Take up an attempt that the agent before had spawned; it is reported until it has its end."""
     site.directories.create(assignment())
     site.journal.append(Step.ACCEPTED, [KEY])
     site.journal.append(Step.SPAWNING, [KEY])
@@ -244,8 +241,8 @@ async def test_an_attempt_is_not_given_up_before_it_was_tried_for_as_long_as_is_
         executor.resume()
         await eventually(lambda: site.directories.is_orphaned(KEY) or has_ended(site))
         assert not site.directories.is_orphaned(KEY)
+        assert executor.beat().attempts == [KEY.to_proto()]
         await executor.close()
-    assert caplog.text.count("a fault at attempt 7.1") == 2 * LIVES
 
 
 def has_ended(site: Site) -> bool:
